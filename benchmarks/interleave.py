@@ -1,0 +1,47 @@
+"""The way every benchmark measures: two sides in turns in one process, medians, one row per case."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Side = Callable[[], float]
+"""Runs once and returns how much work it did (tokens, say)."""
+
+
+def compare(name: str, case: str, ours: Side, theirs: Side, rounds: int = 5, unit: str = "tokens/s") -> dict[str, Any]:
+    """Both sides in turns, after one round that does not count. The row's ratio is our speed over theirs."""
+    speeds: tuple[list[float], list[float]] = ([], [])
+    for turn in range(rounds + 1):
+        for side, found in zip((ours, theirs), speeds, strict=True):
+            start = time.perf_counter()
+            work = side()
+            if turn:
+                found.append(work / (time.perf_counter() - start))
+    our, their = (statistics.median(found) for found in speeds)
+    ratios = [a / b for a, b in zip(*speeds, strict=True)]
+    row = {"name": name, "case": case, "ratio": round(our / their, 3), "ours": round(our, 3), "theirs": round(their, 3), "unit": unit, "n": rounds}
+    return {**row, "low": round(min(ratios), 3), "high": round(max(ratios), 3)}
+
+
+def main(rows: Iterable[dict[str, Any]]) -> None:
+    """Print each row as a line of JSON as soon as it is measured."""
+    for row in rows:
+        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()
+
+
+TOPICS = (
+    "a lighthouse keeper", "the invention of paper", "a walk in the mountains", "how rivers shape the land", "a village market",
+    "the life of a honey bee", "an old sailing ship", "building a wooden house", "a city at night", "the first snow of winter",
+    "a train across the desert", "how glass is made", "a family of foxes", "the history of maps", "a garden in spring", "a deep sea dive",
+)  # fmt: skip
+
+
+def prompts(count: int) -> list[str]:
+    """Prompts that are answered at length."""
+    return [f"Write a long and detailed story about {TOPICS[i % len(TOPICS)]}." for i in range(count)]

@@ -1,0 +1,1 @@
+"""How tokens are made. Knows backbones, prefixes, weight mixtures and programs; knows nothing about preferences."""

@@ -1,0 +1,107 @@
+"""The mixing desk: per-row mixtures of weight differences inside the linear layers.
+
+For each adapted layer all vectors in use are stacked once, A [ranks, in] and B [out, ranks]; a forward whose tokens have mixtures
+Lambda [tokens, vectors] computes y = W x + B ((A x) * Lambda expanded to ranks): two small products whatever the number of different
+mixtures, exact for any lambda, nothing merged and nothing reloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fader.engine.prefix import Delta
+from fader.engine.product import Product, products
+
+
+class Desk:
+    """All linear layers of one model, and what is mixed into them at present."""
+
+    def __init__(self, model: nn.Module, read_order: Sequence[tuple[str, Tensor]] = ()) -> None:
+        self.vectors: list[Delta] = []
+        self.layers: dict[str, MixedLinear] = {}
+        self._mixture: Tensor | None = None  # [tokens, vectors]
+        self._head_mixture: Tensor | None = None  # the same for the tokens whose logits are wanted
+        self._expanded: dict[tuple[tuple[int, ...], bool], Tensor] = {}
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        for name, (product, place) in products(model, read_order, head).items():
+            parent, _, leaf = name.rpartition(".")
+            linear = model.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            layer = MixedLinear(self, linear, product, place, is_head=linear is head)
+            setattr(model.get_submodule(parent), leaf, layer)
+            self.layers[name] = layer
+
+    def use(self, wanted: Iterable[Delta]) -> None:
+        """Stack the factors of `wanted` beside those already stacked. Nothing is copied while all of them are there."""
+        if missing := [vector for vector in dict.fromkeys(wanted) if vector not in self.vectors]:
+            self._stack([*self.vectors, *missing])
+
+    def drop(self, vector: Delta) -> None:
+        """Take a vector's factors out of the stack; a row that still uses it brings them back."""
+        if vector in self.vectors:
+            self._stack([kept for kept in self.vectors if kept is not vector])
+
+    def _stack(self, vectors: list[Delta]) -> None:
+        self.vectors = vectors
+        for name, layer in self.layers.items():
+            layer.stack([vector.factors.get(name) for vector in vectors])
+
+    def set_mixtures(self, mixtures: Sequence[Sequence[tuple[Delta, float]]], counts: Sequence[int], kept: Tensor) -> None:
+        """The mixture of each row, its number of tokens, and the indices of the tokens whose logits are wanted."""
+        self._expanded = {}
+        self._mixture = self._head_mixture = None
+        if not any(mixtures):
+            return
+        column = {vector: index for index, vector in enumerate(self.vectors)}
+        rows = torch.zeros(len(mixtures), len(self.vectors))
+        for row, mixture in enumerate(mixtures):
+            for vector, amount in mixture:
+                rows[row, column[vector]] += amount
+        self._mixture = rows.repeat_interleave(torch.tensor(counts), dim=0)  # [tokens, vectors]
+        self._head_mixture = self._mixture[kept.cpu()]
+
+    def amounts(self, owners: tuple[int, ...], is_head: bool, like: Tensor) -> Tensor | None:
+        """lambda for each token and each stacked rank [tokens, ranks], where `owners` says whose each rank is."""
+        mixture = self._head_mixture if is_head else self._mixture
+        if mixture is None:
+            return None
+        if (owners, is_head) not in self._expanded:
+            self._expanded[owners, is_head] = mixture[:, list(owners)].to(like)
+        return self._expanded[owners, is_head]
+
+
+class MixedLinear(nn.Module):
+    """A linear layer y = W x + b + sum over vectors of lambda * B A x, with its own lambdas for each token."""
+
+    def __init__(self, desk: Desk, linear: nn.Linear, product: Product, place: int, is_head: bool) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.is_head = is_head
+        self._desk = [desk]  # in a list: the desk is not a submodule
+        self._product, self._place = product, place
+        self._owners: tuple[int, ...] = ()
+        self._down: Tensor | None = None  # A [ranks, in]
+        self._up: Tensor | None = None  # B [out, ranks]
+
+    def stack(self, factors: Sequence[tuple[Tensor, Tensor] | None]) -> None:
+        """Put the factors of several vectors side by side; None for a vector that leaves this layer alone."""
+        present = [(index, pair) for index, pair in enumerate(factors) if pair is not None]
+        self._owners = tuple(index for index, (down, _) in present for _ in range(down.shape[0]))
+        if not present:
+            self._down = self._up = None
+            return
+        self._down = torch.cat([down for _, (down, _) in present]).to(self.weight)
+        self._up = torch.cat([up for _, (_, up) in present], dim=1).to(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._product(x, self._place)
+        if self._down is not None and self._up is not None:
+            amounts = self._desk[0].amounts(self._owners, self.is_head, x)
+            if amounts is not None:
+                y = y + functional.linear(functional.linear(x, self._down) * amounts, self._up)
+        return y

@@ -1,0 +1,416 @@
+"""The engine: programs in, answers out.
+
+A program is a generator that writes one answer. It yields what it needs to know, or a list of such asks, and receives the answer, or the
+list of answers. The engine gathers what all live programs ask, forwards the rows of one backbone together (single tokens first, longer
+reads in pieces beside them, under a token budget), makes one batch per reward, and resumes every program that has its answers.
+Continuous batching, mixed preferences in a batch, cancellation and release of memory all follow from this.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fader.engine.backbone import Backbone, Segment
+from fader.engine.prefix import Policy, Prefix, Strand, attach
+
+Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
+"""score(prompts, texts): one float per text, higher is better."""
+
+
+@dataclass(frozen=True, eq=False)
+class Next:
+    """Asks for the next-token logits of each prefix as read by `policy`: [prefixes, vocabulary]."""
+
+    policy: Policy
+    prefixes: Sequence[Prefix]
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """Asks for the logits from which each of the last `length` tokens of `prefix` was chosen: [length, vocabulary]. One pass."""
+
+    policy: Policy
+    prefix: Prefix
+    length: int
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """Asks for the reward of each text as an answer to its prompt: a list of floats."""
+
+    reward: Reward
+    prompts: Sequence[str]
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Emit:
+    """Hands `item` to whoever waits for the job; answered with None at once."""
+
+    item: Any
+
+
+Ask = Next | Trace | Score | Emit
+Program = Generator[Ask | list[Ask], Any, Any]
+
+
+def together(programs: Sequence[Program]) -> Program:
+    """Run several programs as one: what they ask at the same time is asked together. Returns their results in order."""
+    results: list[Any] = [None] * len(programs)
+    asking: dict[int, Ask | list[Ask]] = {}
+
+    def resume(index: int, answer: Any) -> None:
+        try:
+            asking[index] = programs[index].send(answer)
+        except StopIteration as stop:
+            asking.pop(index, None)
+            results[index] = stop.value
+
+    try:
+        for index in range(len(programs)):
+            resume(index, None)
+        while asking:
+            turn = dict(asking)
+            flat = [ask for asks in turn.values() for ask in (asks if isinstance(asks, list) else [asks])]
+            answers = deque((yield flat))
+            for index, asks in turn.items():
+                resume(index, [answers.popleft() for _ in asks] if isinstance(asks, list) else answers.popleft())
+        return results
+    finally:
+        for program in programs:
+            program.close()
+
+
+@dataclass
+class Usage:
+    """What a job cost."""
+
+    rows: int = 0
+    """Rows read, summed over forward passes."""
+    forward_passes: int = 0
+    tokens_read: int = 0
+    reward_calls: int = 0
+    """Texts scored."""
+    seconds: float = 0.0
+
+
+@dataclass(eq=False)
+class Job:
+    """One program under way."""
+
+    program: Program
+    needs: Mapping[str, tuple[int, int]]
+    """For each backbone: how many rows at most, and how long the longest."""
+    on_item: Callable[[Any], None]
+    on_end: Callable[[Any, BaseException | None], None]
+    """Called once, with the program's result or the error that ended it."""
+    usage: Usage = field(default_factory=Usage)
+    started: float = 0.0
+    cancelled: bool = False
+    asks: list[Ask] = field(default_factory=list)
+    answers: list[Any] = field(default_factory=list)
+    missing: int = 0
+    single: bool = False
+
+
+class Cancelled(Exception):
+    """The job was cancelled before it ended."""
+
+
+@dataclass(eq=False)
+class _Row:
+    """A prefix on its way through a backbone."""
+
+    policy: Policy
+    prefix: Prefix
+    keep: int
+    waiting: list[Callable[[Tensor], None]]
+    jobs: list[Job]
+    strand: Strand | None = None
+    done: int = 0
+    pieces: list[Tensor] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        return len(self.policy.prompt) + self.prefix.length
+
+    def tokens(self, count: int) -> list[int]:
+        """The next `count` tokens to read."""
+        left = self.total - self.done
+        if left <= self.prefix.length:
+            return self.prefix.ending(left)[:count]
+        return [*self.policy.prompt, *self.prefix.tokens][self.done : self.done + count]
+
+
+class Engine:
+    """Runs many programs at once on some backbones, in a thread of its own that starts with the first job."""
+
+    def __init__(self, backbones: Mapping[str, Backbone], token_budget: int = 512) -> None:
+        self.backbones = dict(backbones)
+        self.token_budget = token_budget
+        self._inbox: deque[Job | Callable[[], None]] = deque()
+        self._waiting: deque[Job] = deque()
+        self._live: list[Job] = []
+        self._rows: dict[str, dict[tuple[Policy, Prefix, int], _Row]] = {name: {} for name in self.backbones}
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def check(self, needs: Mapping[str, tuple[int, int]]) -> None:
+        """Raises ValueError if a job of these needs could never run."""
+        for name, (rows, length) in needs.items():
+            pool, longest = self.backbones[name].pool, self.backbones[name].max_length
+            if length > longest:
+                raise ValueError(
+                    f"messages: prompt and answer may take {length} tokens, {name} reads at most {longest}; shorten the prompt or lower max_tokens"
+                )
+            if pool.area(rows, length) > pool.budget:
+                raise ValueError(
+                    f"alignment: {rows} rows of up to {length} tokens need {pool.area(rows, length)} positions of KV memory, the budget of {name} "
+                    f"is {pool.budget}; lower max_tokens, n or the number of policies, or give a larger kv_bytes"
+                )
+
+    def submit(self, job: Job) -> Job:
+        """Start `job` as soon as there is room for it. Raises ValueError if there can never be."""
+        self.check(job.needs)
+        self._send(job)
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """End `job` early; its `on_end` receives `Cancelled`. Nothing happens if it has ended."""
+        job.cancelled = True
+        self._send(lambda: None)
+
+    def between_steps(self, action: Callable[[], None]) -> None:
+        """Run `action` in the engine's thread while no forward is under way."""
+        self._send(action)
+
+    def close(self) -> None:
+        """Cancel what runs and stop the thread."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _send(self, item: Job | Callable[[], None]) -> None:
+        with self._wake:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="fader-engine", daemon=True)
+                self._thread.start()
+            self._inbox.append(item)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while True:
+                with self._wake:
+                    while not (self._inbox or self._live or self._waiting or self._closed):
+                        self._wake.wait()
+                    items = list(self._inbox)
+                    self._inbox.clear()
+                    closed = self._closed
+                for item in items:
+                    if isinstance(item, Job):
+                        self._waiting.append(item)
+                    else:
+                        item()
+                if closed:
+                    for job in [*self._live, *self._waiting]:
+                        job.cancelled = True
+                self._drop_cancelled()
+                if closed:
+                    return
+                self._admit()
+                self._score()
+                for name in self.backbones:
+                    self._forward(name)
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in self._live if job.cancelled]:
+            self._end(job, None, Cancelled("the job was cancelled"))
+        for job in [job for job in self._waiting if job.cancelled]:
+            self._waiting.remove(job)
+            job.on_end(None, Cancelled("the job was cancelled"))
+
+    def _admit(self) -> None:
+        """Start waiting jobs in their order while the memory they announced fits."""
+        while self._waiting and self._fits(self._waiting[0]):
+            job = self._waiting.popleft()
+            self._live.append(job)
+            job.started = time.perf_counter()
+            self._resume(job, None)
+
+    def _fits(self, job: Job) -> bool:
+        wanted: dict[str, tuple[int, int]] = {}
+        for name in job.needs:
+            needs = [other.needs[name] for other in (*self._live, job) if name in other.needs]
+            wanted[name] = sum(rows for rows, _ in needs), max(length for _, length in needs)
+            if not self.backbones[name].pool.fits(*wanted[name]):
+                return False
+        for name, (rows, length) in wanted.items():
+            self.backbones[name].pool.reserve(rows, length)
+        return True
+
+    def _resume(self, job: Job, answer: Any) -> None:
+        """Send `answer` to the job's program and put what it asks next into the queues."""
+        while True:
+            try:
+                asked = job.program.send(answer)
+            except StopIteration as stop:
+                return self._end(job, stop.value, None)
+            except Exception as error:
+                return self._end(job, None, error)
+            job.single = not isinstance(asked, list)
+            job.asks = asked if isinstance(asked, list) else [asked]
+            job.answers = [None] * len(job.asks)
+            job.missing = 0
+            for index, ask in enumerate(job.asks):
+                if isinstance(ask, Emit):
+                    job.on_item(ask.item)
+                elif isinstance(ask, Score):
+                    job.missing += 1
+                else:
+                    self._queue_rows(job, index, ask)
+            if job.missing:
+                return None
+            answer = job.answers[0] if job.single else job.answers
+
+    def _queue_rows(self, job: Job, index: int, ask: Next | Trace) -> None:
+        prefixes = ask.prefixes if isinstance(ask, Next) else [ask.prefix]
+        keep = 1 if isinstance(ask, Next) else ask.length + 1
+        found: list[Tensor | None] = [None] * len(prefixes)
+        left = len(prefixes)
+        job.missing += 1
+
+        def deliver(place: int) -> Callable[[Tensor], None]:
+            def put(logits: Tensor) -> None:
+                nonlocal left
+                found[place] = logits
+                left -= 1
+                if not left:
+                    whole = [piece for piece in found if piece is not None]
+                    job.answers[index] = torch.cat(whole) if isinstance(ask, Next) else whole[0][:-1]
+                    job.missing -= 1
+
+            return put
+
+        queue = self._rows[ask.policy.backbone]
+        for place, prefix in enumerate(prefixes):
+            row = queue.setdefault((ask.policy, prefix, keep), _Row(ask.policy, prefix, keep, [], []))
+            row.waiting.append(deliver(place))
+            row.jobs.append(job)
+
+    def _score(self) -> None:
+        """One call for each reward that live programs ask for."""
+        asked = [(job, i, ask) for job in self._live for i, ask in enumerate(job.asks) if isinstance(ask, Score) and job.answers[i] is None]
+        for reward in dict.fromkeys(ask.reward for _, _, ask in asked):
+            mine = [entry for entry in asked if entry[2].reward is reward]
+            prompts = [prompt for _, _, ask in mine for prompt in ask.prompts]
+            texts = [text for _, _, ask in mine for text in ask.texts]
+            try:
+                scores = deque(reward(prompts, texts))
+                if len(scores) != len(texts):
+                    raise ValueError(f"reward {reward}: gave {len(scores)} scores for {len(texts)} texts")
+            except Exception as error:
+                for job, _, _ in mine:
+                    self._end(job, None, error)
+                continue
+            for job, index, ask in mine:
+                job.answers[index] = [scores.popleft() for _ in ask.texts]
+                job.usage.reward_calls += len(ask.texts)
+                job.missing -= 1
+        for job in dict.fromkeys(job for job, _, _ in asked):
+            self._resume_if_ready(job)
+
+    def _forward(self, name: str) -> None:
+        """One forward of one backbone: single tokens first, longer reads in pieces with what is left of the budget."""
+        queue, backbone = self._rows[name], self.backbones[name]
+        for row in queue.values():
+            if row.strand is None:
+                row.strand, row.done = attach(backbone.pool, row.policy, row.prefix, row.keep)
+        picked: list[tuple[_Row, Segment]] = []
+        budget = self.token_budget
+        for row in sorted(queue.values(), key=lambda row: row.total - row.done > 1):  # stable: first come, first served
+            if budget <= 0:
+                break
+            assert row.strand is not None
+            tokens = row.tokens(budget)
+            end = row.done + len(tokens)
+            keep = max(0, min(len(tokens), end - (row.total - row.keep)))
+            picked.append((row, Segment(row.strand, row.done, tokens, keep, row.policy.vectors)))
+            budget -= len(tokens)
+        if not picked:
+            return
+        try:
+            backbone.desk.use(vector for _, segment in picked for vector, _ in segment.vectors)
+            logits = backbone.forward([segment for _, segment in picked])
+        except Exception as error:  # out of memory, say: these jobs end, the engine lives
+            logging.getLogger("fader").exception("a forward pass of %s failed", name)
+            for job in {job for row, _ in picked for job in row.jobs}:
+                self._end(job, None, error)
+            return
+        for job, rows in _by_job(picked).items():
+            job.usage.forward_passes += 1
+            job.usage.rows += len(rows)
+            job.usage.tokens_read += sum(len(segment.tokens) for segment in rows)
+        ready: dict[Job, None] = {}
+        for (row, segment), found in zip(picked, logits, strict=True):
+            row.done += len(segment.tokens)
+            if segment.keep:
+                row.pieces.append(found)
+            if row.done == row.total:
+                assert row.strand is not None
+                row.prefix.memo[row.policy] = row.strand
+                del queue[row.policy, row.prefix, row.keep]
+                whole = torch.cat(row.pieces) if len(row.pieces) > 1 else row.pieces[0]
+                for put in row.waiting:
+                    put(whole)
+                ready.update(dict.fromkeys(row.jobs))
+        del picked, row, segment
+        for job in ready:
+            self._resume_if_ready(job)
+
+    def _resume_if_ready(self, job: Job) -> None:
+        if job in self._live and not job.missing:
+            answer = job.answers[0] if job.single else job.answers
+            job.asks, job.answers = [], []
+            self._resume(job, answer)
+
+    def _end(self, job: Job, result: Any, error: BaseException | None) -> None:
+        """Close the program, forget its rows, and tell whoever waits."""
+        if job not in self._live:
+            return
+        self._live.remove(job)
+        job.program.close()
+        job.asks, job.answers = [], []
+        for queue in self._rows.values():
+            for key, row in list(queue.items()):
+                kept = [(put, other) for put, other in zip(row.waiting, row.jobs, strict=True) if other is not job]
+                row.waiting, row.jobs = [put for put, _ in kept], [other for _, other in kept]
+                if not kept:
+                    del queue[key]
+        job.usage.seconds = time.perf_counter() - job.started
+        try:
+            job.on_end(result, error)
+        except Exception:
+            logging.getLogger("fader").exception("the receiver of a job's end failed")
+
+
+def _by_job(picked: Sequence[tuple[_Row, Segment]]) -> dict[Job, list[Segment]]:
+    found: dict[Job, list[Segment]] = {}
+    for row, segment in picked:
+        for job in dict.fromkeys(row.jobs):
+            found.setdefault(job, []).append(segment)
+    return found

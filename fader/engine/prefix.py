@@ -1,0 +1,195 @@
+"""`Prefix`, an immutable token sequence, and the KV memory that hangs on it as a memo.
+
+A prefix remembers, per policy, the `Strand` (one slot of the pool) that holds its keys and values. A child that grows its parent's strand
+does so in place; only when two living prefixes part ways is a strand copied. Nobody opens, forks, rewinds or closes anything: a slot returns
+to the pool with the last prefix that refers to it, and a memo that is lost changes no result.
+"""
+
+from __future__ import annotations
+
+import heapq
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Delta(Protocol):
+    """A weight difference that the desk can mix in: per linear layer, factors A [rank, in] and B [out, rank] with dW = B A."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def factors(self) -> Mapping[str, tuple[Tensor, Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A way to read a prefix: which backbone, with which mixture of vectors, after which prompt."""
+
+    backbone: str
+    prompt: tuple[int, ...]
+    vectors: tuple[tuple[Delta, float], ...] = ()
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.backbone, self.prompt, self.vectors)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+class Prefix:
+    """An immutable sequence of answer tokens that shares its beginning with its parent."""
+
+    __slots__ = ("__weakref__", "length", "memo", "parent", "tail")
+
+    def __init__(self, parent: Prefix | None = None, tail: tuple[int, ...] = ()) -> None:
+        self.parent = parent
+        self.tail = tail
+        self.length: int = len(tail) + (parent.length if parent else 0)
+        self.memo: dict[Policy, Strand] = {}
+
+    def then(self, *tokens: int) -> Prefix:
+        """This prefix continued by `tokens`."""
+        return Prefix(self, tokens)
+
+    def line(self) -> Iterator[Prefix]:
+        """This prefix and its ancestors, longest first."""
+        node: Prefix | None = self
+        while node is not None:
+            yield node
+            node = node.parent
+
+    @property
+    def tokens(self) -> list[int]:
+        """All token ids of the sequence."""
+        return [token for node in reversed(list(self.line())) for token in node.tail]
+
+    def ending(self, count: int) -> list[int]:
+        """The last `count` token ids."""
+        found: list[int] = []
+        for node in self.line():
+            if len(found) >= count:
+                break
+            found[:0] = node.tail
+        return found[len(found) - count :]
+
+
+class Strand:
+    """One slot of KV memory, written along one line of prefixes."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.slot = pool.take()
+        self._owners: list[tuple[weakref.ref[Prefix], int]] = []  # growing lengths, the longest last
+
+    def claim(self, prefix: Prefix, length: int) -> None:
+        """`prefix` is going to use the first `length` positions."""
+        self._owners.append((weakref.ref(prefix), length))
+
+    def used(self) -> int:
+        """Positions that a living prefix relies on."""
+        while self._owners and self._owners[-1][0]() is None:
+            self._owners.pop()
+        return self._owners[-1][1] if self._owners else 0
+
+    def __del__(self) -> None:
+        self.pool.give(self.slot)
+
+
+def attach(pool: Pool, policy: Policy, prefix: Prefix, wanted: int) -> tuple[Strand, int]:
+    """A strand for `prefix` read by `policy`, and how many of its positions need no forward.
+
+    `wanted`: logits are wanted at this many last positions, so those are forwarded again even if they are known.
+    """
+    total = len(policy.prompt) + prefix.length
+    node = next((node for node in prefix.line() if policy in node.memo), None)
+    if node is None:
+        strand = Strand(pool)
+        strand.claim(prefix, total)
+        return strand, 0
+    strand = node.memo[policy]
+    known = len(policy.prompt) + node.length
+    if node is not prefix:
+        if strand.used() > known:
+            strand = strand.pool.fork(strand, known)
+        strand.claim(prefix, total)
+    return strand, min(known, total - wanted)
+
+
+class Pool:
+    """KV memory of one backbone: keys and values as [layers, slots, kv heads, capacity, head dim], allocated ahead of need.
+
+    The memory is a rectangle of slots x capacity within `budget` positions; `reserve` grows it, decoding never does.
+    """
+
+    STEP = 64  # capacities are multiples of this
+
+    def __init__(
+        self, layers: int, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype, device: torch.device, budget: int
+    ) -> None:
+        self.budget = budget
+        self.slots = self.capacity = 0
+        self._free: list[int] = []
+        self.keys = torch.zeros(layers, 0, heads, 0, key_dim, dtype=dtype, device=device)
+        self.values = torch.zeros(layers, 0, heads, 0, value_dim, dtype=dtype, device=device)
+
+    @classmethod
+    def area(cls, slots: int, length: int) -> int:
+        """Positions that `slots` rows of up to `length` positions take."""
+        return slots * (-(-length // cls.STEP) * cls.STEP)
+
+    def _rectangle(self, slots: int, length: int) -> tuple[int, int]:
+        capacity = self.area(1, length)
+        if self.taken:  # rows in use stay where they are, so the rectangle can only grow
+            return max(slots, self.slots), max(capacity, self.capacity)
+        return slots, capacity
+
+    def fits(self, slots: int, length: int) -> bool:
+        """Whether the budget has room for `slots` rows in all, the longest of `length` positions, beside the rows in use."""
+        slots, capacity = self._rectangle(slots, length)
+        return slots * capacity <= self.budget
+
+    def reserve(self, slots: int, length: int) -> None:
+        """Make room for `slots` rows in all, the longest of `length` positions. Moves the memory only to grow it."""
+        slots, capacity = self._rectangle(slots, length)
+        if slots <= self.slots and capacity <= self.capacity:
+            return
+        if slots > self.slots:  # some room ahead, so that growing is rare
+            slots = max(slots, min(2 * self.slots, self.budget // capacity))
+        kept_slots, kept = min(slots, self.slots), min(capacity, self.capacity)
+        for name in ("keys", "values"):
+            old: Tensor = getattr(self, name)
+            new = old.new_zeros(old.shape[0], slots, old.shape[2], capacity, old.shape[4])
+            if self.taken:
+                new[:, :kept_slots, :, :kept] = old[:, :kept_slots, :, :kept]
+            setattr(self, name, new)
+        self._free = [slot for slot in self._free if slot < slots] + list(range(self.slots, slots))
+        heapq.heapify(self._free)
+        self.slots, self.capacity = slots, capacity
+
+    def take(self) -> int:
+        """The lowest free slot, so that the slots in use stay together."""
+        if not self._free:
+            raise MemoryError(f"a program uses more rows than it announced: all {self.slots} slots of KV memory are taken")
+        return heapq.heappop(self._free)
+
+    def give(self, slot: int) -> None:
+        heapq.heappush(self._free, slot)
+
+    @property
+    def taken(self) -> int:
+        """Slots in use."""
+        return self.slots - len(self._free)
+
+    def fork(self, strand: Strand, length: int) -> Strand:
+        """A new strand with the first `length` positions of `strand`."""
+        copy = Strand(self)
+        for memory in (self.keys, self.values):
+            memory[:, copy.slot, :, :length] = memory[:, strand.slot, :, :length]
+        return copy

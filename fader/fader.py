@@ -1,0 +1,367 @@
+"""`Fader`: the door. Checks a request, turns it into a program, and hands the engine's answers out.
+
+    fader = Fader()
+    fader.generate("What is a bond?", alignment={"prompt": {"user": "Explain as to a child."}}).text
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fader.engine import builtin
+from fader.engine.backbone import Backbone, load
+from fader.engine.loop import Cancelled, Engine, Job, Program, Usage, together
+from fader.engine.prefix import Policy, Prefix
+from fader.methods.decode import Answer, Chunk, Task, TokenLogprob, decode, token_logprob
+from fader.methods.guidance import Aligned, terms, trace
+from fader.methods.prompt import conversation
+from fader.methods.rewards import weighted_sum
+from fader.methods.search import best_of_n
+from fader.methods.vector import Vector, find, mixture
+from fader.request import Alignment, PolicySpec, Request, load_alignment, parse
+
+Asked = str | Mapping[str, Any] | Request
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answers to one request, what they cost, and the alignment as it was resolved."""
+
+    answers: tuple[Answer, ...]
+    usage: Usage
+    prompt_tokens: int
+    alignment: Alignment
+
+    @property
+    def text(self) -> str:
+        """The (first) answer's text."""
+        return self.answers[0].text
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as plain JSON values: the first answer's fields, `samples` with all of them where there are several, usage, alignment."""
+        samples = [
+            {key: value for key, value in dataclasses.asdict(answer).items() if key != "logprobs" or value is not None} for answer in self.answers
+        ]
+        usage = {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": sum(len(answer.token_ids) for answer in self.answers),
+            **dataclasses.asdict(self.usage),
+        }
+        more = {"samples": samples} if len(samples) > 1 else {}
+        return {**samples[0], **more, "usage": usage, "alignment": self.alignment.model_dump(mode="json", exclude_defaults=True)}
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a given answer is under an aligned policy."""
+
+    logprob: float
+    """Sum over the answer's tokens; -inf if a guide's plausible set leaves one of them out."""
+    tokens: tuple[str, ...]
+    logprobs: tuple[float, ...]
+    details: tuple[TokenLogprob, ...]
+
+    @property
+    def mean(self) -> float:
+        """Log-probability per token."""
+        return self.logprob / len(self.logprobs)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"logprob": self.logprob, "mean": self.mean, "tokens": list(self.tokens), "logprobs": list(self.logprobs)}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A request made ready: its policy, and the program's surroundings."""
+
+    request: Request
+    aligned: Aligned
+    backbone: Backbone
+    task: Task
+
+    def needs(self, length: int, samples: int) -> dict[str, tuple[int, int]]:
+        """Rows and positions on each backbone, for `samples` answers of `length` tokens."""
+        found: dict[str, tuple[int, int]] = {}
+        for policy in self.aligned.policies:
+            rows, longest = found.get(policy.backbone, (0, 0))
+            found[policy.backbone] = rows + samples, max(longest, len(policy.prompt) + length)
+        return found
+
+
+class Fader:
+    """A model, or several with one vocabulary, ready to answer requests with their own wishes, many at once.
+
+    `model`: the built-in model's name, a folder, a GGUF file, a hub id, or a loaded `Backbone`. `models`: others by name, for guides.
+    `vectors`: folders of vectors by name, beside those found in the usual places. Use as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        model: str | Backbone = builtin.NAME,
+        *,
+        models: Mapping[str, str | Backbone] | None = None,
+        vectors: Mapping[str, str | Path] | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        kv_bytes: int | None = None,
+        token_budget: int = 512,
+    ) -> None:
+        def loaded(source: str | Backbone) -> Backbone:
+            return source if isinstance(source, Backbone) else load(source, device, dtype, kv_bytes)
+
+        main = loaded(model)
+        self.model = main.name
+        self.backbones = {main.name: main, **{name: loaded(source) for name, source in (models or {}).items()}}
+        self.engine = Engine(self.backbones, token_budget)
+        self._vectors: dict[str, Vector] = {}
+        for name, folder in (vectors or {}).items():
+            self.add_vector(Vector.load(folder, name))
+
+    def __enter__(self) -> Fader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what runs and free the engine's thread."""
+        self.engine.close()
+
+    # Vectors, while requests run
+
+    @property
+    def vectors(self) -> list[str]:
+        """Names of the vectors in use so far; others are found by name when first asked for."""
+        return sorted(self._vectors)
+
+    def add_vector(self, vector: Vector, name: str | None = None) -> None:
+        """Make a vector known under its name, or another. One of the same name is replaced for new requests; running ones keep theirs."""
+        vector = vector.named(name) if name else vector
+        if not any(_fits(vector, backbone) for backbone in self.backbones.values()):
+            vector.check(self.backbones[self.model])
+        self._vectors[vector.name] = vector
+
+    def remove_vector(self, name: str) -> None:
+        """Forget a vector: new requests that name it look it up anew, running ones keep it."""
+        if name not in self._vectors:
+            raise ValueError(f"vectors.{name}: not loaded; loaded: {', '.join(self.vectors) or 'none'}")
+        vector = self._vectors.pop(name)
+        for backbone in self.backbones.values():
+            self.engine.between_steps(lambda desk=backbone.desk: desk.drop(vector))  # type: ignore[misc]
+
+    # Answers
+
+    def generate(self, prompt: Asked, **fields: Any) -> Result:
+        """The answer to one request: a prompt, a dict of request fields, or a `Request`.
+
+        Keyword arguments are fields of the request (`alignment`, `prefill`, ...) or of its sampling (`max_tokens`, `seed`, ...).
+        Raises ValueError naming the field, the value and the way out.
+        """
+        return self.batch([prompt], **fields)[0]
+
+    def batch(self, prompts: Sequence[Asked], **fields: Any) -> list[Result]:
+        """The answers to several requests, run together; `fields` apply to those that do not say otherwise. In order."""
+        plans = [self._plan(self.request(prompt, **fields)) for prompt in prompts]
+        futures = [self._submit(plan)[1] for plan in plans]
+        return [future.result() for future in futures]
+
+    def stream(self, prompt: Asked, **fields: Any) -> Iterator[Chunk]:
+        """The answer's chunks as they are decided. Closing the iterator cancels the request."""
+        chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
+        job, future = self._submit(self._plan(self.request(prompt, **fields)), chunks.put)
+        future.add_done_callback(lambda _: chunks.put(None))
+
+        def flow() -> Iterator[Chunk]:
+            try:
+                while (chunk := chunks.get()) is not None:
+                    yield chunk
+                future.result()
+            finally:
+                self.engine.cancel(job)
+
+        return flow()
+
+    async def agenerate(self, prompt: Asked, **fields: Any) -> Result:
+        """`generate` for asyncio; cancelling the task cancels the request."""
+        return (await self.abatch([prompt], **fields))[0]
+
+    async def abatch(self, prompts: Sequence[Asked], **fields: Any) -> list[Result]:
+        """`batch` for asyncio."""
+        plans = [self._plan(self.request(prompt, **fields)) for prompt in prompts]
+        submitted = [self._submit(plan) for plan in plans]
+        try:
+            return await asyncio.gather(*(asyncio.wrap_future(future) for _, future in submitted))
+        finally:
+            for job, _ in submitted:
+                self.engine.cancel(job)
+
+    async def astream(self, prompt: Asked, **fields: Any) -> AsyncIterator[Chunk]:
+        """`stream` for asyncio."""
+        loop = asyncio.get_running_loop()
+        chunks: asyncio.Queue[Chunk | None] = asyncio.Queue()
+
+        def put(chunk: Chunk | None) -> None:
+            loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+
+        job, future = self._submit(self._plan(self.request(prompt, **fields)), put)
+        future.add_done_callback(lambda _: put(None))
+        try:
+            while (chunk := await chunks.get()) is not None:
+                yield chunk
+            await asyncio.wrap_future(future)
+        finally:
+            self.engine.cancel(job)
+
+    def score(self, prompt: Asked, answer: str, **fields: Any) -> Likelihood:
+        """How likely `answer` is under the request's aligned policy, guides included. One forward pass."""
+        return self.score_batch([(prompt, answer)], **fields)[0]
+
+    def score_batch(self, pairs: Sequence[tuple[Asked, str]], **fields: Any) -> list[Likelihood]:
+        """`score` of several (prompt, answer) pairs, run together. In order."""
+        plans = [(self._plan(self.request(prompt, **fields)), answer) for prompt, answer in pairs]
+        futures = [self._submit_score(plan, answer) for plan, answer in plans]
+        return [future.result() for future in futures]
+
+    # From a request to a program
+
+    def request(self, prompt: Asked, **fields: Any) -> Request:
+        """`prompt` and `fields` as a checked `Request`."""
+        if isinstance(prompt, Request):
+            if fields:
+                raise ValueError(f"{', '.join(fields)}: give these inside the Request")
+            return prompt
+        value: dict[str, Any] = {"messages": prompt} if isinstance(prompt, str) else dict(prompt)
+        if "prompt" in value:
+            value["messages"] = value.pop("prompt")
+        sampling = {name: fields.pop(name) for name in list(fields) if name in _SAMPLING}
+        given = value.get("sampling", {})
+        value = {**fields, **value, "sampling": {**sampling, **given} if isinstance(given, Mapping) else given}
+        if isinstance(value.get("alignment"), (str, Mapping)):
+            value["alignment"] = load_alignment(value["alignment"])
+        return parse(Request, value)
+
+    def _plan(self, request: Request) -> _Plan:
+        """Find the request's model, vectors and policies. Raises ValueError for what there is not or does not fit."""
+        backbone = self._backbone(request.model, "model")
+        policies: dict[tuple[Any, ...], Policy] = {}
+
+        def resolve(spec: PolicySpec) -> Policy:
+            reader = self._backbone(spec.model or request.model, "guides.model")
+            if reader is not backbone:
+                _same_vocabulary(backbone, reader)
+            wanted = request.alignment.vectors if spec.vectors is None else spec.vectors
+            vectors = mixture((self._vector(name, reader), amount) for name, amount in wanted.items())
+            told = request.alignment.prompt if spec.prompt is None else spec.prompt
+            text = conversation(request.messages, told, reader.tokenizer, request.prefill)
+            ids = tuple(reader.encode(text, special=reader.tokenizer.chat_template is None))
+            if not ids:
+                raise ValueError("messages: the prompt has no tokens; write something")
+            return policies.setdefault((reader.name, ids, vectors), Policy(reader.name, ids, vectors))
+
+        base = resolve(PolicySpec())
+        aligned = Aligned(base, terms(request.alignment.guides, resolve))
+        if request.alignment.search is not None and request.sampling.temperature == 0:
+            raise ValueError("sampling.temperature: 0 draws the same answer every time; best-of-n needs a temperature above 0, such as 0.8")
+        end_tokens = frozenset(token for token in backbone.end_tokens if token < backbone.vocabulary)
+        context = base.prompt[-8:] if request.prefill else ()
+        task = Task(request.sampling, end_tokens, backbone.decode, base.prompt if request.sampling.repetition_penalty != 1 else (), context)
+        return _Plan(request, aligned, backbone, task)
+
+    def _backbone(self, name: str | None, field: str) -> Backbone:
+        name = name or self.model
+        if name not in self.backbones:
+            raise ValueError(f"{field}: {name!r} is not loaded; loaded: {', '.join(self.backbones)}")
+        return self.backbones[name]
+
+    def _vector(self, name: str, backbone: Backbone) -> Vector:
+        vector = self._vectors.get(name)
+        if vector is None:
+            vector = self._vectors.setdefault(name, find(name))
+        vector.check(backbone)
+        return vector
+
+    def _program(self, plan: _Plan) -> tuple[Program, int]:
+        """The program that answers a request and returns its answers, and how many answers it writes at the same time."""
+        root, sampling, search = Prefix(), plan.request.sampling, plan.request.alignment.search
+        if search is None:
+            return together([decode(plan.aligned, root, plan.task, index) for index in range(sampling.n)]), sampling.n
+        reward, asked = weighted_sum(search.rewards), plan.request.messages[-1].content
+        programs = [best_of_n(plan.aligned, root, plan.task, index, search.n, reward, asked) for index in range(sampling.n)]
+        return together(programs), sampling.n * search.n
+
+    def _submit(self, plan: _Plan, on_item: Callable[[Chunk], None] = lambda _: None) -> tuple[Job, Future[Result]]:
+        program, samples = self._program(plan)
+
+        def finished(job: Job, answers: list[Answer]) -> Result:
+            return Result(tuple(answers), job.usage, len(plan.aligned.base.prompt), plan.request.alignment)
+
+        return self._start(program, plan.needs(plan.request.sampling.max_tokens, samples), finished, on_item)
+
+    def _submit_score(self, plan: _Plan, answer: str) -> Future[Likelihood]:
+        ids = plan.backbone.encode(answer)
+        if not ids:
+            raise ValueError("answer: has no tokens; give a text to score")
+
+        def program() -> Program:
+            reading = yield from trace(plan.aligned, Prefix().then(*ids), len(ids))
+            return [token_logprob(reading, place, token, 0, plan.backbone.decode) for place, token in enumerate(ids)]
+
+        def finished(job: Job, details: list[TokenLogprob]) -> Likelihood:
+            found = tuple(detail.logprob for detail in details)
+            return Likelihood(sum(found), tuple(detail.token for detail in details), found, tuple(details))
+
+        return self._start(program(), plan.needs(len(ids), 1), finished)[1]
+
+    def _start(
+        self,
+        program: Program,
+        needs: Mapping[str, tuple[int, int]],
+        finished: Callable[[Job, Any], Any],
+        on_item: Callable[[Chunk], None] = lambda _: None,
+    ) -> tuple[Job, Future[Any]]:
+        future: Future[Any] = Future()
+
+        def ended(result: Any, error: BaseException | None) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(finished(job, result))
+
+        job = Job(program, needs, on_item, ended)
+        self.engine.submit(job)
+        return job, future
+
+
+_SAMPLING = frozenset(Request.model_fields["sampling"].annotation.model_fields)  # type: ignore[union-attr]
+
+
+def _fits(vector: Vector, backbone: Backbone) -> bool:
+    try:
+        vector.check(backbone)
+    except ValueError:
+        return False
+    return True
+
+
+def _same_vocabulary(one: Backbone, two: Backbone) -> None:
+    """Raises ValueError unless each token means the same in both models."""
+    mine, yours = one.tokenizer.get_vocab(), two.tokenizer.get_vocab()
+    if mine != yours:
+        differing = next(token for token in [*mine, *yours] if mine.get(token) != yours.get(token))
+        raise ValueError(
+            f"guides: {two.name} has another vocabulary than {one.name} (token {differing!r} is {yours.get(differing)} there, "
+            f"{mine.get(differing)} here); guide with a model of the same tokenizer"
+        )
+
+
+__all__ = ["Cancelled", "Chunk", "Fader", "Likelihood", "Result"]

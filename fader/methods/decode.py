@@ -1,0 +1,157 @@
+"""Plain decoding of one answer from an aligned policy: the program under every request without a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fader.engine.loop import Emit, Program
+from fader.engine.prefix import Prefix
+from fader.engine.sampling import draw, uniform
+from fader.methods.guidance import Aligned, Reading, read
+from fader.request import Sampling
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One token's log-probability under the aligned distribution, before temperature and truncation."""
+
+    token: str
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens as (id, logprob)."""
+    guides: dict[str, float] = field(default_factory=dict)
+    """What each guide added to this token's score."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of answer number `index`, as it is decided. The texts of its chunks in order are the answer."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer. `token_ids` ends with the end token if one was written; the text leaves it out."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What decoding needs to know of a request, apart from the policy."""
+
+    sampling: Sampling
+    end_tokens: frozenset[int]
+    decode: Callable[[Sequence[int]], str]
+    seen: tuple[int, ...]
+    """The prompt's tokens, for the repetition penalty."""
+    context: tuple[int, ...] = ()
+    """The prompt's last tokens where the answer continues a forced beginning: they decide whether it starts with a space."""
+
+
+def decode(aligned: Aligned, root: Prefix, task: Task, index: int = 0) -> Program:
+    """Draw one answer token by token, emitting a `Chunk` each; returns the `Answer`. `index` tells samples of one request apart."""
+    sampling = task.sampling
+    prefix = root
+    text = TextStream(task.decode, sampling.stop, task.context)
+    written: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    finish: FinishReason | None = None
+    while finish is None:
+        reading = yield from read(aligned, [prefix])
+        token = draw(reading.scores[0], sampling, (*task.seen, *written), uniform(sampling.seed, index, len(written)))
+        written.append(token)
+        prefix = prefix.then(token)
+        ended = token in task.end_tokens
+        piece = "" if ended else text.add(token)
+        if ended or text.stopped:
+            finish = "stop"
+        elif len(written) == sampling.max_tokens:
+            finish = "length"
+        if finish is not None:
+            piece += text.rest()
+        found = () if sampling.logprobs is None else (token_logprob(reading, 0, token, sampling.logprobs, task.decode),)
+        logprobs += found
+        yield Emit(Chunk(index, piece, (token,), found, finish))
+    return Answer(text.emitted, tuple(written), finish, None if sampling.logprobs is None else tuple(logprobs))
+
+
+def quiet(program: Program) -> Program:
+    """The same program, its chunks kept back."""
+    answer: Any = None
+    while True:
+        try:
+            asked = program.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        answer = None if isinstance(asked, Emit) else (yield asked)
+
+
+def token_logprob(reading: Reading, place: int, token: int, alternatives: int, text: Callable[[Sequence[int]], str]) -> TokenLogprob:
+    """The report on `token` at position `place` of a reading."""
+    log: Tensor = reading.scores[place].log_softmax(-1)
+    values, ids = log.topk(min(alternatives, log.shape[-1]))
+    top = tuple((int(i), float(v)) for i, v in zip(ids, values, strict=True) if v > float("-inf"))
+    guides = {label: float(added[place, token]) for label, added in reading.added.items()}
+    return TokenLogprob(text([token]), token, float(log[token]), top, guides)
+
+
+class TextStream:
+    """Text from tokens as they come: holds back unfinished characters and anything that may turn into a stop string."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), context: Sequence[int] = ()) -> None:
+        self._decode = decode
+        self._stop = tuple(stop)
+        self._tokens = list(context)
+        self._start, self._known = 0, len(context)  # tokens from _start are decoded; those before _known have been turned into text
+        self._held = ""
+        self.emitted = ""
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """The text that is certain now."""
+        self._tokens.append(token)
+        before = self._decode(self._tokens[self._start : self._known])
+        after = self._decode(self._tokens[self._start :])
+        if after.endswith("\ufffd") or len(after) <= len(before):
+            return ""
+        self._start, self._known = self._known, len(self._tokens)
+        return self._release(after[len(before) :])
+
+    def rest(self) -> str:
+        """What was held back, at the end of the answer."""
+        if self.stopped:
+            return ""
+        before = self._decode(self._tokens[self._start : self._known])
+        tail = self._release(self._decode(self._tokens[self._start :])[len(before) :])
+        if not self.stopped:
+            tail += self._held
+            self.emitted += self._held
+            self._held = ""
+        return tail
+
+    def _release(self, new: str) -> str:
+        text = self._held + new
+        found = min((place for stop in self._stop if (place := text.find(stop)) >= 0), default=-1)
+        if found >= 0:
+            self.stopped, out, self._held = True, text[:found], ""
+        else:
+            hold = max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+            out, self._held = text[: len(text) - hold], text[len(text) - hold :]
+        self.emitted += out
+        return out

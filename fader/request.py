@@ -1,0 +1,334 @@
+"""What a caller may ask: `Request`, `Sampling`, `Alignment`. One frozen schema for Python, YAML profiles, the command line and HTTP.
+
+Unknown fields are refused with their path. `parse` turns any outside value (a dict, JSON, YAML) into one of these, or raises
+`ValueError` with one line per fault: the field's path, what is wrong, and the value that was given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from platformdirs import user_config_path
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Rendering = Literal["meta", "system", "principle"]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty; leave the field out instead")
+    return text
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed)]
+
+
+class Frozen(BaseModel):
+    """Immutable, and closed: a field that is not in the schema is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
+
+
+class Message(Frozen):
+    """One turn of the conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class Sampling(Frozen):
+    """How tokens are drawn. The default is greedy: temperature 0."""
+
+    max_tokens: int = Field(256, ge=1)
+    """At most this many tokens are written."""
+    temperature: Finite = Field(0.0, ge=0)
+    """0 takes the likeliest token; 1 samples the distribution as it is."""
+    top_k: int | None = Field(None, ge=1)
+    top_p: Share | None = None
+    min_p: Share | None = None
+    repetition_penalty: Positive = 1.0
+    """Divides the positive and multiplies the negative logits of tokens that were already read or written; 1 is off."""
+    seed: Seed = 0
+    """The same seed gives the same text, whatever else runs."""
+    stop: Texts = ()
+    """The answer ends before the first of these strings."""
+    n: int = Field(1, ge=1, le=128)
+    """How many answers to draw."""
+    logprobs: int | None = Field(None, ge=0, le=100)
+    """Report each token's log-probability under the aligned distribution, and this many alternatives."""
+
+
+class Choice(Frozen):
+    """One past judgement of the user: of two answers, the one they liked."""
+
+    prompt: Text | None = None
+    chosen: Text
+    rejected: Text
+
+
+class Prompt(Frozen):
+    """Typed preferences that act in the context (MetaAlign, arXiv 2410.14184). `methods/prompt.py` renders them."""
+
+    provider: Texts = ()
+    """The provider's guidelines and preferences; they win over the user's."""
+    user: Texts = ()
+    """The user's stated preferences."""
+    facts: Texts = ()
+    """Facts about the user, from which preferences are to be inferred."""
+    history: tuple[Choice, ...] = ()
+    """Past choices of the user, from which preferences are to be inferred."""
+    rendering: Rendering = "meta"
+    """`meta`: MetaAlign's two typed tiers; `system`: a plain system prompt; `principle`: PAD's guideline and principle prompt."""
+
+    @property
+    def empty(self) -> bool:
+        return not (self.provider or self.user or self.facts or self.history)
+
+
+class PolicySpec(Frozen):
+    """A way to read the conversation: which model, with which vectors, told what. Left out: as the request itself."""
+
+    model: Text | None = None
+    vectors: dict[str, Finite] | None = None
+    prompt: Prompt | None = None
+
+
+class Plausible(Frozen):
+    """The tokens that a guide may choose among: those in the top-k, top-p or min-p set of one distribution."""
+
+    top_k: int | None = Field(None, ge=1)
+    top_p: Share | None = None
+    min_p: Share | None = None
+    of: Literal["base", "policy"] = "base"
+    """Whose distribution decides: the request's own, or the guide's policy."""
+
+
+class _Guide(Frozen):
+    weight: Finite = 1.0
+    """w in w * (log policy - log reference); 0 is off."""
+    plausible: Plausible | None = None
+    """Which tokens stay candidates; nothing given: the preset's default. With several guides their sets are united."""
+
+
+class Contrast(_Guide):
+    """The same model told and not told a principle (Linear Alignment, arXiv 2401.11458).
+
+    Linear Alignment's (1 + r) * told - r * untold is weight = 1 + r.
+    """
+
+    kind: Literal["contrast"]
+    principle: Text
+    against: Text | None = None
+    """A principle for the reference to be told, such as the opposite; left out, the reference is the request's own policy."""
+    rendering: Rendering = "system"
+    """How the principle is said (see `Prompt.rendering`)."""
+    weight: Finite = 2.0
+    plausible: Plausible | None = Plausible(top_p=0.8, of="policy")
+
+
+class Realign(_Guide):
+    """Decoding-time realignment (DeRa, arXiv 2402.02992): base^(1-weight) * aligned^weight."""
+
+    kind: Literal["realign"]
+    aligned: PolicySpec
+
+
+class Component(Frozen):
+    """One policy of a mixture and its share."""
+
+    policy: PolicySpec
+    weight: Finite
+
+
+class Mix(_Guide):
+    """Multi-objective decoding (MOD, arXiv 2406.18853): log p = sum of w_i * log p_i, with the w_i adding up to 1."""
+
+    kind: Literal["mix"]
+    components: tuple[Component, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Mix:
+        total = sum(component.weight for component in self.components)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the weights of the components must add up to 1, got {total:g}")
+        return self
+
+
+class Personalized(_Guide):
+    """A personalised reward model (PAD, arXiv 2410.04070 eq. 12) told the user's principle."""
+
+    kind: Literal["personalized"]
+    principle: Text
+    model: Text | None = None
+    vectors: dict[str, Finite] = Field(default_factory=dict)
+    """The vectors that make the backbone the personalised model."""
+    rendering: Rendering = "principle"
+    reference: Literal["own", "base"] = "own"
+    """`own`: the same model without its vectors, told the principle (the paper); `base`: the request's own policy (the released code)."""
+    plausible: Plausible | None = Plausible(top_k=10)
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> Personalized:
+        if not self.vectors and self.model is None:
+            raise ValueError("give `vectors` or `model`: what makes the model personal; for a principle alone use the guide `contrast`")
+        return self
+
+
+class Proxy(_Guide):
+    """A small tuned model against its untuned self (proxy tuning, arXiv 2401.08565; contrastive decoding)."""
+
+    kind: Literal["proxy"]
+    tuned: Text
+    untuned: Text
+
+
+class Ratio(_Guide):
+    """The common form itself: weight * (log policy - log reference)."""
+
+    kind: Literal["ratio"]
+    policy: PolicySpec
+    reference: PolicySpec = PolicySpec()
+
+
+Guide = Annotated[Contrast | Realign | Mix | Personalized | Proxy | Ratio, Field(discriminator="kind")]
+
+
+class KeywordsSpec(Frozen):
+    """Reward: the share of the words that the text holds, in [0, 1]."""
+
+    kind: Literal["keywords"]
+    words: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_listed)]
+    weight: Finite = 1.0
+
+
+class LengthSpec(Frozen):
+    """Reward: 1 for a text of at most `at_most` words, falling towards 0 with every word beyond; in [0, 1]."""
+
+    kind: Literal["length"]
+    at_most: int = Field(ge=1)
+    weight: Finite = 1.0
+
+
+RewardSpec = Annotated[KeywordsSpec | LengthSpec, Field(discriminator="kind")]
+
+
+class BestOfN(Frozen):
+    """Draw `n` answers and keep the one of the highest reward."""
+
+    kind: Literal["best-of-n"]
+    n: int = Field(4, ge=1, le=128)
+    rewards: tuple[RewardSpec, ...] = Field(min_length=1)
+
+
+class Alignment(Frozen):
+    """What is wanted of the answer. Empty: the bare model, exactly."""
+
+    prompt: Prompt = Prompt()
+    vectors: dict[str, Finite] = Field(default_factory=dict)
+    """Alignment vectors by name or folder, and how strong: W + sum of lambda_i * dW_i."""
+    guides: tuple[Guide, ...] = ()
+    search: BestOfN | None = None
+
+
+def _as_messages(value: Any) -> Any:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+class Request(Frozen):
+    """One question and how it is to be answered."""
+
+    messages: Annotated[tuple[Message, ...], Field(min_length=1), BeforeValidator(_as_messages)]
+    """The conversation; a plain string is one user turn."""
+    sampling: Sampling = Sampling()
+    alignment: Alignment = Alignment()
+    """An alignment, or the name of a profile."""
+    model: Text | None = None
+    """The model that answers; left out: the one that was loaded first."""
+    prefill: Text | None = None
+    """The assistant's answer is forced to begin with this text."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profile_by_name(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("alignment"), str):
+            return {**value, "alignment": load_alignment(value["alignment"])}
+        return value
+
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def parse(schema: type[Schema], value: Any, where: str = "") -> Schema:
+    """`value` as `schema`. Raises ValueError naming each faulty field, what is wrong with it and the value given."""
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            path = ".".join(str(part) for part in (*filter(None, [where]), *fault["loc"])) or schema.__name__.lower()
+            said = fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "extra_forbidden":
+                said = "no such field"
+            given = "" if fault["type"] == "missing" else f" (got {_short(fault['input'])})"
+            lines.append(f"{path}: {said}{given}")
+        raise ValueError("\n".join(lines)) from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def profile_folders() -> list[Path]:
+    """Where named profiles are looked for: the project's folder, then the user's."""
+    return [Path(".fader/profiles"), user_config_path("fader") / "profiles"]
+
+
+def profiles() -> dict[str, Path]:
+    """All named profiles: name to file. A project's profile hides the user's of the same name."""
+    found: dict[str, Path] = {}
+    for folder in profile_folders():
+        for file in sorted(folder.glob("*")):
+            if file.suffix in (".yaml", ".yml", ".json"):
+                found.setdefault(file.stem, file)
+    return found
+
+
+def load_alignment(text: str | Mapping[str, Any] | Alignment) -> Alignment:
+    """An alignment from what a person may give: JSON or YAML text, a file, or a profile's name."""
+    if isinstance(text, Alignment):
+        return text
+    if isinstance(text, Mapping):
+        return parse(Alignment, text, "alignment")
+    source, content = "alignment", text
+    if not text.lstrip().startswith(("{", "[")):
+        file = profiles().get(text, Path(text))
+        if not file.is_file():
+            known = ", ".join(profiles()) or "none yet"
+            raise ValueError(f"alignment: {text!r} is neither JSON, nor a file, nor a profile (known profiles: {known})")
+        source, content = str(file), file.read_text(encoding="utf-8")
+    try:
+        value = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{source}: not valid YAML or JSON{place}: {getattr(error, 'problem', error)}") from None
+    return parse(Alignment, value if value is not None else {}, source)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a request."""
+    return json.loads(json.dumps(Request.model_json_schema()))  # type: ignore[no-any-return]
