@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import queue
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class Result:
             **dataclasses.asdict(self.usage),
         }
         more = {"samples": samples} if len(samples) > 1 else {}
-        return {**samples[0], **more, "usage": usage, "alignment": self.alignment.model_dump(mode="json", exclude_defaults=True)}
+        return {**samples[0], **more, "usage": usage, "alignment": self.alignment.model_dump(mode="json", exclude_none=True)}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,13 @@ class Likelihood:
         return self.logprob / len(self.logprobs)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"logprob": self.logprob, "mean": self.mean, "tokens": list(self.tokens), "logprobs": list(self.logprobs)}
+        """As plain JSON values; a log-probability of -inf is null."""
+        return {
+            "logprob": _finite(self.logprob),
+            "mean": _finite(self.mean),
+            "tokens": list(self.tokens),
+            "logprobs": [_finite(value) for value in self.logprobs],
+        }
 
 
 @dataclass(frozen=True)
@@ -167,11 +173,22 @@ class Fader:
         """
         return self.batch([prompt], **fields)[0]
 
-    def batch(self, prompts: Sequence[Asked], **fields: Any) -> list[Result]:
-        """The answers to several requests, run together; `fields` apply to those that do not say otherwise. In order."""
-        plans = [self._plan(self.request(prompt, **fields)) for prompt in prompts]
-        futures = [self._submit(plan)[1] for plan in plans]
-        return [future.result() for future in futures]
+    def batch(self, prompts: Sequence[Asked], on_result: Callable[[Result], None] | None = None, **fields: Any) -> list[Result]:
+        """The answers to several requests, run together; `fields` apply to those that do not say otherwise. In order.
+
+        `on_result` is called with each result as soon as it and those before it are there.
+        """
+        submitted = [self._submit(plan) for plan in self._plans(prompts, fields)]
+        results = []
+        try:
+            for _, future in submitted:
+                results.append(future.result())
+                if on_result is not None:
+                    on_result(results[-1])
+        finally:
+            for job, _ in submitted[len(results) :]:
+                self.engine.cancel(job)
+        return results
 
     def stream(self, prompt: Asked, **fields: Any) -> Iterator[Chunk]:
         """The answer's chunks as they are decided. Closing the iterator cancels the request."""
@@ -195,8 +212,7 @@ class Fader:
 
     async def abatch(self, prompts: Sequence[Asked], **fields: Any) -> list[Result]:
         """`batch` for asyncio."""
-        plans = [self._plan(self.request(prompt, **fields)) for prompt in prompts]
-        submitted = [self._submit(plan) for plan in plans]
+        submitted = [self._submit(plan) for plan in self._plans(prompts, fields)]
         try:
             return await asyncio.gather(*(asyncio.wrap_future(future) for _, future in submitted))
         finally:
@@ -226,8 +242,8 @@ class Fader:
 
     def score_batch(self, pairs: Sequence[tuple[Asked, str]], **fields: Any) -> list[Likelihood]:
         """`score` of several (prompt, answer) pairs, run together. In order."""
-        plans = [(self._plan(self.request(prompt, **fields)), answer) for prompt, answer in pairs]
-        futures = [self._submit_score(plan, answer) for plan, answer in plans]
+        plans = self._plans([prompt for prompt, _ in pairs], fields)
+        futures = [self._submit_score(plan, answer) for plan, (_, answer) in zip(plans, pairs, strict=True)]
         return [future.result() for future in futures]
 
     # From a request to a program
@@ -247,6 +263,17 @@ class Fader:
         if isinstance(value.get("alignment"), (str, Mapping)):
             value["alignment"] = load_alignment(value["alignment"])
         return parse(Request, value)
+
+    def _plans(self, prompts: Sequence[Asked], fields: dict[str, Any]) -> list[_Plan]:
+        """All plans, before anything is started; a fault names the request it is in."""
+        plans = []
+        for place, prompt in enumerate(prompts):
+            try:
+                plan = self._plan(self.request(prompt, **fields))
+                plans.append(plan)
+            except ValueError as error:
+                raise ValueError(f"request {place + 1}: {error}" if len(prompts) > 1 else str(error)) from None
+        return plans
 
     def _plan(self, request: Request) -> _Plan:
         """Find the request's model, vectors and policies. Raises ValueError for what there is not or does not fit."""
@@ -343,6 +370,10 @@ class Fader:
 
 
 _SAMPLING = frozenset(Request.model_fields["sampling"].annotation.model_fields)  # type: ignore[union-attr]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _fits(vector: Vector, backbone: Backbone) -> bool:

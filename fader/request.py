@@ -277,7 +277,9 @@ def parse(schema: type[Schema], value: Any, where: str = "") -> Schema:
         return schema.model_validate(value)
     except ValidationError as error:
         lines = []
-        for fault in error.errors():
+        faults = error.errors()
+        deepest = [fault for fault in faults if not any(f["loc"][: len(fault["loc"])] == fault["loc"] and f is not fault for f in faults)]
+        for fault in deepest or faults:
             path = ".".join(str(part) for part in (*filter(None, [where]), *fault["loc"])) or schema.__name__.lower()
             said = fault["msg"].removeprefix("Value error, ")
             if fault["type"] == "extra_forbidden":

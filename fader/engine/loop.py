@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -266,12 +267,18 @@ class Engine:
     def _resume(self, job: Job, answer: Any) -> None:
         """Send `answer` to the job's program and put what it asks next into the queues."""
         while True:
+            asked: Ask | list[Ask] | None = None
+            result: Any = None
+            failure: Exception | None = None
             try:
                 asked = job.program.send(answer)
             except StopIteration as stop:
-                return self._end(job, stop.value, None)
+                result = stop.value
             except Exception as error:
-                return self._end(job, None, error)
+                traceback.clear_frames(error.__traceback__)  # its frames would keep prefixes, and so their memory, alive
+                failure = error
+            if asked is None:
+                return self._end(job, result, failure)
             job.single = not isinstance(asked, list)
             job.asks = asked if isinstance(asked, list) else [asked]
             job.answers = [None] * len(job.asks)
@@ -337,6 +344,23 @@ class Engine:
     def _forward(self, name: str) -> None:
         """One forward of one backbone: single tokens first, longer reads in pieces with what is left of the budget."""
         queue, backbone = self._rows[name], self.backbones[name]
+        picked = self._pick(queue, backbone)
+        if not picked:
+            return
+        try:
+            backbone.desk.use(vector for _, segment in picked for vector, _ in segment.vectors)
+            logits = backbone.forward([segment for _, segment in picked])
+        except Exception as error:  # out of memory, say: these jobs end, the engine lives
+            logging.getLogger("fader").exception("a forward pass of %s failed", name)
+            for job in {job for row, _ in picked for job in row.jobs}:
+                self._end(job, None, error)
+            return
+        _count(picked)
+        for job in self._deliver(queue, picked, logits):
+            self._resume_if_ready(job)
+
+    def _pick(self, queue: dict[tuple[Policy, Prefix, int], _Row], backbone: Backbone) -> list[tuple[_Row, Segment]]:
+        """The rows to read next, and how much of each, within the token budget."""
         for row in queue.values():
             if row.strand is None:
                 row.strand, row.done = attach(backbone.pool, row.policy, row.prefix, row.keep)
@@ -351,22 +375,14 @@ class Engine:
             keep = max(0, min(len(tokens), end - (row.total - row.keep)))
             picked.append((row, Segment(row.strand, row.done, tokens, keep, row.policy.vectors)))
             budget -= len(tokens)
-        if not picked:
-            return
-        try:
-            backbone.desk.use(vector for _, segment in picked for vector, _ in segment.vectors)
-            logits = backbone.forward([segment for _, segment in picked])
-        except Exception as error:  # out of memory, say: these jobs end, the engine lives
-            logging.getLogger("fader").exception("a forward pass of %s failed", name)
-            for job in {job for row, _ in picked for job in row.jobs}:
-                self._end(job, None, error)
-            return
-        for job, rows in _by_job(picked).items():
-            job.usage.forward_passes += 1
-            job.usage.rows += len(rows)
-            job.usage.tokens_read += sum(len(segment.tokens) for segment in rows)
+        return picked
+
+    def _deliver(self, queue: dict[tuple[Policy, Prefix, int], _Row], picked: list[tuple[_Row, Segment]], logits: list[Tensor]) -> list[Job]:
+        """Hand the logits of one forward to the asks that wait for them; the jobs that got some."""
         ready: dict[Job, None] = {}
-        for (row, segment), found in zip(picked, logits, strict=True):
+        while picked:  # emptied on the way: a row that lingers would keep its memory
+            row, segment = picked.pop(0)
+            found = logits.pop(0)
             row.done += len(segment.tokens)
             if segment.keep:
                 row.pieces.append(found)
@@ -378,9 +394,7 @@ class Engine:
                 for put in row.waiting:
                     put(whole)
                 ready.update(dict.fromkeys(row.jobs))
-        del picked, row, segment
-        for job in ready:
-            self._resume_if_ready(job)
+        return list(ready)
 
     def _resume_if_ready(self, job: Job) -> None:
         if job in self._live and not job.missing:
@@ -395,12 +409,7 @@ class Engine:
         self._live.remove(job)
         job.program.close()
         job.asks, job.answers = [], []
-        for queue in self._rows.values():
-            for key, row in list(queue.items()):
-                kept = [(put, other) for put, other in zip(row.waiting, row.jobs, strict=True) if other is not job]
-                row.waiting, row.jobs = [put for put, _ in kept], [other for _, other in kept]
-                if not kept:
-                    del queue[key]
+        self._forget_rows(job)
         job.usage.seconds = time.perf_counter() - job.started
         try:
             job.on_end(result, error)
@@ -408,9 +417,20 @@ class Engine:
             logging.getLogger("fader").exception("the receiver of a job's end failed")
 
 
-def _by_job(picked: Sequence[tuple[_Row, Segment]]) -> dict[Job, list[Segment]]:
-    found: dict[Job, list[Segment]] = {}
+    def _forget_rows(self, job: Job) -> None:
+        for queue in self._rows.values():
+            for key, row in list(queue.items()):
+                kept = [(put, other) for put, other in zip(row.waiting, row.jobs, strict=True) if other is not job]
+                row.waiting, row.jobs = [put for put, _ in kept], [other for _, other in kept]
+                if not kept:
+                    del queue[key]
+
+
+def _count(picked: Sequence[tuple[_Row, Segment]]) -> None:
+    """Add one forward to the usage of the jobs that had rows in it; a row that several jobs share counts for each."""
+    for job in {job for row, _ in picked for job in row.jobs}:
+        job.usage.forward_passes += 1
     for row, segment in picked:
         for job in dict.fromkeys(row.jobs):
-            found.setdefault(job, []).append(segment)
-    return found
+            job.usage.rows += 1
+            job.usage.tokens_read += len(segment.tokens)

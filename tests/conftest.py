@@ -1,0 +1,89 @@
+"""Tiny random models made here, and the built-in model for the few tests that need a real one."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from fader import Fader, load
+
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 512}
+GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 16}
+ARCHITECTURES = {
+    "llama": {**GROUPED, "tie_word_embeddings": True},
+    "qwen2": {**GROUPED, "tie_word_embeddings": False},
+    "qwen3": {**GROUPED, "tie_word_embeddings": True},
+    "mistral": {**GROUPED, "sliding_window": 12},
+    "gemma2": {**GROUPED, "sliding_window": 12, "query_pre_attn_scalar": 16},
+    "gemma3_text": {**GROUPED, "sliding_window": 12, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+    "phi": {**SIZES},
+    "opt": {"hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 512, "word_embed_proj_dim": 64},
+    "gpt_neox": {**SIZES},
+}
+TEXT = """the sea is wide and the ship is small . a cat sat on a mat , and the dog ran home !
+one two three four five six seven eight nine ten ? people say what they want from a model and it answers that way .
+rivers bend slowly through green valleys while old stone bridges watch the water pass beneath them every day ."""
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
+
+
+def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 400 tokens, with an end token that is not the padding token."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<|end|>", "<|stop|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    inner.train_from_iterator([TEXT], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>", pad_token="<pad>", chat_template=template)
+
+
+def make_model(folder: Path, architecture: str = "llama", template: str | None = TEMPLATE, seed: int = 0) -> Path:
+    """Write a tiny random model of that architecture, its logits peaked enough that ties do not happen."""
+    words = tokenizer(template)
+    config = AutoConfig.for_model(
+        architecture,
+        **ARCHITECTURES[architecture],
+        vocab_size=len(words),
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=[1, 2],
+        pad_token_id=0,
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.normal_(0, 0.1)
+    model.generation_config.eos_token_id = [1, 2]
+    model.generation_config.pad_token_id = 0
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path):
+    with Fader(load(str(tiny_folder))) as fader:
+        yield fader
+
+
+@pytest.fixture(scope="session")
+def builtin():
+    with Fader() as fader:
+        yield fader
