@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from benchmarks.interleave import compare, main, prompts
@@ -21,7 +22,7 @@ def run(tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
                 results = fader.batch(asked, max_tokens=tokens, alignment=alignment)
                 return float(sum(len(result.answers[0].token_ids) for result in results))
 
-            yield compare("guide", f"batch-{size}", lambda write=write: write({"guides": [GUIDE]}), lambda write=write: write({}), rounds)  # type: ignore[misc]
+            yield compare("guide", f"batch-{size}", partial(write, {"guides": [GUIDE]}), partial(write, {}), rounds)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from fader import Fader, Result
+from fader.engine import builtin
+from fader.methods.vector import available, find, folders
 from fader.request import json_schema, load_alignment, profile_folders, profiles
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help="A mixing desk for language models.")
@@ -27,33 +30,26 @@ Align = Annotated[str | None, typer.Option(help="An alignment: JSON text, a YAML
 Input = Annotated[str | None, typer.Option("--input", help="JSONL file, or - for standard input.")]
 
 
-def _default_model() -> str:
-    from fader.engine import builtin
-
-    return builtin.NAME
-
-
-@app.command(epilog="Example: `fader generate 'What is a bond?' --align '{\"prompt\": {\"user\": \"Explain as to a child.\"}}'`")
+@app.command(epilog='Example: `fader generate \'What is a bond?\' --align \'{"prompt": {"user": "Explain as to a child."}}\'`')
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...")] = None,
     input: Input = None,
     align: Align = None,
-    model: Model = _default_model(),
+    model: Model = builtin.NAME,
     max_tokens: Annotated[int | None, typer.Option(help="At most this many tokens per answer.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer prompts, all in one batch. A line of --input is a prompt (`{"prompt": ...}`) with, if it likes, its own alignment."""
-    from fader import Fader, Result
-
     given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if align is not None:
         fields["alignment"] = load_alignment(align)
-    requests: list[Any] = [*(prompts or []), *(row for _, row in _rows(input))]
-    if not requests:
+    asked: list[Any] = [*(prompts or []), *(row for _, row in _rows(input))]
+    if not asked:
         raise ValueError("PROMPT: nothing to answer; give a prompt, or --input FILE with one JSON object per line")
+    requests = Fader.requests(asked, **fields)
     with Fader(model) as fader:
         if as_json or len(requests) > 1:
             with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as progress:
@@ -63,19 +59,17 @@ def generate(
                     _print_json(result.as_dict()) if as_json else screen.print(result.text + "\n", markup=False, highlight=False)
                     progress.advance(task)
 
-                fader.batch(requests, show, **fields)
+                fader.batch(requests, show)
             return
-        for chunk in fader.stream(requests[0], **fields):
+        for chunk in fader.stream(requests[0]):
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
         sys.stdout.write("\n")
 
 
 @app.command(epilog='Example: `echo \'{"prompt": "2+2?", "answer": "4"}\' | fader score --input - --json`')
-def score(input: Input = "-", align: Align = None, model: Model = _default_model(), as_json: AsJson = False) -> None:
+def score(input: Input = "-", align: Align = None, model: Model = builtin.NAME, as_json: AsJson = False) -> None:
     """How likely given answers are under the aligned policy. Lines: `{"prompt" or "messages", "answer", "alignment"?}`."""
-    from fader import Fader
-
     fields = {} if align is None else {"alignment": load_alignment(align)}
     pairs: list[tuple[Any, str]] = []
     for place, row in _rows(input):
@@ -86,14 +80,14 @@ def score(input: Input = "-", align: Align = None, model: Model = _default_model
         raise ValueError(f"--input: {input} has no lines")
     with Fader(model) as fader:
         for found in fader.score_batch(pairs, **fields):
-            _print_json(found.as_dict()) if as_json else screen.print(f"{found.logprob:9.3f}  {found.mean:7.3f} per token  {len(found.tokens)} tokens")
+            _print_json(found.as_dict()) if as_json else screen.print(
+                f"{found.logprob:9.3f}  {found.mean:7.3f} per token  {len(found.tokens)} tokens"
+            )
 
 
 @app.command(epilog="Example: `fader chat --align pirate`")
-def chat(align: Align = None, model: Model = _default_model(), max_tokens: int = 512, temperature: float = 0.7, seed: int = 0) -> None:
+def chat(align: Align = None, model: Model = builtin.NAME, max_tokens: int = 512, temperature: float = 0.7, seed: int = 0) -> None:
     """Talk with the aligned model. An empty line, Ctrl-D or Ctrl-C ends it; `/align JSON` changes the alignment on the way."""
-    from fader import Fader
-
     alignment = load_alignment(align) if align is not None else load_alignment({})
     messages: list[dict[str, str]] = []
     with Fader(model) as fader:
@@ -118,8 +112,6 @@ def chat(align: Align = None, model: Model = _default_model(), max_tokens: int =
 @app.command(epilog="Example: `fader models --fetch --json`")
 def models(fetch: Annotated[bool, typer.Option(help="Fetch the built-in model if it is not there.")] = False, as_json: AsJson = False) -> None:
     """The models that can be asked for by name, where their weights are, and whether they are there."""
-    from fader.engine import builtin
-
     if fetch:
         builtin.fetch()
     row = {"name": builtin.NAME, "path": str(builtin.path()), "fetched": builtin.fetched()}
@@ -129,7 +121,9 @@ def models(fetch: Annotated[bool, typer.Option(help="Fetch the built-in model if
         _table("Models", [row])
 
 
-@app.command("profiles", epilog="Example: put `pirate.yaml` with `guides: [{kind: contrast, principle: Answer like a pirate.}]` into `.fader/profiles`")
+@app.command(
+    "profiles", epilog="Example: put `pirate.yaml` with `guides: [{kind: contrast, principle: Answer like a pirate.}]` into `.fader/profiles`"
+)
 def list_profiles(as_json: AsJson = False) -> None:
     """The named alignments in the project's and the user's profile folders."""
     rows = []
@@ -171,8 +165,6 @@ def bench(name: Annotated[str, typer.Argument(help="A script under benchmarks/: 
 @vectors_app.command("list", epilog="Example: `fader vectors list --json`")
 def list_vectors(as_json: AsJson = False) -> None:
     """The vectors that can be asked for by name."""
-    from fader.methods.vector import available, folders
-
     rows = [{"name": name, "folder": str(folder)} for name, folder in available().items()]
     if as_json:
         for row in rows:
@@ -186,8 +178,6 @@ def list_vectors(as_json: AsJson = False) -> None:
 @vectors_app.command(epilog="Example: `fader vectors inspect ./my-lora --json`")
 def inspect(name: Annotated[str, typer.Argument(help="A vector's name or folder.")], as_json: AsJson = False) -> None:
     """A vector's rank, its base model, and the norm of its difference in every layer."""
-    from fader.methods.vector import find
-
     vector = find(name)
     norms = vector.norms()
     head = {"name": vector.name, "rank": vector.rank, "base_model": vector.card.get("base_model"), "base_fingerprint": vector.base}

@@ -1,7 +1,7 @@
 """`Fader`: the door. Checks a request, turns it into a program, and hands the engine's answers out.
 
-    fader = Fader()
-    fader.generate("What is a bond?", alignment={"prompt": {"user": "Explain as to a child."}}).text
+fader = Fader()
+fader.generate("What is a bond?", alignment={"prompt": {"user": "Explain as to a child."}}).text
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import math
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from fader.methods.prompt import conversation
 from fader.methods.rewards import weighted_sum
 from fader.methods.search import best_of_n
 from fader.methods.vector import Vector, find, mixture
-from fader.request import Alignment, PolicySpec, Request, load_alignment, parse
+from fader.request import Alignment, PolicySpec, Request, Sampling, load_alignment, parse
 
 Asked = str | Mapping[str, Any] | Request
 
@@ -161,7 +163,7 @@ class Fader:
             raise ValueError(f"vectors.{name}: not loaded; loaded: {', '.join(self.vectors) or 'none'}")
         vector = self._vectors.pop(name)
         for backbone in self.backbones.values():
-            self.engine.between_steps(lambda desk=backbone.desk: desk.drop(vector))  # type: ignore[misc]
+            self.engine.between_steps(partial(backbone.desk.drop, vector))
 
     # Answers
 
@@ -192,17 +194,33 @@ class Fader:
 
     def stream(self, prompt: Asked, **fields: Any) -> Iterator[Chunk]:
         """The answer's chunks as they are decided. Closing the iterator cancels the request."""
-        chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-        job, future = self._submit(self._plan(self.request(prompt, **fields)), chunks.put)
-        future.add_done_callback(lambda _: chunks.put(None))
+        return (chunk for _, chunk in self.stream_batch([prompt], **fields))
 
-        def flow() -> Iterator[Chunk]:
+    def stream_batch(self, prompts: Sequence[Asked], **fields: Any) -> Iterator[tuple[int, Chunk]]:
+        """The chunks of several requests run together, as they are decided, each with its request's place in `prompts`."""
+        chunks: queue.SimpleQueue[tuple[int, Chunk] | None] = queue.SimpleQueue()
+
+        def put(place: int, chunk: Chunk) -> None:
+            chunks.put((place, chunk))
+
+        submitted = [self._submit(plan, partial(put, place)) for place, plan in enumerate(self._plans(prompts, fields))]
+        for _, future in submitted:
+            future.add_done_callback(lambda _: chunks.put(None))
+
+        def flow() -> Iterator[tuple[int, Chunk]]:
             try:
-                while (chunk := chunks.get()) is not None:
-                    yield chunk
-                future.result()
+                running = len(submitted)
+                while running:
+                    found = chunks.get()
+                    if found is None:
+                        running -= 1
+                    else:
+                        yield found
+                for _, future in submitted:
+                    future.result()
             finally:
-                self.engine.cancel(job)
+                for job, _ in submitted:
+                    self.engine.cancel(job)
 
         return flow()
 
@@ -248,8 +266,18 @@ class Fader:
 
     # From a request to a program
 
-    def request(self, prompt: Asked, **fields: Any) -> Request:
-        """`prompt` and `fields` as a checked `Request`."""
+    @staticmethod
+    def requests(prompts: Sequence[Asked], **fields: Any) -> list[Request]:
+        """`request` for several; a fault names the request it is in."""
+        found = []
+        for place, prompt in enumerate(prompts):
+            with _naming(place, len(prompts)):
+                found.append(Fader.request(prompt, **fields))
+        return found
+
+    @staticmethod
+    def request(prompt: Asked, **fields: Any) -> Request:
+        """`prompt` and `fields` as a checked `Request`. Needs no model."""
         if isinstance(prompt, Request):
             if fields:
                 raise ValueError(f"{', '.join(fields)}: give these inside the Request")
@@ -267,12 +295,9 @@ class Fader:
     def _plans(self, prompts: Sequence[Asked], fields: dict[str, Any]) -> list[_Plan]:
         """All plans, before anything is started; a fault names the request it is in."""
         plans = []
-        for place, prompt in enumerate(prompts):
-            try:
-                plan = self._plan(self.request(prompt, **fields))
-                plans.append(plan)
-            except ValueError as error:
-                raise ValueError(f"request {place + 1}: {error}" if len(prompts) > 1 else str(error)) from None
+        for place, request in enumerate(self.requests(prompts, **fields)):
+            with _naming(place, len(prompts)):
+                plans.append(self._plan(request))
         return plans
 
     def _plan(self, request: Request) -> _Plan:
@@ -369,7 +394,16 @@ class Fader:
         return job, future
 
 
-_SAMPLING = frozenset(Request.model_fields["sampling"].annotation.model_fields)  # type: ignore[union-attr]
+_SAMPLING = frozenset(Sampling.model_fields)
+
+
+@contextmanager
+def _naming(place: int, count: int) -> Iterator[None]:
+    """Puts the number of the request before a fault, where there are several."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"request {place + 1}: {error}" if count > 1 else str(error)) from None
 
 
 def _finite(value: float) -> float | None:

@@ -6,7 +6,6 @@ Unknown fields are refused with their path. `parse` turns any outside value (a d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -25,6 +24,12 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be empty; leave the field out instead")
+    return text
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise ValueError("must not be empty; leave it out instead")
     return text
 
 
@@ -63,7 +68,7 @@ class Sampling(Frozen):
     """Divides the positive and multiplies the negative logits of tokens that were already read or written; 1 is off."""
     seed: Seed = 0
     """The same seed gives the same text, whatever else runs."""
-    stop: Texts = ()
+    stop: Annotated[tuple[Annotated[str, AfterValidator(_not_empty)], ...], BeforeValidator(_listed)] = ()
     """The answer ends before the first of these strings."""
     n: int = Field(1, ge=1, le=128)
     """How many answers to draw."""
@@ -95,6 +100,7 @@ class Prompt(Frozen):
 
     @property
     def empty(self) -> bool:
+        """Whether there is nothing to say."""
         return not (self.provider or self.user or self.facts or self.history)
 
 
@@ -333,4 +339,4 @@ def load_alignment(text: str | Mapping[str, Any] | Alignment) -> Alignment:
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a request."""
-    return json.loads(json.dumps(Request.model_json_schema()))  # type: ignore[no-any-return]
+    return Request.model_json_schema()

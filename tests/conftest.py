@@ -22,15 +22,20 @@ ARCHITECTURES = {
     "gemma2": {**GROUPED, "sliding_window": 12, "query_pre_attn_scalar": 16},
     "gemma3_text": {**GROUPED, "sliding_window": 12, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
     "phi": {**SIZES},
-    "opt": {"hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 512, "word_embed_proj_dim": 64},
+    "opt": {
+        "hidden_size": 64,
+        "ffn_dim": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "word_embed_proj_dim": 64,
+    },
     "gpt_neox": {**SIZES},
 }
 TEXT = """the sea is wide and the ship is small . a cat sat on a mat , and the dog ran home !
 one two three four five six seven eight nine ten ? people say what they want from a model and it answers that way .
 rivers bend slowly through green valleys while old stone bridges watch the water pass beneath them every day ."""
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
 
 
@@ -40,9 +45,7 @@ def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     special = ["<pad>", "<|end|>", "<|stop|>", "<|system|>", "<|user|>", "<|assistant|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     inner.train_from_iterator([TEXT], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>", pad_token="<pad>", chat_template=template)
 

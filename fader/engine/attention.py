@@ -73,8 +73,9 @@ def attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, heads, tokens, dim], key and value [1, kv heads, tokens, dim] -> [1, tokens, heads, dim]."""
-    assert rows is not None and query.shape[0] == 1
-    keys, values = rows.write(int(module.layer_idx), key[0], value[0])  # type: ignore[arg-type]
+    assert rows is not None
+    layer: Any = module.layer_idx
+    keys, values = rows.write(layer, key[0], value[0])
     heads, kv_heads = query.shape[1], keys.shape[1]
     outputs = []
     for span in rows.spans:
@@ -98,9 +99,7 @@ def attend(
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
 
 
-def _softmax_average(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None
-) -> Tensor:
+def _softmax_average(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None) -> Tensor:
     shared = query.shape[1] != key.shape[1]
     if softcap is None:
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=shared)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from fader.engine import attention, builtin
@@ -173,7 +173,7 @@ def load(name: str = builtin.NAME, device: str | None = None, dtype: str | None 
         config = AutoConfig.from_pretrained(**source)
         if config.is_encoder_decoder:
             raise ValueError(f"model: {name} ({config.model_type}) is an encoder-decoder; fader runs causal language models")
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=numbers, attn_implementation="eager").to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=numbers, attn_implementation="eager")
         tokenizer = AutoTokenizer.from_pretrained(**source)
     except OSError as error:
         known = f"the built-in {builtin.NAME!r}, a folder with config.json and weights, a .gguf file, or a hub id"
@@ -181,7 +181,7 @@ def load(name: str = builtin.NAME, device: str | None = None, dtype: str | None 
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-    return Backbone(name, model, tokenizer, kv_bytes)
+    return Backbone(name, model.to(device), tokenizer, kv_bytes)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -231,10 +231,11 @@ def _probe(name: str, model: PreTrainedModel) -> tuple[tuple[int, int, int, int]
     seen: dict[int, tuple[int, int, int]] = {}
 
     def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any) -> tuple[Tensor, None]:
-        seen[int(module.layer_idx)] = (key.shape[1], key.shape[3], value.shape[3])  # type: ignore[arg-type]
+        layer: Any = module.layer_idx
+        seen[layer] = (key.shape[1], key.shape[3], value.shape[3])
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
 
-    attention.AttentionInterface.register("fader-probe", record)
+    AttentionInterface.register("fader-probe", record)
     model_type = model.config.model_type
     try:
         model.set_attn_implementation("fader-probe")

@@ -99,6 +99,7 @@ class MixedLinear(nn.Module):
         self._up = torch.cat([up for _, (_, up) in present], dim=1).to(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [..., tokens, in] -> y [..., tokens, out]."""
         y = self._product(x, self._place)
         if self._down is not None and self._up is not None:
             amounts = self._desk[0].amounts(self._owners, self.is_head, x)

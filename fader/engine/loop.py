@@ -416,7 +416,6 @@ class Engine:
         except Exception:
             logging.getLogger("fader").exception("the receiver of a job's end failed")
 
-
     def _forget_rows(self, job: Job) -> None:
         for queue in self._rows.values():
             for key, row in list(queue.items()):

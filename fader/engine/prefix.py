@@ -21,10 +21,12 @@ class Delta(Protocol):
     """A weight difference that the desk can mix in: per linear layer, factors A [rank, in] and B [out, rank] with dW = B A."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What people call it."""
 
     @property
-    def factors(self) -> Mapping[str, tuple[Tensor, Tensor]]: ...
+    def factors(self) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Linear layer -> (A, B)."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,7 @@ class Pool:
 
     STEP = 64  # capacities are multiples of this
 
-    def __init__(
-        self, layers: int, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype, device: torch.device, budget: int
-    ) -> None:
+    def __init__(self, layers: int, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype, device: torch.device, budget: int) -> None:
         self.budget = budget
         self.slots = self.capacity = 0
         self._free: list[int] = []
@@ -180,6 +180,7 @@ class Pool:
         return heapq.heappop(self._free)
 
     def give(self, slot: int) -> None:
+        """Put a slot back."""
         heapq.heappush(self._free, slot)
 
     @property

@@ -21,6 +21,8 @@ class Product:
 
     def __init__(self, layers: Sequence[nn.Linear], pack: bool) -> None:
         self.sizes = [layer.out_features for layer in layers]
+        self.weight: Tensor
+        self.bias: Tensor | None
         if len(layers) == 1:
             self.weight, self.bias = layers[0].weight.detach(), layers[0].bias
         else:  # the layers' weights become views of one matrix: no memory is added

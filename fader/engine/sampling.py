@@ -7,25 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-
-class HowToDraw(Protocol):
-    """The fields of a request's sampling that act on one distribution."""
-
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def top_k(self) -> int | None: ...
-    @property
-    def top_p(self) -> float | None: ...
-    @property
-    def min_p(self) -> float | None: ...
-    @property
-    def repetition_penalty(self) -> float: ...
+from fader.request import Sampling
 
 
 def penalize(scores: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
@@ -68,7 +54,7 @@ def uniform(seed: int, stream: int, position: int) -> float:
     return (int.from_bytes(digest) >> 11) / 2**53
 
 
-def draw(scores: Tensor, how: HowToDraw, seen: Sequence[int], chance: float) -> int:
+def draw(scores: Tensor, how: Sampling, seen: Sequence[int], chance: float) -> int:
     """One token id from `scores` [vocab]: the likeliest at temperature 0, else where `chance` in [0, 1) falls in the distribution."""
     scores = penalize(scores, seen, how.repetition_penalty)
     if how.temperature == 0:

@@ -4,14 +4,14 @@
 
 where s_i is the conversation as policy i is told it. The presets, with pi the request's own policy:
 
-| preset       | source                                   | pi_i                        | pi_ref,i                          | plausible tokens           |
-|--------------|------------------------------------------|-----------------------------|-----------------------------------|----------------------------|
-| contrast     | Linear Alignment, arXiv 2401.11458       | pi told the principle       | pi, or told the opposite          | top-p 0.8 of pi_i          |
-| realign      | DeRa, arXiv 2402.02992                   | the aligned model           | pi                                | all                        |
-| mix          | MOD, arXiv 2406.18853                    | each objective's model      | pi (cancels, for the w_i sum to 1)| all                        |
-| personalized | PAD, arXiv 2410.04070 eq. 12             | reward model, told          | the same without vectors, or pi   | top-k 10 of pi             |
-| proxy        | proxy tuning, arXiv 2401.08565           | small tuned model           | small untuned model               | all                        |
-| ratio        | the form itself                          | any                         | any                               | all                        |
+| preset       | source                             | pi_i                     | pi_ref,i                           | plausible tokens  |
+|--------------|------------------------------------|--------------------------|------------------------------------|-------------------|
+| contrast     | Linear Alignment, arXiv 2401.11458 | pi told the principle    | pi, or told the opposite           | top-p 0.8 of pi_i |
+| realign      | DeRa, arXiv 2402.02992             | the aligned model        | pi                                 | all               |
+| mix          | MOD, arXiv 2406.18853              | each objective's model   | pi (cancels, for the w_i add to 1) | all               |
+| personalized | PAD, arXiv 2410.04070 eq. 12       | reward model, told       | the same without vectors, or pi    | top-k 10 of pi    |
+| proxy        | proxy tuning, arXiv 2401.08565     | small tuned model        | small untuned model                | all               |
+| ratio        | the form itself                    | any                      | any                                | all               |
 
 The scores are renormalised over the plausible tokens, so that log-probabilities are those of the guided distribution.
 """

@@ -8,6 +8,7 @@ subtract and scale exactly, by stacking ranks (averaging A and B apart would lea
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -46,7 +47,7 @@ class Vector:
 
     def norm(self, module: str) -> float:
         """Frobenius norm of one layer's difference, from its factors alone."""
-        return _inner(self.factors[module], self.factors[module]) ** 0.5
+        return math.sqrt(max(0.0, _inner(self.factors[module], self.factors[module])))
 
     def norms(self) -> dict[str, float]:
         """Frobenius norm of the difference of every layer."""
@@ -135,7 +136,12 @@ class Vector:
         config = _read_json(folder / CONFIG)
         if (kind := config.get("peft_type")) != "LORA":
             raise ValueError(f"{folder / CONFIG}: peft_type is {kind!r}; only LORA adapters are weight differences of low rank")
-        for key, harmless in (("bias", (None, "none")), ("modules_to_save", (None, [])), ("use_dora", (None, False)), ("fan_in_fan_out", (None, False))):
+        for key, harmless in (
+            ("bias", (None, "none")),
+            ("modules_to_save", (None, [])),
+            ("use_dora", (None, False)),
+            ("fan_in_fan_out", (None, False)),
+        ):
             if config.get(key) not in harmless:
                 raise ValueError(f"{folder / CONFIG}: {key} is {config[key]!r}, which a low-rank vector cannot express; train without it")
         try:
@@ -201,7 +207,7 @@ def find(name: str) -> Vector:
 def _inner(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> float:
     """<B1 A1, B2 A2> = trace((A1 A2^T)^T (B1^T B2)), in double, never dense."""
     (down, up), (other_down, other_up) = ((a.double(), b.double()) for a, b in (one, two))
-    return max(float(((down @ other_down.T) * (up.T @ other_up)).sum()), 0.0) if one is two else float(((down @ other_down.T) * (up.T @ other_up)).sum())
+    return float(((down @ other_down.T) * (up.T @ other_up)).sum())
 
 
 def _scaled(folder: Path, module: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ def train_vector(
     name: str,
     pairs: Sequence[Pair],
     folder: Path,
-    recipe: Recipe = Recipe(),  # noqa: B008
+    recipe: Recipe = Recipe(),
     model: str = builtin.NAME,
     dtype: str = "bfloat16",
     progress: bool = True,
@@ -59,7 +59,7 @@ def train_vector(
     A run that was stopped goes on from its last checkpoint in `folder`.part if the data and settings are the same. `dtype`: of the saved factors.
     """
     source = str(builtin.fetch()) if model == builtin.NAME else model
-    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source)
     base_print = fingerprint(base)
     work = folder.with_name(f".{folder.name}.part")
@@ -75,7 +75,9 @@ def train_vector(
             for pair in pairs
         ]
     )
-    lora = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), lora_dropout=0.0, task_type="CAUSAL_LM")
+    lora: LoraConfig | None = LoraConfig(
+        r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
     shared: dict[str, Any] = {
         "per_device_train_batch_size": recipe.batch,
         "learning_rate": recipe.learning_rate,
@@ -93,8 +95,10 @@ def train_vector(
     with _bar(progress) as bar:
         if recipe.sft_epochs:
             examples = data.map(lambda row: {"messages": row["prompt"] + row["chosen"]}, remove_columns=data.column_names)
-            settings = SFTConfig(output_dir=str(work / "sft"), num_train_epochs=recipe.sft_epochs, save_strategy="no", **shared)
-            sft = SFTTrainer(base, settings, train_dataset=examples, processing_class=tokenizer, peft_config=lora, callbacks=[_Watch(bar, f"{name}: SFT")])
+            sft_settings = SFTConfig(output_dir=str(work / "sft"), num_train_epochs=recipe.sft_epochs, save_strategy="no", **shared)
+            sft = SFTTrainer(
+                base, sft_settings, train_dataset=examples, processing_class=tokenizer, peft_config=lora, callbacks=[_Watch(bar, f"{name}: SFT")]
+            )
             sft.train()
             base, lora = sft.model, None
         settings = DPOConfig(

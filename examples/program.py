@@ -1,0 +1,28 @@
+"""A program of one's own: greedy continuations of a prefix by each of its likeliest tokens, all read in the same forwards."""
+
+from concurrent.futures import Future
+from typing import Any
+
+from fader import Fader
+from fader.engine.loop import Job, Next, Program
+from fader.engine.prefix import Policy, Prefix
+
+
+def lookahead(policy: Policy, prefix: Prefix, width: int, length: int) -> Program:
+    """The `width` likeliest next tokens of `prefix`, each continued greedily by `length` tokens."""
+    logits = yield Next(policy, [prefix])
+    drafts = [prefix.then(token) for token in logits[0].topk(width).indices.tolist()]
+    for _ in range(length):
+        logits = yield Next(policy, drafts)  # [drafts, vocabulary]
+        drafts = [draft.then(token) for draft, token in zip(drafts, logits.argmax(-1).tolist(), strict=True)]
+    return [draft.tokens for draft in drafts]
+
+
+with Fader() as fader:
+    backbone = fader.backbones[fader.model]
+    policy = Policy(fader.model, tuple(backbone.encode("The old lighthouse keeper")))
+    found: Future[Any] = Future()
+    needs = {fader.model: (4, len(policy.prompt) + 16)}
+    fader.engine.submit(Job(lookahead(policy, Prefix(), 3, 8), needs, lambda item: None, lambda result, error: found.set_result(result)))
+    for tokens in found.result():
+        print(backbone.decode(tokens))
