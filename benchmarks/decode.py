@@ -12,7 +12,7 @@ from benchmarks.interleave import compare, main, prompts
 from fader import Fader
 from fader.engine import builtin
 from fader.methods.prompt import conversation
-from fader.request import Message, Prompt
+from fader.request import Message
 
 
 def run(tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
@@ -23,7 +23,7 @@ def run(tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
     with Fader() as fader:
         for size in (1, 8, 16):
             asked = prompts(size)
-            texts = [conversation([Message(role="user", content=text)], Prompt(), tokenizer) for text in asked]
+            texts = [conversation([Message(role="user", content=text)], (), tokenizer) for text in asked]
             inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
 
             def generate(inputs: Any = inputs) -> float:

@@ -16,7 +16,7 @@ from benchmarks.interleave import compare, main, prompts
 from fader import Fader, Vector
 from fader.engine import builtin
 from fader.methods.prompt import conversation
-from fader.request import Message, Prompt
+from fader.request import Message
 
 NAMES, RANK, ROWS = ("one", "two", "three"), 8, 16
 TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
@@ -52,7 +52,7 @@ def peft_model(fader: Fader) -> Any:
     return model.eval()
 
 
-def run(tokens: int = 32, rounds: int = 5) -> Iterator[dict[str, Any]]:
+def run(tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
     """Cases against-none and against-peft, in tokens per second."""
     asked = prompts(ROWS)
     with Fader() as fader:
@@ -66,7 +66,7 @@ def run(tokens: int = 32, rounds: int = 5) -> Iterator[dict[str, Any]]:
         yield compare("vectors", "against-none", lambda: write(True), lambda: write(False), rounds)
 
         tokenizer = AutoTokenizer.from_pretrained(builtin.fetch(), padding_side="left")
-        texts = [conversation([Message(role="user", content=text)], Prompt(), tokenizer) for text in asked]
+        texts = [conversation([Message(role="user", content=text)], (), tokenizer) for text in asked]
         inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
         model = peft_model(fader)
 

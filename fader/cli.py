@@ -51,12 +51,15 @@ def generate(
         raise ValueError("PROMPT: nothing to answer; give a prompt, or --input FILE with one JSON object per line")
     requests = Fader.requests(asked, **fields)
     with Fader(model) as fader:
-        if as_json or len(requests) > 1:
+        if as_json or len(requests) > 1 or requests[0].sampling.n > 1:
             with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as progress:
                 task = progress.add_task("answers", total=len(requests))
 
                 def show(result: Result) -> None:
-                    _print_json(result.as_dict()) if as_json else screen.print(result.text + "\n", markup=False, highlight=False)
+                    if as_json:
+                        _print_json(result.as_dict())
+                    else:
+                        sys.stdout.write("\n".join(answer.text for answer in result.answers) + "\n\n")
                     progress.advance(task)
 
                 fader.batch(requests, show)

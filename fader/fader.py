@@ -28,7 +28,7 @@ from fader.methods.prompt import conversation
 from fader.methods.rewards import weighted_sum
 from fader.methods.search import best_of_n
 from fader.methods.vector import Vector, find, mixture
-from fader.request import Alignment, PolicySpec, Request, Sampling, load_alignment, parse
+from fader.request import Alignment, PolicySpec, Prompt, Request, Sampling, load_alignment, parse
 
 Asked = str | Mapping[str, Any] | Request
 
@@ -58,7 +58,7 @@ class Result:
             **dataclasses.asdict(self.usage),
         }
         more = {"samples": samples} if len(samples) > 1 else {}
-        return {**samples[0], **more, "usage": usage, "alignment": self.alignment.model_dump(mode="json", exclude_none=True)}
+        return {**samples[0], **more, "usage": usage, "alignment": self.alignment.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,13 @@ class Fader:
         kv_bytes: int | None = None,
         token_budget: int = 512,
     ) -> None:
-        def loaded(source: str | Backbone) -> Backbone:
-            return source if isinstance(source, Backbone) else load(source, device, dtype, kv_bytes)
+        def loaded(source: str | Backbone, name: str) -> Backbone:
+            backbone = source if isinstance(source, Backbone) else load(source, device, dtype, kv_bytes)
+            backbone.name = name
+            return backbone
 
-        main = loaded(model)
-        self.model = main.name
-        self.backbones = {main.name: main, **{name: loaded(source) for name, source in (models or {}).items()}}
+        self.model = model.name if isinstance(model, Backbone) else model
+        self.backbones = {name: loaded(source, name) for name, source in {self.model: model, **(models or {})}.items()}
         self.engine = Engine(self.backbones, token_budget)
         self._vectors: dict[str, Vector] = {}
         for name, folder in (vectors or {}).items():
@@ -155,6 +156,8 @@ class Fader:
         vector = vector.named(name) if name else vector
         if not any(_fits(vector, backbone) for backbone in self.backbones.values()):
             vector.check(self.backbones[self.model])
+        if vector.name in self._vectors:
+            self.remove_vector(vector.name)
         self._vectors[vector.name] = vector
 
     def remove_vector(self, name: str) -> None:
@@ -260,7 +263,7 @@ class Fader:
 
     def score_batch(self, pairs: Sequence[tuple[Asked, str]], **fields: Any) -> list[Likelihood]:
         """`score` of several (prompt, answer) pairs, run together. In order."""
-        plans = self._plans([prompt for prompt, _ in pairs], fields)
+        plans = [self._plan(request) for request in self.requests([prompt for prompt, _ in pairs], **fields)]
         futures = [self._submit_score(plan, answer) for plan, (_, answer) in zip(plans, pairs, strict=True)]
         return [future.result() for future in futures]
 
@@ -286,8 +289,9 @@ class Fader:
         if "prompt" in value:
             value["messages"] = value.pop("prompt")
         sampling = {name: fields.pop(name) for name in list(fields) if name in _SAMPLING}
+        value = {**fields, **value}
         given = value.get("sampling", {})
-        value = {**fields, **value, "sampling": {**sampling, **given} if isinstance(given, Mapping) else given}
+        value["sampling"] = {**sampling, **given} if isinstance(given, Mapping) else given
         if isinstance(value.get("alignment"), (str, Mapping)):
             value["alignment"] = load_alignment(value["alignment"])
         return parse(Request, value)
@@ -298,6 +302,7 @@ class Fader:
         for place, request in enumerate(self.requests(prompts, **fields)):
             with _naming(place, len(prompts)):
                 plans.append(self._plan(request))
+                self.engine.check(plans[-1].needs(request.sampling.max_tokens, _samples(request)))
         return plans
 
     def _plan(self, request: Request) -> _Plan:
@@ -305,14 +310,14 @@ class Fader:
         backbone = self._backbone(request.model, "model")
         policies: dict[tuple[Any, ...], Policy] = {}
 
-        def resolve(spec: PolicySpec) -> Policy:
+        def resolve(spec: PolicySpec, told: Prompt = _NOTHING) -> Policy:
             reader = self._backbone(spec.model or request.model, "guides.model")
             if reader is not backbone:
                 _same_vocabulary(backbone, reader)
             wanted = request.alignment.vectors if spec.vectors is None else spec.vectors
             vectors = mixture((self._vector(name, reader), amount) for name, amount in wanted.items())
-            told = request.alignment.prompt if spec.prompt is None else spec.prompt
-            text = conversation(request.messages, told, reader.tokenizer, request.prefill)
+            prompt = request.alignment.prompt if spec.prompt is None else spec.prompt
+            text = conversation(request.messages, (prompt, told), reader.tokenizer, request.prefill)
             ids = tuple(reader.encode(text, special=reader.tokenizer.chat_template is None))
             if not ids:
                 raise ValueError("messages: the prompt has no tokens; write something")
@@ -340,22 +345,21 @@ class Fader:
         vector.check(backbone)
         return vector
 
-    def _program(self, plan: _Plan) -> tuple[Program, int]:
-        """The program that answers a request and returns its answers, and how many answers it writes at the same time."""
+    def _program(self, plan: _Plan) -> Program:
+        """The program that answers a request and returns its answers."""
         root, sampling, search = Prefix(), plan.request.sampling, plan.request.alignment.search
         if search is None:
-            return together([decode(plan.aligned, root, plan.task, index) for index in range(sampling.n)]), sampling.n
+            return together([decode(plan.aligned, root, plan.task, index) for index in range(sampling.n)])
         reward, asked = weighted_sum(search.rewards), plan.request.messages[-1].content
         programs = [best_of_n(plan.aligned, root, plan.task, index, search.n, reward, asked) for index in range(sampling.n)]
-        return together(programs), sampling.n * search.n
+        return together(programs)
 
     def _submit(self, plan: _Plan, on_item: Callable[[Chunk], None] = lambda _: None) -> tuple[Job, Future[Result]]:
-        program, samples = self._program(plan)
-
         def finished(job: Job, answers: list[Answer]) -> Result:
             return Result(tuple(answers), job.usage, len(plan.aligned.base.prompt), plan.request.alignment)
 
-        return self._start(program, plan.needs(plan.request.sampling.max_tokens, samples), finished, on_item)
+        needs = plan.needs(plan.request.sampling.max_tokens, _samples(plan.request))
+        return self._start(self._program(plan), needs, finished, on_item)
 
     def _submit_score(self, plan: _Plan, answer: str) -> Future[Likelihood]:
         ids = plan.backbone.encode(answer)
@@ -394,7 +398,14 @@ class Fader:
         return job, future
 
 
+_NOTHING = Prompt()
 _SAMPLING = frozenset(Sampling.model_fields)
+
+
+def _samples(request: Request) -> int:
+    """How many answers are written at the same time."""
+    search = request.alignment.search
+    return request.sampling.n * (search.n if search else 1)
 
 
 @contextmanager

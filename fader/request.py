@@ -190,6 +190,8 @@ class Personalized(_Guide):
     def _has_a_model(self) -> Personalized:
         if not self.vectors and self.model is None:
             raise ValueError("give `vectors` or `model`: what makes the model personal; for a principle alone use the guide `contrast`")
+        if not any(self.vectors.values()) and self.reference == "own":
+            raise ValueError("without vectors the model would be its own reference; give `vectors`, or set `reference` to `base`")
         return self
 
 
@@ -324,9 +326,9 @@ def load_alignment(text: str | Mapping[str, Any] | Alignment) -> Alignment:
     source, content = "alignment", text
     if not text.lstrip().startswith(("{", "[")):
         file = profiles().get(text, Path(text))
-        if not file.is_file():
+        if len(text) > 1000 or not file.is_file():
             known = ", ".join(profiles()) or "none yet"
-            raise ValueError(f"alignment: {text!r} is neither JSON, nor a file, nor a profile (known profiles: {known})")
+            raise ValueError(f"alignment: {_short(text)} is neither JSON, nor a file, nor a profile (known profiles: {known})")
         source, content = str(file), file.read_text(encoding="utf-8")
     try:
         value = yaml.safe_load(content)

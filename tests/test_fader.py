@@ -1,10 +1,14 @@
 """The door: streaming, asyncio, errors."""
 
 import asyncio
+import queue
 
 import pytest
+from conftest import make_model
 
 from fader import Cancelled, Fader, Request
+from fader.engine.loop import Emit, Job, Next, Score
+from fader.engine.prefix import Policy, Prefix
 
 
 def test_asyncio_gives_the_same_answers(tiny):
@@ -85,3 +89,85 @@ def test_a_failing_reward_ends_its_job_only(tiny, monkeypatch):
     with pytest.raises(RuntimeError, match="the judge is out"):
         tiny.generate("the sea", max_tokens=3, temperature=1.0, alignment={"search": search})
     assert tiny.generate("the sea", max_tokens=3).text
+
+
+def test_sampling_as_a_keyword_and_models_by_alias(tiny, tiny_folder, tmp_path):
+    assert len(tiny.generate("the sea", sampling={"max_tokens": 3}).answers[0].token_ids) == 3
+    other = make_model(tmp_path / "other", seed=5)
+    with Fader(str(tiny_folder), models={"alias": str(other)}) as fader:
+        guided = fader.generate("the sea", max_tokens=4, alignment={"guides": [{"kind": "realign", "aligned": {"model": "alias"}}]})
+        assert guided.answers[0].token_ids == fader.generate({"prompt": "the sea", "model": "alias"}, max_tokens=4).answers[0].token_ids
+
+
+def test_the_resolved_alignment_can_be_asked_again(tiny):
+    alignment = {"guides": [{"kind": "contrast", "principle": "be kind", "plausible": None}]}
+    result = tiny.generate("the sea", max_tokens=4, alignment=alignment)
+    assert tiny.generate("the sea", max_tokens=4, alignment=result.as_dict()["alignment"]).answers == result.answers
+
+
+def test_a_principle_is_told_beside_the_requests_own_tiers(tiny):
+    request = tiny.request("the sea", alignment={"prompt": {"user": "be brief"}, "guides": [{"kind": "contrast", "principle": "be kind"}]})
+    aligned = tiny._plan(request).aligned
+    told = tiny.backbones[tiny.model].tokenizer.decode(aligned.terms[0].policy.prompt)
+    assert "be brief" in told
+    assert "be kind" in told
+    assert aligned.terms[0].reference == aligned.base
+
+
+def test_a_batch_that_is_refused_starts_nothing(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.engine, "submit", lambda job: pytest.fail("nothing may start"))
+    with pytest.raises(ValueError, match=r"request 2: messages: prompt and answer may take"):
+        tiny.batch([{"prompt": "the sea", "sampling": {"max_tokens": 2}}, {"prompt": "the sea", "sampling": {"max_tokens": 600}}])
+
+
+class TestFaultsEndTheirJobOnly:
+    def ends_with(self, tiny, program, on_item=lambda item: None, rows=1):
+        ended: queue.Queue[BaseException | None] = queue.Queue()
+        tiny.engine.submit(Job(program, {tiny.model: (rows, 64)}, on_item, lambda result, error: ended.put(error)))
+        error = ended.get(timeout=30)
+        assert tiny.generate("the sea", max_tokens=2).text is not None  # the engine lives
+        return error
+
+    def test_a_receiver_that_fails(self, tiny):
+        def program():
+            yield Emit("x")
+
+        def fail(item):
+            raise RuntimeError("no room")
+
+        assert "no room" in str(self.ends_with(tiny, program(), fail))
+
+    def test_a_program_that_fails_or_asks_for_nonsense(self, tiny):
+        def broken():
+            yield Emit("x")
+            raise KeyError("oh")
+
+        def nonsense():
+            yield 3
+
+        def elsewhere():
+            yield Next(Policy("nowhere", (1,)), [Prefix()])
+
+        assert isinstance(self.ends_with(tiny, broken()), KeyError)
+        assert "it may ask" in str(self.ends_with(tiny, nonsense()))
+        assert "it may ask" in str(self.ends_with(tiny, elsewhere()))
+
+    def test_two_rewards_of_which_one_fails(self, tiny):
+        def fail(prompts, texts):
+            raise RuntimeError("the judge is out")
+
+        def program():
+            yield [Score(fail, ["p"], ["t"]), Score(lambda prompts, texts: [1.0], ["p"], ["t"])]
+
+        assert "the judge is out" in str(self.ends_with(tiny, program()))
+
+    def test_more_rows_than_announced(self, tiny):
+        def program():
+            root = Prefix()
+            keep = [root]
+            for width in range(2, 200):
+                keep += [root.then(10, token % 300, width) for token in range(width)]
+                yield Next(Policy(tiny.model, (7, 8, 9)), keep)
+
+        assert isinstance(self.ends_with(tiny, program()), MemoryError)
+        assert tiny.backbones[tiny.model].pool.taken == 0

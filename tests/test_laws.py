@@ -36,7 +36,7 @@ def random_vector(fader: Fader, name: str, seed: int, rank: int = 4, targets: tu
 
 def ids(fader: Fader, question: str) -> list[int]:
     backbone = fader.backbones[fader.model]
-    return backbone.encode(conversation(fader.request(question).messages, Prompt(), backbone.tokenizer), special=False)
+    return backbone.encode(conversation(fader.request(question).messages, (), backbone.tokenizer), special=False)
 
 
 def ask(fader: Fader, program):
@@ -203,7 +203,7 @@ def test_a_guide_is_its_formula(tiny):
 
     def log(prompt=None, vectors=()):
         backbone = tiny.backbones[tiny.model]
-        text = conversation(tiny.request("the sea").messages, Prompt.model_validate(prompt or {}), backbone.tokenizer)
+        text = conversation(tiny.request("the sea").messages, (Prompt.model_validate(prompt or {}),), backbone.tokenizer)
         policy = Policy(tiny.model, tuple(backbone.encode(text)), tuple(vectors))
 
         def program():
@@ -320,7 +320,7 @@ class TestStops:
 
     def test_a_forced_beginning_is_continued(self, tiny):
         backbone = tiny.backbones[tiny.model]
-        prompt = conversation(tiny.request("the sea").messages, Prompt(), backbone.tokenizer, "is wide")
+        prompt = conversation(tiny.request("the sea").messages, (), backbone.tokenizer, "is wide")
         assert prompt.endswith("<|assistant|>is wide")
         with_prefill = tiny.generate("the sea", max_tokens=5, prefill="is wide")
         assert with_prefill.prompt_tokens == len(backbone.encode(prompt))
@@ -420,7 +420,7 @@ def test_a_template_without_system_role_folds_the_tiers_into_the_user_turn(tmp_p
     folder = make_model(tmp_path / "gemma", "gemma2", NO_SYSTEM)
     with Fader(load(str(folder))) as fader:
         backbone = fader.backbones[fader.model]
-        text = conversation(fader.request("the sea").messages, Prompt(provider=("be brief",)), backbone.tokenizer)
+        text = conversation(fader.request("the sea").messages, (Prompt(provider=("be brief",)),), backbone.tokenizer)
         assert text.startswith("<|user|><System Info>")
         assert text.endswith("the sea<|end|><|assistant|>")
         assert fader.generate("the sea", max_tokens=3, alignment={"prompt": {"provider": "be brief"}}).text is not None

@@ -9,7 +9,7 @@ ASK = (Message(role="user", content="the sea"),)
 
 def test_empty_prompt_is_off():
     assert render(Prompt()) == ""
-    assert conversation(ASK, Prompt(), tokenizer()) == "<|user|>the sea<|end|><|assistant|>"
+    assert conversation(ASK, (), tokenizer()) == "<|user|>the sea<|end|><|assistant|>"
 
 
 def test_meta_has_the_two_tiers_and_the_conflict_rule():
@@ -31,7 +31,7 @@ def test_renderings_say_the_same_preferences():
 
 def test_the_requests_own_system_message_comes_first():
     messages = (Message(role="system", content="You are Ada."), *ASK)
-    text = conversation(messages, Prompt(user=("Be brief.",), rendering="system"), tokenizer())
+    text = conversation(messages, (Prompt(user=("Be brief.",), rendering="system"),), tokenizer())
     assert text == "<|system|>You are Ada.\n\nBe brief.<|end|><|user|>the sea<|end|><|assistant|>"
 
 
@@ -41,9 +41,9 @@ def test_without_a_system_role_the_tiers_go_into_the_last_user_turn(turns):
     assert not has_system_role(words)
     assert has_system_role(tokenizer())
     messages = ASK if turns == 1 else (*ASK, Message(role="assistant", content="yes"), Message(role="user", content="and you"))
-    text = conversation(messages, Prompt(user=("Be brief.",), rendering="system"), words)
+    text = conversation(messages, (Prompt(user=("Be brief.",), rendering="system"),), words)
     assert text.endswith(f"<|user|>Be brief.\n\n{messages[-1].content}<|end|><|assistant|>")
 
 
 def test_without_a_template_paragraphs_are_read():
-    assert conversation(ASK, Prompt(user=("Be brief.",), rendering="system"), tokenizer(None), "It") == "Be brief.\n\nthe sea\n\nIt"
+    assert conversation(ASK, (Prompt(user=("Be brief.",), rendering="system"),), tokenizer(None), "It") == "Be brief.\n\nthe sea\n\nIt"

@@ -18,6 +18,8 @@ from fader.request import Alignment, Request, Sampling, json_schema, load_alignm
         ({"messages": "x", "alignment": {"guides": [{"kind": "magic"}]}}, "alignment.guides.0: "),
         ({"messages": "x", "alignment": {"guides": [{"kind": "contrast", "principle": "p", "weight": "much"}]}}, "weight: "),
         ({"messages": "x", "alignment": {"guides": [{"kind": "personalized", "principle": "p"}]}}, "give `vectors` or `model`"),
+        ({"messages": "x", "alignment": {"guides": [{"kind": "personalized", "principle": "p", "model": "m"}]}}, "would be its own reference"),
+        ({"messages": "x", "alignment": "a" * 5000}, "neither JSON, nor a file, nor a profile"),
         ({"messages": "x", "alignment": {"guides": [{"kind": "mix", "components": [{"policy": {}, "weight": 0.5}]}]}}, "add up to 1, got 0.5"),
         ({"messages": "x", "sampling": {"n": 0}}, "sampling.n: Input should be greater than or equal to 1 (got 0)"),
         ({"messages": "x", "sampling": {"stop": [""]}}, "sampling.stop.0: must not be empty"),

@@ -8,15 +8,23 @@ attention and by ours, and the two must agree.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from fader.engine import attention, builtin
@@ -47,6 +55,7 @@ class Backbone:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         config = model.config.get_text_config()
+        _refuse_by_config(name, config)
         self.max_length: int = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**20
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         self.end_tokens = _end_tokens(model, tokenizer)
@@ -107,8 +116,8 @@ class Backbone:
         ids = _probe_ids(self.vocabulary)
         self.pool.reserve(2, PROBE)
         try:
-            whole = self.forward([Segment(Strand(self.pool), 0, ids, PROBE, ())])[0]
-            strand = Strand(self.pool)
+            whole = self.forward([Segment(Strand(self.pool, self.pool.take()), 0, ids, PROBE, ())])[0]
+            strand = Strand(self.pool, self.pool.take())
             steps = [self.forward([Segment(strand, 0, ids[:3], 3, ())])[0]]
             steps += [self.forward([Segment(strand, place, ids[place : place + 1], 1, ())])[0] for place in range(3, PROBE)]
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -194,6 +203,16 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _refuse_by_config(name: str, config: PreTrainedConfig) -> None:
+    """Raises ValueError for what a short text would not show: positions that depend on the longest row, chunked attention."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {rope.get("rope_type")} | {value.get("rope_type") for value in rope.values() if isinstance(value, dict)}
+    if kinds & {"dynamic", "longrope"}:
+        raise ValueError(f"model: {name} scales its positions by the length of the text ({kinds & {'dynamic', 'longrope'}}); not supported")
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        raise ValueError(f"model: {name} has chunked attention; not supported")
+
+
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """All tokens that end an answer: the generation config's, the model config's and the tokenizer's."""
     found: set[int] = set()
@@ -259,4 +278,4 @@ def _spare_bytes(device: torch.device) -> int:
     """A quarter of the memory that is free: what keys and values may take unless a budget is given."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) * 3 // 4
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    return int(psutil.virtual_memory().available) // 4

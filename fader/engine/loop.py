@@ -233,10 +233,15 @@ class Engine:
                 self._drop_cancelled()
                 if closed:
                     return
-                self._admit()
-                self._score()
-                for name in self.backbones:
-                    self._forward(name)
+                try:
+                    self._admit()
+                    self._score()
+                    for name in self.backbones:
+                        self._forward(name)
+                except Exception as error:  # a fault of ours: whoever waits is told, and the engine lives
+                    logging.getLogger("fader").exception("the engine failed")
+                    for job in list(self._live):
+                        self._end(job, None, error)
 
     def _drop_cancelled(self) -> None:
         for job in [job for job in self._live if job.cancelled]:
@@ -283,16 +288,24 @@ class Engine:
             job.asks = asked if isinstance(asked, list) else [asked]
             job.answers = [None] * len(job.asks)
             job.missing = 0
-            for index, ask in enumerate(job.asks):
-                if isinstance(ask, Emit):
-                    job.on_item(ask.item)
-                elif isinstance(ask, Score):
-                    job.missing += 1
-                else:
-                    self._queue_rows(job, index, ask)
+            try:
+                for index, ask in enumerate(job.asks):
+                    self._take_up(job, index, ask)
+            except Exception as error:
+                return self._end(job, None, error)
             if job.missing:
                 return None
             answer = job.answers[0] if job.single else job.answers
+
+    def _take_up(self, job: Job, index: int, ask: Ask) -> None:
+        if isinstance(ask, Emit):
+            job.on_item(ask.item)
+        elif isinstance(ask, Score):
+            job.missing += 1
+        elif isinstance(ask, (Next, Trace)) and ask.policy.backbone in job.needs:
+            self._queue_rows(job, index, ask)
+        else:
+            raise ValueError(f"a program asked for {ask!r}; it may ask Next or Trace of the backbones in its needs, Score, or Emit")
 
     def _queue_rows(self, job: Job, index: int, ask: Next | Trace) -> None:
         prefixes = ask.prefixes if isinstance(ask, Next) else [ask.prefix]
@@ -335,6 +348,8 @@ class Engine:
                     self._end(job, None, error)
                 continue
             for job, index, ask in mine:
+                if job not in self._live:
+                    continue
                 job.answers[index] = [scores.popleft() for _ in ask.texts]
                 job.usage.reward_calls += len(ask.texts)
                 job.missing -= 1
@@ -361,9 +376,13 @@ class Engine:
 
     def _pick(self, queue: dict[tuple[Policy, Prefix, int], _Row], backbone: Backbone) -> list[tuple[_Row, Segment]]:
         """The rows to read next, and how much of each, within the token budget."""
-        for row in queue.values():
+        for row in list(queue.values()):
             if row.strand is None:
-                row.strand, row.done = attach(backbone.pool, row.policy, row.prefix, row.keep)
+                try:
+                    row.strand, row.done = attach(backbone.pool, row.policy, row.prefix, row.keep)
+                except MemoryError as error:
+                    for job in list(row.jobs):
+                        self._end(job, None, error)
         picked: list[tuple[_Row, Segment]] = []
         budget = self.token_budget
         for row in sorted(queue.values(), key=lambda row: row.total - row.done > 1):  # stable: first come, first served

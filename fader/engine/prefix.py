@@ -85,9 +85,9 @@ class Prefix:
 class Strand:
     """One slot of KV memory, written along one line of prefixes."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, slot: int) -> None:
         self.pool = pool
-        self.slot = pool.take()
+        self.slot = slot
         self._owners: list[tuple[weakref.ref[Prefix], int]] = []  # growing lengths, the longest last
 
     def claim(self, prefix: Prefix, length: int) -> None:
@@ -112,7 +112,7 @@ def attach(pool: Pool, policy: Policy, prefix: Prefix, wanted: int) -> tuple[Str
     total = len(policy.prompt) + prefix.length
     node = next((node for node in prefix.line() if policy in node.memo), None)
     if node is None:
-        strand = Strand(pool)
+        strand = Strand(pool, pool.take())
         strand.claim(prefix, total)
         return strand, 0
     strand = node.memo[policy]
@@ -190,7 +190,7 @@ class Pool:
 
     def fork(self, strand: Strand, length: int) -> Strand:
         """A new strand with the first `length` positions of `strand`."""
-        copy = Strand(self)
+        copy = Strand(self, self.take())
         for memory in (self.keys, self.values):
             memory[:, copy.slot, :, :length] = memory[:, strand.slot, :, :length]
         return copy

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -100,13 +100,17 @@ def _plausible(plausible: Plausible | None, base: Tensor, policy: Tensor) -> Ten
     return truncate(judge, plausible.top_k, plausible.top_p, plausible.min_p) > float("-inf")
 
 
-Resolve = Callable[[PolicySpec], Policy]
-"""Turns what a request says of a policy into one: fields left out are as in the request."""
+class Resolve(Protocol):
+    """Turns what a request says of a policy into one: fields left out are as in the request. `told` is said beside its prompt."""
+
+    def __call__(self, spec: PolicySpec, told: Prompt = ...) -> Policy:
+        """The policy."""
 
 
 def _contrast(guide: Contrast, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
-    reference = PolicySpec() if guide.against is None else _told(guide.against, guide.rendering)
-    return [(guide.weight, resolve(_told(guide.principle, guide.rendering)), resolve(reference))]
+    request = PolicySpec()
+    reference = resolve(request) if guide.against is None else resolve(request, _told(guide.against, guide.rendering))
+    return [(guide.weight, resolve(request, _told(guide.principle, guide.rendering)), reference)]
 
 
 def _realign(guide: Realign, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
@@ -118,9 +122,9 @@ def _mix(guide: Mix, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
 
 
 def _personalized(guide: Personalized, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
-    told = _told(guide.principle, guide.rendering).model_copy(update={"model": guide.model})
-    policy = resolve(told.model_copy(update={"vectors": guide.vectors}))
-    reference = resolve(told.model_copy(update={"vectors": {}})) if guide.reference == "own" else resolve(PolicySpec())
+    told = _told(guide.principle, guide.rendering)
+    policy = resolve(PolicySpec(model=guide.model, vectors=guide.vectors), told)
+    reference = resolve(PolicySpec(model=guide.model, vectors={}), told) if guide.reference == "own" else resolve(PolicySpec())
     return [(guide.weight, policy, reference)]
 
 
@@ -155,5 +159,5 @@ def terms(guides: Sequence[Guide], resolve: Resolve) -> tuple[Term, ...]:
     return tuple(found)
 
 
-def _told(principle: str, rendering: Rendering) -> PolicySpec:
-    return PolicySpec(prompt=Prompt(user=(principle,), rendering=rendering))
+def _told(principle: str, rendering: Rendering) -> Prompt:
+    return Prompt(user=(principle,), rendering=rendering)

@@ -31,14 +31,13 @@ def render(prompt: Prompt) -> str:
     return {"meta": _meta, "system": _system, "principle": _principle}[prompt.rendering](prompt)
 
 
-def conversation(messages: Sequence[Message], prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prefill: str | None = None) -> str:
-    """The text that the model reads: the messages under `prompt`, in the model's chat template, ready for the assistant to answer.
+def conversation(messages: Sequence[Message], prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, prefill: str | None = None) -> str:
+    """The text that the model reads: the messages under the prompts, in the model's chat template, ready for the assistant to answer.
 
     Where the template has no system role, system text goes above the last user turn; a model without a template reads plain paragraphs.
     """
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    above = render(prompt)
-    if above:
+    if above := "\n\n".join(render(prompt) for prompt in prompts if not prompt.empty):
         if turns[0]["role"] == "system":
             turns[0] = {"role": "system", "content": f"{turns[0]['content']}\n\n{above}"}
         else:

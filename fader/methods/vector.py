@@ -144,6 +144,8 @@ class Vector:
         ):
             if config.get(key) not in harmless:
                 raise ValueError(f"{folder / CONFIG}: {key} is {config[key]!r}, which a low-rank vector cannot express; train without it")
+        if str(start := config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq")):
+            raise ValueError(f"{folder / CONFIG}: init_lora_weights is {start!r}, which also changes the base; convert it to a plain LoRA with PEFT")
         try:
             tensors = load_file(folder / WEIGHTS)
         except FileNotFoundError:

@@ -1,0 +1,46 @@
+"""Docs cannot lie: option tables list the schema, the file map lists the files, commands exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fader import request
+from fader.cli import app, vectors_app
+
+ROOT = Path(__file__).parent.parent
+
+
+def schema_classes():
+    found = {name: value for name, value in vars(request).items() if isinstance(value, type) and issubclass(value, request.Frozen)}
+    return {name: value for name, value in found.items() if value.model_fields and not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", schema_classes())
+def test_every_field_is_documented(name):
+    text = (ROOT / "docs" / "request.md").read_text()
+    section = re.search(rf"^#+ `{name}`$(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert section, f"docs/request.md has no section on {name}"
+    listed = set(re.findall(r"^\| `(\w+)`", section[1], re.MULTILINE))
+    assert listed == set(schema_classes()[name].model_fields)
+
+
+def test_the_readme_lists_every_module():
+    listed = set(re.findall(r"^\| `(fader/[\w/]+\.py)`", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert listed == {str(file.relative_to(ROOT)) for file in ROOT.glob("fader/**/*.py") if file.name != "__init__.py"}
+
+
+def test_commands_that_the_docs_name_exist():
+    commands = {info.name or info.callback.__name__ for info in app.registered_commands} | {"vectors"}
+    of_vectors = {info.name or info.callback.__name__ for info in vectors_app.registered_commands}
+    for file in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        for block in re.findall(r"```(?:console|sh|bash)\n(.*?)```", file.read_text(), re.DOTALL):
+            for command, second in re.findall(r"\bfader (\w+) ?(\w*)", block):
+                assert command in commands, f"{file.name}: fader {command}"
+                assert command != "vectors" or second in of_vectors, f"{file.name}: fader vectors {second}"
+
+
+def test_links_lead_somewhere():
+    for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text()):
+            assert (file.parent / target).exists(), f"{file.name}: {target}"
