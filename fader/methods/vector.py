@@ -182,10 +182,15 @@ class Vector:
                 )
 
 
+def user_folder() -> Path:
+    """The user's own vectors."""
+    return Path(user_data_path("fader")) / "vectors"
+
+
 def folders() -> list[Path]:
     """Where named vectors are looked for: FADER_VECTORS, the project's folder, the user's, and the starter set."""
     given = [Path(part) for part in os.environ.get("FADER_VECTORS", "").split(os.pathsep) if part]
-    return [*given, Path(".fader/vectors"), user_data_path("fader") / "vectors", Path(__file__).parent.parent / "starter" / "vectors"]
+    return [*given, Path(".fader/vectors"), user_folder(), Path(__file__).parent.parent / "starter" / "vectors"]
 
 
 def available() -> dict[str, Path]:
