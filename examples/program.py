@@ -4,8 +4,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from fader import Fader
-from fader.engine.loop import Job, Next, Program
+from fader.engine.loop import Job
 from fader.engine.prefix import Policy, Prefix
+from fader.engine.program import Next, Program
 
 
 def lookahead(policy: Policy, prefix: Prefix, width: int, length: int) -> Program:

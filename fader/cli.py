@@ -18,6 +18,8 @@ from fader import Fader, Result
 from fader.engine import builtin
 from fader.methods.vector import available, find, folders, user_folder
 from fader.request import json_schema, load_alignment, profile_folders, profiles
+from fader.training.data import json_rows, read_pairs
+from fader.training.data import split as of_split
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help="A mixing desk for language models.")
 vectors_app = typer.Typer(no_args_is_help=True, help="Alignment vectors: list and inspect.")
@@ -120,10 +122,7 @@ def models(fetch: Annotated[bool, typer.Option(help="Fetch the built-in model if
     if fetch:
         builtin.fetch()
     row = {"name": builtin.NAME, "path": str(builtin.path()), "fetched": builtin.fetched()}
-    if as_json:
-        _print_json(row)
-    else:
-        _table("Models", [row])
+    _show("Models", [row], as_json)
 
 
 @app.command(
@@ -137,13 +136,7 @@ def list_profiles(as_json: AsJson = False) -> None:
             rows.append({"name": name, "file": str(file), "alignment": load_alignment(name).model_dump(mode="json", exclude_defaults=True)})
         except ValueError as error:
             rows.append({"name": name, "file": str(file), "error": str(error)})
-    if as_json:
-        for row in rows:
-            _print_json(row)
-    elif rows:
-        _table("Profiles", rows)
-    else:
-        screen.print(f"No profiles yet; put YAML files into {' or '.join(str(folder) for folder in profile_folders())}")
+    _show("Profiles", rows, as_json, f"No profiles yet; put YAML files into {' or '.join(map(str, profile_folders()))}")
 
 
 @app.command(epilog="Example: `fader schema > request.schema.json`")
@@ -191,8 +184,6 @@ def train_vector_command(
         from fader.training.vector import Recipe, train_vector
     except ModuleNotFoundError as error:
         raise ValueError(f"training needs {error.name}: pip install 'fader[train]'") from error
-    from fader.training.data import read_pairs
-    from fader.training.data import split as of_split
 
     pairs = read_pairs(data)
     pairs = of_split(pairs, split) if split else pairs
@@ -210,13 +201,7 @@ def train_vector_command(
 def list_vectors(as_json: AsJson = False) -> None:
     """The vectors that can be asked for by name."""
     rows = [{"name": name, "folder": str(folder)} for name, folder in available().items()]
-    if as_json:
-        for row in rows:
-            _print_json(row)
-    elif rows:
-        _table("Vectors", rows)
-    else:
-        screen.print(f"No vectors yet; put PEFT LoRA folders into one of {', '.join(str(folder) for folder in folders())}")
+    _show("Vectors", rows, as_json, f"No vectors yet; put PEFT LoRA folders into one of {', '.join(map(str, folders()))}")
 
 
 @vectors_app.command(epilog="Example: `fader vectors inspect ./my-lora --json`")
@@ -238,15 +223,7 @@ def _rows(source: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
     if source is None:
         return
     text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-    for place, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{source}:{place}: not valid JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{source}:{place}: must be a JSON object (got {type(row).__name__})")
-            yield place, row
+    yield from json_rows(text.splitlines(), source)
 
 
 def _ask() -> str:
@@ -259,6 +236,17 @@ def _ask() -> str:
 def _print_json(row: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()
+
+
+def _show(title: str, rows: list[dict[str, Any]], as_json: bool, empty: str = "") -> None:
+    """Rows as JSON lines or as a table; for people, `empty` where there are none."""
+    if as_json:
+        for row in rows:
+            _print_json(row)
+    elif rows:
+        _table(title, rows)
+    else:
+        screen.print(empty)
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> None:

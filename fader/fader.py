@@ -20,8 +20,9 @@ from typing import Any
 
 from fader.engine import builtin
 from fader.engine.backbone import Backbone, load
-from fader.engine.loop import Cancelled, Engine, Job, Program, Usage, together
+from fader.engine.loop import Cancelled, Engine, Job, Usage
 from fader.engine.prefix import Policy, Prefix
+from fader.engine.program import Program, together
 from fader.methods.decode import Answer, Chunk, Task, TokenLogprob, decode, token_logprob
 from fader.methods.guidance import Aligned, terms, trace
 from fader.methods.prompt import conversation

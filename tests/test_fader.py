@@ -7,8 +7,9 @@ import pytest
 from conftest import make_model
 
 from fader import Cancelled, Fader, Request
-from fader.engine.loop import Emit, Job, Next, Score
+from fader.engine.loop import Job
 from fader.engine.prefix import Policy, Prefix
+from fader.engine.program import Emit, Next, Score
 
 
 def test_asyncio_gives_the_same_answers(tiny):

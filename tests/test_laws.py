@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from fader import Cancelled, Fader, Vector, load
-from fader.engine.loop import Next, Trace
 from fader.engine.prefix import Policy, Prefix
+from fader.engine.program import Next, Trace
 from fader.methods.prompt import conversation
 from fader.request import Prompt
 

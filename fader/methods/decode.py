@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fader.engine.loop import Emit, Program
 from fader.engine.prefix import Prefix
+from fader.engine.program import Emit, Program
 from fader.engine.sampling import draw, uniform
 from fader.methods.guidance import Aligned, Reading, read
 from fader.request import Sampling

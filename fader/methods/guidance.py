@@ -25,8 +25,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fader.engine.loop import Next, Program, Trace
 from fader.engine.prefix import Policy, Prefix
+from fader.engine.program import Next, Program, Trace
 from fader.engine.sampling import truncate
 from fader.request import Contrast, Guide, Mix, Personalized, Plausible, PolicySpec, Prompt, Proxy, Ratio, Realign, Rendering
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fader.engine.loop import Reward
+from fader.engine.program import Reward
 from fader.request import KeywordsSpec, LengthSpec, RewardSpec
 
 

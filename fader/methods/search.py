@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fader.engine.loop import Emit, Program, Reward, Score, together
 from fader.engine.prefix import Prefix
+from fader.engine.program import Emit, Program, Reward, Score, together
 from fader.methods.decode import Answer, Chunk, Task, decode, quiet
 from fader.methods.guidance import Aligned
 

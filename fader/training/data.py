@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -86,21 +86,25 @@ def read_rows(file: Path | str) -> list[tuple[int, dict[str, Any]]]:
     """The records of a JSONL or JSONL.gz file, each with its line number. Raises ValueError for a line that is no JSON object."""
     path = Path(file)
     opener = gzip.open if path.suffix == ".gz" else open
-    rows = []
     with opener(path, "rt", encoding="utf-8") as stream:
-        for place, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}:{place}: not valid JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{file}:{place}: must be a JSON object (got {type(row).__name__})")
-            rows.append((place, row))
+        rows = list(json_rows(stream, str(file)))
     if not rows:
         raise ValueError(f"{file}: no records")
     return rows
+
+
+def json_rows(lines: Iterable[str], source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of some lines, with their line numbers; blank lines are passed over. `source` names them in errors."""
+    for place, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{source}:{place}: not valid JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{source}:{place}: must be a JSON object (got {type(row).__name__})")
+        yield place, row
 
 
 def split(items: Sequence[Any], name: str) -> list[Any]:
