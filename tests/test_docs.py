@@ -31,12 +31,13 @@ def test_the_readme_lists_every_module():
 
 
 def test_commands_that_the_docs_name_exist():
-    commands = {info.name or info.callback.__name__ for info in app.registered_commands} | {"vectors"}
+    commands = {info.name or info.callback.__name__ for info in app.registered_commands} | {"vectors", "train"}
     of_vectors = {info.name or info.callback.__name__ for info in vectors_app.registered_commands}
     for file in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
         for block in re.findall(r"```(?:console|sh|bash)\n(.*?)```", file.read_text(), re.DOTALL):
             for command, second in re.findall(r"\bfader (\w+) ?(\w*)", block):
                 assert command in commands, f"{file.name}: fader {command}"
+                assert command != "train" or second == "vector"
                 assert command != "vectors" or second in of_vectors, f"{file.name}: fader vectors {second}"
 
 
