@@ -1,0 +1,20 @@
+"""The command line: one short function per command. Bad input ends with one clear message on standard error and exit status 2."""
+
+import sys
+
+import typer
+
+from fader.cli import train, vectors
+from fader.cli.answers import app
+
+app.add_typer(vectors.app, name="vectors")
+app.add_typer(train.app, name="train")
+
+
+def main() -> None:
+    """Entry point: runs a command; turns bad input into one message and exit status 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,61 @@
+"""What all commands share: their options, and how rows are shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fader.training.data import json_rows
+
+screen = Console()
+
+Model = Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or hub id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+Align = Annotated[str | None, typer.Option(help="An alignment: JSON text, a YAML or JSON file, or a profile's name.")]
+Input = Annotated[str | None, typer.Option("--input", help="JSONL file, or - for standard input.")]
+
+
+def commands(help: str) -> typer.Typer:
+    """A group of commands."""
+    return typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=help)
+
+
+def rows(source: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a JSONL file or of standard input, with their line numbers."""
+    if source is None:
+        return
+    text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    yield from json_rows(text.splitlines(), source)
+
+
+def print_json(row: dict[str, Any]) -> None:
+    """One line of JSON."""
+    sys.stdout.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def show(title: str, rows: list[dict[str, Any]], as_json: bool, empty: str = "") -> None:
+    """Rows as JSON lines or as a table; for people, `empty` where there are none."""
+    if as_json:
+        for row in rows:
+            print_json(row)
+    elif rows:
+        table(title, rows)
+    else:
+        screen.print(empty)
+
+
+def table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Rows as a table; a column for every key."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    drawn = Table(*columns, title=title)
+    for row in rows:
+        drawn.add_row(*(str(row.get(column, "")) for column in columns))
+    screen.print(drawn)
