@@ -3,13 +3,17 @@
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from fader import Vector
 from fader.cli import main
 
 
@@ -56,6 +60,17 @@ def rows(done: Done) -> list[dict]:
         (["generate", "x", "--max-tokens", "100000"], "reads at most 8192"),
         (["generate", "x", "--temperature", "nan"], "sampling.temperature"),
         (["vectors", "inspect", "nope"], "no such vector"),
+        (["vectors", "inspect", "medical", "--picture", "norms.pdf"], "must end with .png"),
+        (["vectors", "extract", "nowhere", "--name", "x", "--out", "x"], "nowhere is no folder with a config.json"),
+        (["vectors", "extract", "nowhere", "--name", "../x"], "--name: '../x' must be letters"),
+        (["vectors", "compress", "medical", "--name", "x", "--out", "x"], "nothing to do; give --rank"),
+        (["vectors", "compress", "medical", "--name", "x", "--out", "x", "--rank", "0"], "rank: 0 must be at least 1"),
+        (["vectors", "compress", "medical", "--name", "x", "--out", ".", "--rank", "1"], "--out: . is there already"),
+        (["vectors", "negate", "nope", "--name", "x", "--out", "x"], "no such vector"),
+        (["vectors", "transfer", "medical", "--onto", "smollm2-135m", "--name", "x", "--out", "x"], "is the model that medical belongs to"),
+        (["vectors", "merge", "medical", "--out", "x"], "'medical' does not end with = and a number"),
+        (["vectors", "merge", "medical=much", "--out", "x"], "'medical=much' does not end with = and a number"),
+        (["vectors", "merge", "nope=1", "--out", "x"], "nope: no such vector"),
         (["bench", "nope"], "no benchmark 'nope'; known: decode, guide, knob, vectors"),
         (["score", "--input", "-"], "has no lines"),
     ],
@@ -130,8 +145,78 @@ def test_chat_talks_and_changes_its_alignment():
     assert done.stdout.count("> ") == 5
 
 
+@pytest.fixture(scope="module")
+def files(tiny_folder, tmp_path_factory):
+    """A folder with a tiny base and an aligned copy of it."""
+    folder = tmp_path_factory.mktemp("files")
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "v_proj" in name or name == "model.norm.weight":
+                weight += 0.1 * torch.randn(weight.shape, generator=noise)
+    model.save_pretrained(folder / "aligned")
+    shutil.copytree(tiny_folder, folder / "base")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_folder / file, folder / "aligned" / file)
+    return folder
+
+
+def test_vectors_on_files(files):
+    """Extract, compress, negate, inspect, merge and transfer, one after the other."""
+    whole = rows(run("vectors", "extract", "aligned", "--base", "base", "--name", "mine", "--out", "mine", "--json", cwd=files))[0]
+    assert whole["name"] == Vector.load(files / "mine").name == "mine"
+    assert whole["rank"] == 32
+    assert whole["error"] < 1e-5
+    assert [warning for warning in whole["warnings"] if "model.norm.weight" in warning]
+    small = rows(run("vectors", "compress", "mine", "--rank", "4", "--name", "small", "--out", "small", "--json", cwd=files))[0]
+    assert small["rank"] == 4
+    assert small["error"] == pytest.approx((1 - (small["norm"] / whole["norm"]) ** 2) ** 0.5, rel=1e-4)
+    assert {row["rank"] for row in small["cut"].values()} == {4}
+    few = rows(run("vectors", "compress", "mine", "--layers", "0.5", "--name", "few", "--out", "few", "--json", cwd=files))[0]
+    assert few["layers"] == 2
+    assert "1 layers dropped" in few["warnings"][0]
+    rows(run("vectors", "negate", "small", "--name", "less", "--out", "less", "--json", cwd=files))
+    found = rows(run("vectors", "inspect", "less", "--against", "mine", "--against", "small", "--picture", "a.png", "--json", cwd=files))[0]
+    assert found["cosines"]["small"] == pytest.approx(-1)
+    assert found["cosines"]["mine"] == pytest.approx(-small["norm"] / whole["norm"], rel=1e-4)
+    assert found["layers"].keys() == {"0", "1", "2"}
+    assert found["kinds"] == {"self_attn.v_proj": pytest.approx(found["norm"])}
+    assert found["norm"] == pytest.approx(sum(norm * norm for norm in found["norms"].values()) ** 0.5)
+    assert (files / "a.png").read_bytes().startswith(b"\x89PNG")
+    merged = rows(run("vectors", "merge", "mine=1", "small=1", "less=1", "--base", "base", "--out", "merged", "--json", cwd=files))[0]
+    assert merged["vectors"] == [["mine", 1.0], ["small", 1.0], ["less", 1.0]]
+    one, two = (AutoModelForCausalLM.from_pretrained(files / name).state_dict() for name in ("merged", "aligned"))
+    torch.testing.assert_close(one["model.layers.0.self_attn.v_proj.weight"], two["model.layers.0.self_attn.v_proj.weight"])
+    moved = rows(run("vectors", "transfer", "small", "--onto", "aligned", "--name", "moved", "--out", "moved", "--json", cwd=files))[0]
+    assert len(moved["warnings"]) == 1  # the base is found by the card
+    assert moved["moved"]["model.layers.0.self_attn.v_proj"]["cosine"] > 0.3
+    assert moved["moved"] == Vector.load(files / "moved").card["transferred_from"]["moved"]
+    assert {path.name for path in files.iterdir()} == {*("base", "aligned", "mine", "small", "few", "less", "merged", "moved"), "a.png"}
+
+
+def test_vectors_on_files_for_people(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("fader.cli.vectors.user_folder", lambda: tmp_path / "user")
+    done = run("vectors", "extract", "aligned", "--base", "base", "--name", "mine", "--energy", "0.5", cwd=files)
+    assert done.returncode == 0
+    assert "v_proj" in done.stdout
+    assert "warning: not carried, since it is no linear layer of its own: model.norm.weight" in done.stderr
+    assert Vector.load(tmp_path / "user" / "mine").rank < 32
+    moved = run("vectors", "transfer", str(tmp_path / "user" / "mine"), "--onto", "aligned", "--base", "base", "--name", "there", cwd=files)
+    assert "cosine" in moved.stdout
+    assert "warning: aligned has fingerprint" in moved.stderr
+    again = run("vectors", "extract", "aligned", "--base", "base", "--name", "mine", cwd=files)
+    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    shown = run("vectors", "inspect", str(tmp_path / "user" / "mine"), "--against", str(tmp_path / "user" / "mine"))
+    assert "v_proj" in shown.stdout
+    assert "1.0000" in shown.stdout
+
+
+VECTOR_COMMANDS = ("list", "inspect", "extract", "merge", "compress", "negate", "transfer")
+
+
 @pytest.mark.parametrize(
-    "command", [["generate"], ["score"], ["chat"], ["models"], ["profiles"], ["schema"], ["bench"], ["vectors", "list"], ["vectors", "inspect"]]
+    "command", [["generate"], ["score"], ["chat"], ["models"], ["profiles"], ["schema"], ["bench"], *(["vectors", name] for name in VECTOR_COMMANDS)]
 )
 def test_help_has_an_example(command):
     done = run(*command, "--help")

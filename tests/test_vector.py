@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fader import Fader, Vector, load
-from fader.methods.vector import CARD, CONFIG, WEIGHTS, available, find
+from fader.methods.vector import CARD, CONFIG, WEIGHTS, available, compress, find, project_out, sparsify
 
 
 def vector(name: str, seed: int, rank: int = 3, modules: tuple[str, ...] = ("a", "b")) -> Vector:
@@ -63,6 +63,134 @@ def test_save_load_equal(tmp_path):
     vector("a", 3).save(tmp_path / "v")
     assert close(Vector.load(tmp_path / "v"), vector("a", 3))
     assert [path.name for path in tmp_path.iterdir()] == ["v"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 99), rank=st.integers(1, 9))
+def test_compress_is_the_truncated_svd(seed, rank):
+    a = vector("a", seed, rank=4) + vector("b", seed + 100, rank=5, modules=("b", "c"))
+    small, kept = compress(a, rank=rank)
+    assert kept.keys() == small.factors.keys() == a.factors.keys()
+    for module, row in kept.items():
+        dense = a.delta(module).double()
+        u, singular, v = torch.linalg.svd(dense, full_matrices=False)
+        best = u[:, :rank] * singular[:rank] @ v[:rank]
+        torch.testing.assert_close(small.delta(module).double(), best, atol=1e-5, rtol=1e-5)
+        assert row.rank == small.factors[module][0].shape[0] == min(rank, int((singular > 1e-5).sum()))
+        assert row.error == pytest.approx(float((dense - best).norm() / dense.norm()), abs=1e-5)
+        assert row.norm == pytest.approx(float(best.norm()), rel=1e-5)
+        assert row.before == pytest.approx(float(dense.norm()), rel=1e-5)
+    assert small.card["layers"]["b"]["rank"] == kept["b"].rank
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 99), energy=st.floats(0.05, 0.9999))
+def test_compress_keeps_the_least_rank_that_holds_the_energy(seed, energy):
+    a = vector("a", seed, rank=5)
+    for module, row in compress(a, energy=energy)[1].items():
+        held = torch.linalg.svdvals(a.delta(module).double()).square().cumsum(0)
+        least = int((held / held[-1] < energy).sum()) + 1
+        assert row.rank == least
+        assert 1 - row.error**2 >= energy - 1e-6
+    assert max(row.rank for row in compress(a, rank=2, energy=energy)[1].values()) <= 2
+
+
+def test_compress_drops_empty_ranks_and_nothing_else():
+    a, b = vector("a", 1), vector("b", 2, rank=2, modules=("b", "c"))
+    again, kept = compress(a + b - b)
+    assert again.factors.keys() == {"a", "b"}
+    assert {row.rank for row in kept.values()} == {3}
+    assert close(again, a)
+    assert all(new is old for new, old in zip(compress(a)[0].factors["a"], a.factors["a"], strict=True))
+    assert compress(a - a)[0].factors == {}
+    with pytest.raises(ValueError, match="rank: 0 must be at least 1"):
+        compress(a, rank=0)
+    for energy in (0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"energy: .* must be above 0 and at most 1"):
+            compress(a, energy=energy)
+
+
+def test_compress_keeps_the_dtype_and_says_what_it_costs():
+    rough = Vector("a", {m: (down.bfloat16(), up.bfloat16()) for m, (down, up) in vector("a", 1, rank=4).factors.items()})
+    doubled = rough + rough
+    small, kept = compress(doubled)
+    for module, row in kept.items():
+        assert small.factors[module][0].dtype == torch.bfloat16
+        assert row.rank == 4
+        missing = (doubled.delta(module) - small.delta(module)).norm() / doubled.delta(module).norm()
+        assert row.error == pytest.approx(float(missing), rel=1e-3)
+        assert 0 < row.error < 0.02
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 99), copies=st.just(0.0) | st.floats(0.01, 3))
+def test_project_out_leaves_what_is_orthogonal(seed, copies):
+    a = vector("a", seed)
+    others = [vector("b", seed + 100, rank=2), vector("c", seed + 200, modules=("b", "c"))]
+    others.append(copies * others[0] + others[1])  # dependent where both are there
+    others.append(0 * others[0])
+    left = project_out(a, others)
+    for module in ("a", "b"):
+        spanned = torch.stack([other.delta(module).flatten() for other in others if module in other.factors]).double()
+        was, now = a.delta(module).flatten().double(), left.delta(module).flatten().double()
+        assert (spanned @ now).abs().max() < 1e-3 * (1 + spanned.norm())
+        weights = torch.linalg.lstsq(spanned.T, was[:, None], rcond=1e-5, driver="gelsd").solution
+        torch.testing.assert_close(now, was - (spanned.T @ weights)[:, 0], atol=1e-3, rtol=1e-3)
+    assert close(project_out(left, others), left)
+
+
+def test_project_out_of_itself_is_zero_and_of_nothing_is_the_same():
+    a, b = vector("a", 1), vector("b", 2)
+    assert project_out(a, []).factors == a.factors
+    assert project_out(a, [2 * a]).norm() < 1e-4
+    assert abs(project_out(a, [b]).cosine(b)) < 1e-6
+    wrong = Vector("w", {"a": (torch.zeros(1, 7), torch.zeros(5, 1))})
+    with pytest.raises(ValueError, match="different shapes in layer a"):
+        project_out(a, [wrong])
+    with pytest.raises(ValueError, match="different shapes in layer a"):
+        a.cosine(wrong)
+    with pytest.raises(ValueError, match="belong to different models"):
+        project_out(Vector("a", a.factors, "x"), [Vector("b", b.factors, "y")])
+
+
+@settings(max_examples=30, deadline=None)
+@given(share=st.floats(0.01, 1), seed=st.integers(0, 99))
+def test_sparsify_keeps_the_fewest_largest_layers(share, seed):
+    parts = [(i + 1) * vector(m, seed + i, modules=(m,)) for i, m in enumerate("abcd")]
+    whole = sum(parts[1:], parts[0])
+    kept = sparsify(whole, share)
+    squares = {m: n * n for m, n in whole.norms().items()}
+    total = sum(squares.values())
+    assert sum(squares[m] for m in kept.factors) >= share * total * (1 - 1e-9)
+    smallest = min(kept.factors, key=squares.get)
+    assert sum(squares[m] for m in kept.factors if m != smallest) < share * total
+    assert all(squares[m] <= squares[smallest] for m in squares if m not in kept.factors)
+
+
+def test_sparsify_refuses_no_share():
+    for share in (0, 1.5):
+        with pytest.raises(ValueError, match=r"share: .* must be above 0 and at most 1"):
+            sparsify(vector("a", 1), share)
+
+
+def test_scaled_to_sets_the_norm_and_keeps_the_direction():
+    a = vector("a", 1)
+    assert a.norm() == pytest.approx(float(torch.cat([a.delta(m).flatten() for m in "ab"]).norm()), rel=1e-5)
+    long = a.scaled_to(7)
+    assert long.norm() == pytest.approx(7)
+    assert long.cosine(a) == pytest.approx(1)
+    assert long.name == "a"
+    with pytest.raises(ValueError, match="zero and has no direction"):
+        (0 * a).scaled_to(1)
+    for norm in (-1, float("nan")):
+        with pytest.raises(ValueError, match="is not a length"):
+            a.scaled_to(norm)
+
+
+def test_a_vector_of_no_layers_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="changes no layer"):
+        Vector("none", {}).save(tmp_path / "v")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

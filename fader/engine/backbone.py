@@ -8,7 +8,7 @@ attention and by ours, and the two must agree.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,12 @@ def _spans(segments: Sequence[Segment]) -> list[attention.Span]:
     return spans
 
 
+def quick_dtype() -> str:
+    """The type in which this machine multiplies fastest, for training and measuring: bfloat16 where it has instructions for it, else float32."""
+    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
 def load(name: str = builtin.NAME, device: str | None = None, dtype: str | None = None, kv_bytes: int | None = None) -> Backbone:
     """A backbone from the built-in model's name, a folder, a GGUF file or a hub id.
 
@@ -195,8 +201,14 @@ def load(name: str = builtin.NAME, device: str | None = None, dtype: str | None 
 
 def fingerprint(model: nn.Module) -> str:
     """A short hash of the weights' names, shapes and a sample of their values, the same in float32 and bfloat16."""
+    weights = model.state_dict()
+    return fingerprint_of((name, weights[name]) for name in sorted(weights))
+
+
+def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """`fingerprint` of a model whose weights come one at a time, sorted by their names in the model; tied ones under each of their names."""
     digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
+    for name, weight in weights:
         flat = weight.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // 64)][:64].to(torch.bfloat16).view(torch.int16).cpu()
         digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.numpy().tobytes())

@@ -1,20 +1,23 @@
 """Alignment Vectors (arXiv 2410.19206): AV = aligned weights - unaligned weights, used as theta + sum of lambda_i * AV_i.
 
 A `Vector` keeps the difference as low-rank factors per linear layer, dW = B A, as LoRA training gives it. It is a value: vectors add,
-subtract and scale exactly, by stacking ranks (averaging A and B apart would leave cross terms). PEFT LoRA folders load as they are, and
-`save` writes folders that PEFT reads.
+subtract and scale exactly, by stacking ranks (averaging A and B apart would leave cross terms). Norms, cosines, projections and the singular
+values of B A come from the factors alone, in double, never from a dense matrix. PEFT LoRA folders load as they are, and `save` writes
+folders that PEFT reads. Whole checkpoints: `fader/methods/checkpoint.py`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +48,20 @@ class Vector:
         down, up = self.factors[module]
         return up.float() @ down.float()
 
-    def norm(self, module: str) -> float:
-        """Frobenius norm of one layer's difference, from its factors alone."""
+    @cached_property
+    def digest(self) -> str:
+        """A short hash of the numbers inside: two vectors of one digest are the same difference."""
+        found = hashlib.sha256()
+        for module, pair in sorted(self.factors.items()):
+            found.update(module.encode())
+            for factor in pair:
+                found.update(factor.detach().float().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
+
+    def norm(self, module: str | None = None) -> float:
+        """Frobenius norm of one layer's difference, or of all together."""
+        if module is None:
+            return math.hypot(*self.norms().values())
         return math.sqrt(max(0.0, _inner(self.factors[module], self.factors[module])))
 
     def norms(self) -> dict[str, float]:
@@ -55,10 +70,11 @@ class Vector:
 
     def cosine(self, other: Vector) -> float:
         """Cosine between two vectors as points in weight space; 0 where they share no layer."""
+        _same_shapes(self, other)
         shared = self.factors.keys() & other.factors.keys()
         product = sum(_inner(self.factors[module], other.factors[module]) for module in shared)
-        lengths = sum(n * n for n in self.norms().values()) * sum(n * n for n in other.norms().values())
-        return product / lengths**0.5 if lengths else 0.0
+        lengths = self.norm() * other.norm()
+        return product / lengths if lengths else 0.0
 
     @property
     def rank(self) -> int:
@@ -74,16 +90,11 @@ class Vector:
         return replace(self * -1, name=f"-{self.name}")
 
     def __add__(self, other: Vector) -> Vector:
-        if self.base and other.base and self.base != other.base:
-            raise ValueError(f"vectors {self.name!r} and {other.name!r} belong to different models ({self.base}, {other.base})")
+        _same_base(self, other)
+        _same_shapes(self, other)
         factors = dict(self.factors)
-        for module, (down, up) in other.factors.items():
-            if module in factors:
-                mine, yours = factors[module]
-                if mine.shape[1] != down.shape[1] or yours.shape[0] != up.shape[0]:
-                    raise ValueError(f"vectors {self.name!r} and {other.name!r} have different shapes in layer {module}")
-                down, up = torch.cat([mine, down]), torch.cat([yours, up], dim=1)
-            factors[module] = (down, up)
+        for module, pair in other.factors.items():
+            factors[module] = _stacked([factors[module], pair]) if module in factors else pair
         return replace(self, name=f"{self.name}+{other.name}", factors=factors, base=self.base or other.base)
 
     def __sub__(self, other: Vector) -> Vector:
@@ -93,9 +104,22 @@ class Vector:
         """The same vector under another name."""
         return replace(self, name=name)
 
+    def scaled_to(self, norm: float) -> Vector:
+        """The vector in the same direction with this Frobenius norm over all layers. Raises ValueError for a zero vector."""
+        if not (math.isfinite(norm) and norm >= 0):
+            raise ValueError(f"norm: {norm} is not a length; give a finite number of at least 0")
+        if not (present := self.norm()):
+            raise ValueError(f"vector {self.name!r} is zero and has no direction; it cannot be scaled to a norm")
+        return (self * (norm / present)).named(self.name)
+
     def save(self, folder: Path | str) -> Path:
-        """Write a folder that fader, PEFT and vLLM load. Written beside its place and renamed; an existing folder is replaced."""
+        """Write a folder that fader, PEFT and vLLM load. Written beside its place and renamed; an existing folder is replaced.
+
+        Raises ValueError for a vector that changes no layer.
+        """
         folder = Path(folder)
+        if not self.factors:
+            raise ValueError(f"vector {self.name!r} changes no layer; there is nothing to write to {folder}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
         try:
@@ -166,20 +190,131 @@ class Vector:
 
     def check(self, backbone: Backbone) -> None:
         """Raises ValueError unless this vector fits `backbone`: its fingerprint, its layers and their shapes."""
-        if self.base and self.base != backbone.fingerprint:
+        layers = {module: (layer.out_features, layer.in_features) for module, layer in backbone.desk.layers.items()}
+        self.check_model(backbone.name, backbone.fingerprint, layers)
+
+    def check_model(self, model: str, fingerprint: str, layers: Mapping[str, tuple[int, int]]) -> None:
+        """Raises ValueError unless this vector fits the model with this fingerprint and these linear layers, each (out, in)."""
+        if self.base and self.base != fingerprint:
             raise ValueError(
-                f"vectors.{self.name}: made for a model with fingerprint {self.base}, but {backbone.name} has {backbone.fingerprint}; "
+                f"vectors.{self.name}: made for a model with fingerprint {self.base}, but {model} has {fingerprint}; "
                 "use the model it was trained from"
             )
         for module, (down, up) in self.factors.items():
-            layer = backbone.desk.layers.get(module)
-            if layer is None:
-                raise ValueError(f"vectors.{self.name}: {backbone.name} has no linear layer {module}; the adapter is for another architecture")
-            if (down.shape[1], up.shape[0]) != (layer.in_features, layer.out_features):
+            if module not in layers:
+                raise ValueError(f"vectors.{self.name}: {model} has no linear layer {module}; the adapter is for another architecture")
+            if layers[module] != (up.shape[0], down.shape[1]):
+                out, inner = layers[module]
                 raise ValueError(
-                    f"vectors.{self.name}: layer {module} is {layer.out_features} x {layer.in_features} in {backbone.name}, "
-                    f"the vector's is {up.shape[0]} x {down.shape[1]}"
+                    f"vectors.{self.name}: layer {module} is {out} x {inner} in {model}, the vector's is {up.shape[0]} x {down.shape[1]}"
                 )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a cut to a lower rank kept of one layer."""
+
+    rank: int
+    error: float
+    """Norm of what is gone, over the norm before; measured on the factors as they are stored."""
+    norm: float
+    """Frobenius norm of what is kept."""
+    before: float
+    """Frobenius norm before the cut."""
+
+
+def compress(vector: Vector, rank: int | None = None, energy: float | None = None) -> tuple[Vector, dict[str, Kept]]:
+    """The nearest vector of lower rank (truncated SVD of B A per layer), and what it kept of each layer.
+
+    `rank`: at most this one. `energy`: the least rank that keeps this share of the layer's squared norm. With neither, only ranks that are
+    empty are dropped, as after a + b - b. Layers that are zero are left out. The factors keep their dtype, whose rounding is in `Kept.error`.
+    """
+    check_cut(rank, energy)
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    kept: dict[str, Kept] = {}
+    for module, (down, up) in vector.factors.items():
+        left, up_left = torch.linalg.qr(up.double())  # [out, r], [r, rank]
+        right, down_right = torch.linalg.qr(down.double().T)  # [in, r], [r, rank]
+        u, singular, v = torch.linalg.svd(up_left @ down_right.T, full_matrices=False)
+        rounding = 8 * torch.finfo(torch.float64).eps * up_left.norm() * down_right.norm()
+        singular = singular[singular > rounding]
+        if not len(singular):
+            continue
+        keep = kept_rank(singular, float(singular.square().sum()), rank, energy)
+        pair = (down, up)
+        if keep < down.shape[0]:
+            pair = balanced(left @ u, singular[:keep], v @ right.T, down.dtype)
+        before = vector.norm(module)
+        gone = _stacked([(down, up), (pair[0], -pair[1])])
+        error = math.sqrt(max(0.0, _inner(gone, gone))) / before if pair[0] is not down else 0.0
+        factors[module], kept[module] = pair, Kept(pair[0].shape[0], error, math.sqrt(_inner(pair, pair)), before)
+    card = {**vector.card, "cut": {"rank": rank, "energy": energy}, "layers": {module: asdict(row) for module, row in kept.items()}}
+    return replace(vector, factors=factors, card=card), kept
+
+
+def sparsify(vector: Vector, share: float) -> Vector:
+    """The vector with its largest layers only: as few as hold this share of the squared norm.
+
+    Whole layers are dropped. A difference with single elements set to zero has no low rank any more, so it would be no vector.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share: {share} must be above 0 and at most 1")
+    norms = sorted(vector.norms().items(), key=lambda item: -item[1])
+    wanted, held, kept = share * vector.norm() ** 2 * (1 - 1e-12), 0.0, set()
+    for module, norm in norms:
+        if held >= wanted or not norm:
+            break
+        held += norm * norm
+        kept.add(module)
+    return replace(vector, factors={module: pair for module, pair in vector.factors.items() if module in kept})
+
+
+def project_out(vector: Vector, others: Sequence[Vector]) -> Vector:
+    """The vector minus its projection, layer by layer, onto the span of the others' differences: what is left is orthogonal to each of them.
+
+    Exact, by stacking ranks; `compress` brings the rank down again. Others that are zero or, up to about 1e-6,
+    dependent are harmless.
+    """
+    for other in others:
+        _same_base(vector, other)
+        _same_shapes(vector, other)
+    factors = dict(vector.factors)
+    for module, pair in vector.factors.items():
+        present = [(other.factors[module], norm) for other in others if module in other.factors and (norm := other.norm(module))]
+        if not present:
+            continue
+        units = [(down, up.double() / norm) for (down, up), norm in present]
+        gram = torch.tensor([[_inner(one, two) for two in units] for one in units], dtype=torch.float64)
+        onto = torch.tensor([[_inner(unit, pair)] for unit in units], dtype=torch.float64)
+        amounts = torch.linalg.lstsq(gram, onto, rcond=1e-12, driver="gelsd").solution[:, 0].tolist()
+        spans = [(down, (up * -amount).float()) for (down, up), amount in zip(units, amounts, strict=True)]
+        factors[module] = _stacked([pair, *spans])
+    return replace(vector, factors=factors)
+
+
+def check_cut(rank: int | None, energy: float | None) -> None:
+    """Raises ValueError unless `rank` is at least 1 and `energy` a share, where they are given."""
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank: {rank} must be at least 1; leave it out to keep all")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy: {energy} must be above 0 and at most 1, such as 0.95; leave it out to keep all")
+
+
+def kept_rank(singular: Tensor, square: float, rank: int | None, energy: float | None) -> int:
+    """How many of the singular values [values], largest first, to keep: the least that hold the share `energy` of `square`, at most `rank`.
+
+    One more than there are where they do not hold it.
+    """
+    count = len(singular)
+    if energy is not None and energy < 1:
+        count = int((singular.double().square().cumsum(0) < energy * square * (1 - 1e-12)).sum()) + 1
+    return count if rank is None else min(rank, count)
+
+
+def balanced(u: Tensor, singular: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(A [rank, in], B [out, rank]) of u diag(singular) v, each with the root of the singular values; u and v may have more ranks."""
+    root = singular.sqrt()
+    return (root[:, None] * v[: len(root)]).to(dtype), (u[:, : len(root)] * root).to(dtype)
 
 
 def user_folder() -> Path:
@@ -215,6 +350,23 @@ def _inner(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> float:
     """<B1 A1, B2 A2> = trace((A1 A2^T)^T (B1^T B2)), in double, never dense."""
     (down, up), (other_down, other_up) = ((a.double(), b.double()) for a, b in (one, two))
     return float(((down @ other_down.T) * (up.T @ other_up)).sum())
+
+
+def _stacked(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The factors of a sum of products."""
+    return torch.cat([down for down, _ in pairs]), torch.cat([up for _, up in pairs], dim=1)
+
+
+def _same_base(one: Vector, two: Vector) -> None:
+    if one.base and two.base and one.base != two.base:
+        raise ValueError(f"vectors {one.name!r} and {two.name!r} belong to different models ({one.base}, {two.base})")
+
+
+def _same_shapes(one: Vector, two: Vector) -> None:
+    for module in one.factors.keys() & two.factors.keys():
+        (down, up), (other_down, other_up) = one.factors[module], two.factors[module]
+        if down.shape[1] != other_down.shape[1] or up.shape[0] != other_up.shape[0]:
+            raise ValueError(f"vectors {one.name!r} and {two.name!r} have different shapes in layer {module}")
 
 
 def _scaled(folder: Path, module: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
