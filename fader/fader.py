@@ -23,8 +23,8 @@ from fader.engine.backbone import Backbone, load
 from fader.engine.loop import Cancelled, Engine, Job, Usage
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Program, together
-from fader.methods.decode import Answer, Chunk, Task, TokenLogprob, decode, token_logprob
-from fader.methods.guidance import Aligned, terms, trace
+from fader.methods.decode import Answer, Chunk, Task, TokenLogprob, decode, token_logprobs
+from fader.methods.guidance import Aligned, read, terms, trace
 from fader.methods.prompt import conversation
 from fader.methods.rewards import weighted_sum
 from fader.methods.search import best_of_n
@@ -71,6 +71,12 @@ class Likelihood:
     tokens: tuple[str, ...]
     logprobs: tuple[float, ...]
     details: tuple[TokenLogprob, ...]
+
+    @classmethod
+    def of(cls, details: Sequence[TokenLogprob]) -> Likelihood:
+        """The likelihood of an answer from the reports on its tokens."""
+        found = tuple(detail.logprob for detail in details)
+        return cls(sum(found), tuple(detail.token for detail in details), found, tuple(details))
 
     @property
     def mean(self) -> float:
@@ -151,6 +157,14 @@ class Fader:
     def vectors(self) -> list[str]:
         """Names of the vectors in use so far; others are found by name when first asked for."""
         return sorted(self._vectors)
+
+    def vector(self, name: str, backbone: Backbone | None = None) -> Vector:
+        """The vector that requests get under that name. Raises ValueError if there is none, or if it does not fit the model."""
+        vector = self._vectors.get(name)
+        if vector is None:
+            vector = self._vectors.setdefault(name, find(name))
+        vector.check(backbone or self.backbones[self.model])
+        return vector
 
     def add_vector(self, vector: Vector, name: str | None = None) -> None:
         """Make a vector known under its name, or another. One of the same name is replaced for new requests; running ones keep theirs."""
@@ -263,10 +277,19 @@ class Fader:
         return self.score_batch([(prompt, answer)], **fields)[0]
 
     def score_batch(self, pairs: Sequence[tuple[Asked, str]], **fields: Any) -> list[Likelihood]:
-        """`score` of several (prompt, answer) pairs, run together. In order."""
-        plans = [self._plan(request) for request in self.requests([prompt for prompt, _ in pairs], **fields)]
-        futures = [self._submit_score(plan, answer) for plan, (_, answer) in zip(plans, pairs, strict=True)]
-        return [future.result() for future in futures]
+        """`score` of several (prompt, answer) pairs, run together. In order. Answers to the same request share one reading of its prompt."""
+        requests = self.requests([prompt for prompt, _ in pairs], **fields)
+        groups: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            groups.setdefault(request.model_dump_json(), []).append(place)
+        plans = [self._plan(requests[group[0]]) for group in groups.values()]
+        futures = [
+            (group, self._submit_score(plan, [pairs[place][1] for place in group])) for group, plan in zip(groups.values(), plans, strict=True)
+        ]
+        found: dict[int, Likelihood] = {}
+        for group, future in futures:
+            found.update(zip(group, future.result(), strict=True))
+        return [found[place] for place in range(len(pairs))]
 
     # From a request to a program
 
@@ -316,7 +339,7 @@ class Fader:
             if reader is not backbone:
                 _same_vocabulary(backbone, reader)
             wanted = request.alignment.vectors if spec.vectors is None else spec.vectors
-            vectors = mixture((self._vector(name, reader), amount) for name, amount in wanted.items())
+            vectors = mixture((self.vector(name, reader), amount) for name, amount in wanted.items())
             prompt = request.alignment.prompt if spec.prompt is None else spec.prompt
             text = conversation(request.messages, (prompt, told), reader.tokenizer, request.prefill)
             ids = tuple(reader.encode(text, special=reader.tokenizer.chat_template is None))
@@ -339,13 +362,6 @@ class Fader:
             raise ValueError(f"{field}: {name!r} is not loaded; loaded: {', '.join(self.backbones)}")
         return self.backbones[name]
 
-    def _vector(self, name: str, backbone: Backbone) -> Vector:
-        vector = self._vectors.get(name)
-        if vector is None:
-            vector = self._vectors.setdefault(name, find(name))
-        vector.check(backbone)
-        return vector
-
     def _program(self, plan: _Plan) -> Program:
         """The program that answers a request and returns its answers."""
         root, sampling, search = Prefix(), plan.request.sampling, plan.request.alignment.search
@@ -362,20 +378,25 @@ class Fader:
         needs = plan.needs(plan.request.sampling.max_tokens, _samples(plan.request))
         return self._start(self._program(plan), needs, finished, on_item)
 
-    def _submit_score(self, plan: _Plan, answer: str) -> Future[Likelihood]:
-        ids = plan.backbone.encode(answer)
-        if not ids:
+    def _submit_score(self, plan: _Plan, answers: Sequence[str]) -> Future[list[Likelihood]]:
+        written = [plan.backbone.encode(answer) for answer in answers]
+        if not all(written):
             raise ValueError("answer: has no tokens; give a text to score")
 
         def program() -> Program:
-            reading = yield from trace(plan.aligned, Prefix().then(*ids), len(ids))
-            return [token_logprob(reading, place, token, 0, plan.backbone.decode) for place, token in enumerate(ids)]
+            root = Prefix()
+            if len(written) > 1:  # the prompt is read once, for all of them
+                yield from read(plan.aligned, [root])
+            return (yield from together([report(root, ids) for ids in written]))
 
-        def finished(job: Job, details: list[TokenLogprob]) -> Likelihood:
-            found = tuple(detail.logprob for detail in details)
-            return Likelihood(sum(found), tuple(detail.token for detail in details), found, tuple(details))
+        def report(root: Prefix, ids: list[int]) -> Program:
+            reading = yield from trace(plan.aligned, root.then(*ids), len(ids))
+            return token_logprobs(reading, ids, 0, plan.backbone.decode)
 
-        return self._start(program(), plan.needs(len(ids), 1), finished)[1]
+        def finished(_: Job, reports: list[list[TokenLogprob]]) -> list[Likelihood]:
+            return [Likelihood.of(details) for details in reports]
+
+        return self._start(program(), plan.needs(max(map(len, written)), len(written)), finished)[1]
 
     def _start(
         self,

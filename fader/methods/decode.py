@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from fader.engine.prefix import Prefix
@@ -85,7 +86,7 @@ def decode(aligned: Aligned, root: Prefix, task: Task, index: int = 0) -> Progra
             finish = "length"
         if finish is not None:
             piece += text.rest()
-        found = () if sampling.logprobs is None else (token_logprob(reading, 0, token, sampling.logprobs, task.decode),)
+        found = () if sampling.logprobs is None else tuple(token_logprobs(reading, [token], sampling.logprobs, task.decode))
         logprobs += found
         yield Emit(Chunk(index, piece, (token,), found, finish))
     return Answer(text.emitted, tuple(written), finish, None if sampling.logprobs is None else tuple(logprobs))
@@ -102,13 +103,22 @@ def quiet(program: Program) -> Program:
         answer = None if isinstance(asked, Emit) else (yield asked)
 
 
-def token_logprob(reading: Reading, place: int, token: int, alternatives: int, text: Callable[[Sequence[int]], str]) -> TokenLogprob:
-    """The report on `token` at position `place` of a reading."""
-    log: Tensor = reading.scores[place].log_softmax(-1)
-    values, ids = log.topk(min(alternatives, log.shape[-1]))
-    top = tuple((int(i), float(v)) for i, v in zip(ids, values, strict=True) if v > float("-inf"))
-    guides = {label: float(added[place, token]) for label, added in reading.added.items()}
-    return TokenLogprob(text([token]), token, float(log[token]), top, guides)
+def token_logprobs(reading: Reading, tokens: Sequence[int], alternatives: int, text: Callable[[Sequence[int]], str]) -> list[TokenLogprob]:
+    """The report on each of `tokens`, one for each position of a reading, with the likeliest `alternatives` there."""
+    log: Tensor = reading.scores.log_softmax(-1)  # [positions, vocabulary]
+    chosen = torch.tensor(tokens, device=log.device)[:, None]
+    values, ids = (found.tolist() for found in log.topk(min(alternatives, log.shape[-1])))
+    added = {label: scores.gather(1, chosen)[:, 0].tolist() for label, scores in reading.added.items()}
+    return [
+        TokenLogprob(
+            text([token]),
+            token,
+            logprob,
+            tuple((i, value) for i, value in zip(ids[place], values[place], strict=True) if value > float("-inf")),
+            {label: scores[place] for label, scores in added.items()},
+        )
+        for place, (token, logprob) in enumerate(zip(tokens, log.gather(1, chosen)[:, 0].tolist(), strict=True))
+    ]
 
 
 class TextStream:
