@@ -2,14 +2,18 @@
 
 import gzip
 import json
+import tempfile
 from collections import Counter
 
 import pytest
 import torch
 
 from fader import Fader, load
+from fader.methods.prompt import conversation
 from fader.methods.vector import Vector
-from fader.training.data import DOMAINS, LEVELS, STARTER, STYLES, read_levels, read_pairs, split, starter_levels, starter_pairs
+from fader.request import Message
+from fader.training.data import DOMAINS, LEVELS, STARTER, STYLES, Pair, read_levels, read_pairs, split, starter_levels, starter_pairs
+from fader.training.lessons import PLACES, at_one, lessons_of
 
 warnings_of_the_trainer = pytest.mark.filterwarnings("ignore")
 
@@ -83,19 +87,59 @@ def test_an_empty_split_is_refused(tmp_path):
     assert len(split(read_levels(__file__.replace("test_training.py", "../fader/starter/data/levels/legal.jsonl")), "dev")) == 18
 
 
+def test_data_sets_are_read_from_folders(tmp_path):
+    (tmp_path / "set").mkdir()
+    turns = [{"role": "user", "content": "q"}]
+    row = {"messages": turns, "chosen": [{"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}]}
+    (tmp_path / "set" / "train.jsonl").write_text(json.dumps(row))
+    assert read_pairs(f"{tmp_path / 'set'}:train") == [Pair((Message(role="user", content="q"),), "a", "b")]
+    with pytest.raises(ValueError, match="could not be read"):
+        read_pairs(f"{tmp_path / 'set'}:later")
+    with pytest.raises(ValueError, match=r"nowhere\.jsonl: no such file"):
+        read_pairs("nowhere.jsonl")
+
+
+def test_lessons_of_levels_stand_at_their_places():
+    items = split(starter_levels("legal"), "dev")
+    lessons = lessons_of(items, split(starter_levels("medical"), "dev"))
+    taught = [lesson for lesson in lessons if not lesson.held]
+    assert len(taught) == 6 * len(items)
+    assert len(lessons) == 7 * len(items)
+    for lesson in taught:
+        answers = next(item.answers for item in items if item.query == lesson.messages[0].content)
+        level = next(level for level in LEVELS if answers[level] == lesson.chosen)
+        low, high = PLACES[level]
+        assert low <= lesson.amount <= high
+        assert lesson.rejected in {answers[other] for other in LEVELS if other != level}
+    assert lessons == lessons_of(items, split(starter_levels("medical"), "dev"))
+    assert lessons != lessons_of(items, split(starter_levels("medical"), "dev"), seed=1)
+
+
+def test_lessons_of_pairs_are_taught_on_both_sides():
+    pairs = split(starter_pairs("warm"), "dev")
+    lessons = lessons_of(pairs)
+    assert [(lesson.chosen, lesson.amount > 0) for lesson in lessons] == [(p.chosen, True) for p in pairs] + [(p.rejected, False) for p in pairs]
+    assert [(lesson.chosen, lesson.amount) for lesson in at_one(pairs)] == [(pair.chosen, 1.0) for pair in pairs]
+    assert [lesson.chosen for lesson in at_one(starter_levels("legal"))] == [item.answers["expert"] for item in starter_levels("legal")]
+
+
+SAYINGS = [("the sea", " is wide and calm", " zz qq"), ("a cat", " sat on a mat", " qq zz"), ("one two", " three four", " zz zz")] * 2
+
+
 @warnings_of_the_trainer
-def test_from_pairs_to_a_served_vector(tmp_path, tiny_folder):
+@pytest.mark.parametrize("recipe", [{}, {"reference": True, "per_token": False, "beta": 0.5, "supervised": 0.0}, {"sft_epochs": 1.0, "epochs": 4}])
+def test_from_pairs_to_a_served_vector(tmp_path, tiny_folder, recipe):
     from fader.training.vector import Recipe, train_vector
 
-    pairs = read_pairs_of(
-        [("the sea", " is wide and calm", " zz qq"), ("a cat", " sat on a mat", " qq zz"), ("one two", " three four", " zz zz")] * 2, tmp_path
-    )
-    recipe = Recipe(rank=2, epochs=6, batch=2, learning_rate=5e-3)
-    vector = train_vector("liked", pairs, tmp_path / "vectors" / "liked", recipe, model=str(tiny_folder), dtype="float32", progress=False)
+    pairs = read_pairs_of(SAYINGS, tmp_path)
+    recipe = Recipe(**{"rank": 2, "epochs": 5, "batch": 2, "learning_rate": 5e-3, **recipe})
+    folder = tmp_path / "vectors" / "liked"
+    vector = train_vector("liked", lessons_of(pairs), folder, recipe, model=str(tiny_folder), dtype="float32", progress=False)
     assert [folder.name for folder in (tmp_path / "vectors").iterdir()] == ["liked"]  # checkpoints are gone
-    assert vector.card["curve"][-1]["loss"] < vector.card["curve"][0]["loss"]
-    assert vector.card["pairs"] == 6
-    with Fader(load(str(tiny_folder)), vectors={"liked": tmp_path / "vectors" / "liked"}) as fader:
+    curve = vector.card["curve"]
+    assert sum(row["loss"] for row in curve[-6:]) < sum(row["loss"] for row in curve[:6])
+    assert vector.card["lessons"] == 12
+    with Fader(load(str(tiny_folder)), vectors={"liked": folder}) as fader:
         margins = []
         for amount in (-1.0, 0.0, 1.0):
             alignment = {"vectors": {"liked": amount}}
@@ -103,7 +147,66 @@ def test_from_pairs_to_a_served_vector(tmp_path, tiny_folder):
             margins.append(good - bad)
     assert margins == sorted(margins)
     assert margins[2] > margins[0] + 0.1
-    assert all(torch.isfinite(up).all() for _, up in Vector.load(tmp_path / "vectors" / "liked").factors.values())
+    assert all(torch.isfinite(up).all() for _, up in Vector.load(folder).factors.values())
+
+
+@warnings_of_the_trainer
+def test_what_is_held_stays(tmp_path, tiny_folder):
+    """The same lessons move an answer to another question less when it is held."""
+    from fader.training.vector import Recipe, train_vector
+
+    pairs = read_pairs_of(SAYINGS, tmp_path)
+    (tmp_path / "other").mkdir()
+    others = read_pairs_of([("two dogs", " sat on a mat", " zz qq")], tmp_path / "other")
+    recipe = Recipe(rank=2, epochs=5, learning_rate=5e-3, keep=30.0)
+    drifts = []
+    for held in ([], others):
+        folder = tmp_path / f"held{len(held)}"
+        train_vector("v", lessons_of(pairs, held), folder, recipe, model=str(tiny_folder), dtype="float32", progress=False)
+        with Fader(load(str(tiny_folder)), vectors={"v": folder}) as fader:
+            said = [fader.score("two dogs", " sat on a mat", alignment={"vectors": {"v": amount}}).mean for amount in (0.0, 1.0, -1.0)]
+        drifts.append(abs(said[1] - said[0]) + abs(said[2] - said[0]))
+    assert drifts[1] < drifts[0] / 2
+
+
+@warnings_of_the_trainer
+def test_training_reads_each_row_at_its_own_amount(tiny_folder):
+    """What the loss is computed from is what the engine serves: the same log-probabilities, row by row (law 5)."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from fader.training.vector import answer_logprobs, collate
+
+    torch.manual_seed(0)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_folder),
+        LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
+    ).eval()
+    with Fader(load(str(tiny_folder))) as fader, tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        fader.add_vector(Vector.load(folder, "v"))
+        tokens = fader.backbones[fader.model]
+        lessons = [("the sea is", " wide", " small . a cat", -1.5), ("one two", " three four five", " deep", 0.0), ("a", " mat", " dog", 0.7)]
+        rows = [
+            {
+                "prompt_ids": tokens.encode(conversation([Message(role="user", content=prompt)], [], tokens.tokenizer)),
+                "chosen_ids": tokens.encode(chosen),
+                "rejected_ids": tokens.encode(rejected),
+                "amount": amount,
+            }
+            for prompt, chosen, rejected, amount in lessons
+        ]
+        batch = collate(rows, pad=0)
+        trained = answer_logprobs(model, batch, batch["amount"]).tolist()
+        served = [
+            fader.score(prompt, answers[side], alignment={"vectors": {"v": amount}}).logprob
+            for side in (0, 1)
+            for prompt, *answers, amount in lessons
+        ]
+        assert batch["lengths"].tolist() == [len(row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows]
+        shorter = collate(rows, pad=0, longest=len(rows[0]["prompt_ids"]) + 1)
+        assert shorter["lengths"].tolist()[0] == 1
+    assert trained == pytest.approx(served, abs=1e-3)
 
 
 def read_pairs_of(rows, folder):
@@ -126,7 +229,7 @@ def test_starter_vectors_fit_and_move(name, builtin):
     assert (folder / "adapter_model.safetensors").stat().st_size <= 3 * 2**20
     vector = Vector.load(folder)
     vector.check(builtin.backbones[builtin.model])
-    assert {"data", "recipe", "curve", "pairs"} <= vector.card.keys()
+    assert {"data", "recipe", "curve", "lessons", "effect"} <= vector.card.keys()
     file = STARTER / ("levels" if name in DOMAINS else "styles") / f"{name}.jsonl"
     margins = {}
     for amount in (-1.0, 1.0):

@@ -2,52 +2,74 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fader.cli.show import AsJson, Model, commands, print_json, screen
 from fader.engine import builtin
 from fader.methods.vector import user_folder
-from fader.training.data import read_pairs
+from fader.training.data import Pair, read_any
 from fader.training.data import split as of_split
+from fader.training.lessons import at_one, lessons_of
 
 app = commands("Train vectors (needs the extra `train`).")
 
 
 @app.command(
-    "vector", epilog="Example: `fader train vector tax --data pairs.jsonl`, then `fader generate '…' --align '{\"vectors\": {\"tax\": 0.5}}'`"
+    epilog="Example: `fader train vector tax --data tax.jsonl --hold other.jsonl`, then `fader generate '…' --align '{\"vectors\": {\"tax\": 1}}'`"
 )
-def train_vector_command(
+def vector(
     name: Annotated[str, typer.Argument(help="What requests will call the vector.")],
-    data: Annotated[str, typer.Option(help="JSONL of pairs (prompt, chosen, rejected) or of levels (query, avoidance, generic, expert).")],
+    data: Annotated[
+        str, typer.Option(help="JSONL, folder or hub data set of pairs (prompt, chosen, rejected) or levels (query, avoidance, generic, expert).")
+    ],
     out: Annotated[str | None, typer.Option(help="Folder to write; left out: the user's vectors folder, where requests look.")] = None,
     model: Model = builtin.NAME,
-    split: Annotated[str | None, typer.Option(help="Train on the records of this split only.")] = None,
-    negate: Annotated[bool, typer.Option("--negate", help="Swap chosen and rejected.")] = False,
-    rank: int = 8,
-    epochs: float = 2.0,
-    beta: float = 2.0,
-    learning_rate: float = 2e-4,
-    sft_epochs: float = 0.0,
-    per_token: Annotated[bool, typer.Option(help="Compare log-probabilities per token; off is plain DPO (use beta 0.1).")] = True,
+    split: Annotated[str | None, typer.Option(help="Train on the records of this split; left out: `train`, or all where none is marked.")] = None,
+    hold: Annotated[
+        list[str] | None, typer.Option(help="Data whose answers are to stay as likely as they are; against spill-over. Repeatable.")
+    ] = None,
+    negate: Annotated[bool, typer.Option("--negate", help="Swap chosen and rejected of pairs.")] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="As in the paper: plain DPO of chosen over rejected (expert over avoidance) at amount 1.")
+    ] = False,
+    rank: Annotated[int | None, typer.Option(help="Rank of the vector.")] = None,
+    targets: Annotated[str | None, typer.Option(help="Names of the linear layers to adapt, comma-separated.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the lessons.")] = None,
+    beta: Annotated[float | None, typer.Option(help="How sharply a preference counts.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    sft_epochs: Annotated[float | None, typer.Option(help="Supervised passes before the comparisons.")] = None,
+    per_token: Annotated[bool | None, typer.Option(help="Compare log-probabilities per token, or of whole answers.")] = None,
+    reference: Annotated[bool | None, typer.Option(help="Compare with the bare model's log-probabilities (DPO), or not (SimPO).")] = None,
     seed: int = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train an alignment vector from preference pairs: DPO with LoRA, resumable. About six minutes for 120 pairs on two cores."""
+    """Train an alignment vector along its whole line, resumable, and measure what it does. About six minutes for 120 pairs on two cores."""
     try:
-        from fader.training.vector import Recipe, train_vector
+        from fader.evaluation.effect import note_effect
+        from fader.training.vector import PAPER, Recipe, train_vector
     except ModuleNotFoundError as error:
-        raise ValueError(f"training needs {error.name}: pip install 'fader[train]'") from error
+        raise ValueError(f"training needs {error.name}: pip install 'fader[train,eval]'") from error
 
-    pairs = read_pairs(data)
-    pairs = of_split(pairs, split) if split else pairs
-    pairs = [pair.swapped for pair in pairs] if negate else pairs
-    recipe = Recipe(
-        rank=rank, alpha=2 * rank, beta=beta, normalize=per_token, learning_rate=learning_rate, epochs=epochs, sft_epochs=sft_epochs, seed=seed
-    )
+    items = [item.swapped if negate and isinstance(item, Pair) else item for item in read_any(data)]
+    marked = {item.split for item in items}
+    taught = of_split(items, split) if split else [item for item in items if item.split == "train" or "train" not in marked]
+    left_alone = [item for source in hold or [] for item in read_any(source)]
+    given: dict[str, Any] = {
+        "rank": rank,
+        "alpha": 2 * rank if rank else None,
+        "targets": tuple(targets.split(",")) if targets else None,
+        "epochs": epochs,
+    }
+    given |= {"beta": beta, "learning_rate": learning_rate, "sft_epochs": sft_epochs, "per_token": per_token, "reference": reference, "seed": seed}
+    recipe = replace(PAPER if paper else Recipe(), **{key: value for key, value in given.items() if value is not None})
     folder = Path(out) if out else user_folder() / name
-    vector = train_vector(name, pairs, folder, recipe, model)
-    row = {"name": name, "folder": str(folder), "pairs": len(pairs), "seconds": vector.card["seconds"], "last": vector.card["curve"][-1]}
+    lessons = at_one(taught) if paper else lessons_of(taught, left_alone, seed)
+    trained = train_vector(name, lessons, folder, recipe, model)
+    unseen = [item for item in items if item.split == "dev"]
+    trained = note_effect(trained, folder, unseen or taught, model)
+    row = {"name": name, "folder": str(folder), **{key: trained.card[key] for key in ("lessons", "held", "seconds", "effect")}}
     print_json(row) if as_json else screen.print(row)

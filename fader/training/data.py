@@ -49,6 +49,13 @@ class LevelItem:
     split: str = "train"
     persona: str = ""
 
+    def pair(self, chosen: Level = "expert", rejected: Level = "avoidance") -> Pair:
+        """Its answers at two of the levels, the first preferred."""
+        return Pair((Message(role="user", content=self.query),), self.answers[chosen], self.answers[rejected], self.split)
+
+
+Item = LevelItem | Pair
+
 
 def starter_levels(domain: str) -> list[LevelItem]:
     """The shipped level data of one domain."""
@@ -60,37 +67,57 @@ def starter_pairs(style: str) -> list[Pair]:
     return read_pairs(STARTER / "styles" / f"{style}.jsonl")
 
 
-def read_levels(file: Path | str) -> list[LevelItem]:
-    """A level file. Raises ValueError naming the line and the field that is wrong."""
-    items = []
-    for place, row in read_rows(file):
-        texts = {name: row.get(name) for name in ("query", *LEVELS)}
-        for name, text in texts.items():
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"{file}:{place}: {name} must be a text (got {text!r})")
-        items.append(LevelItem(row["query"], {level: row[level] for level in LEVELS}, row.get("split", "train"), row.get("persona", "")))
-    return items
+def read_any(source: Path | str) -> list[Item]:
+    """Level items or pairs, whichever `source` holds. Raises ValueError naming the record and the field that is wrong."""
+    rows = read_rows(source)
+    return (
+        [_level(row, f"{source}:{place}") for place, row in rows] if _are_levels(rows) else [_pair(row, f"{source}:{place}") for place, row in rows]
+    )
 
 
-def read_pairs(file: Path | str, chosen: Level = "expert", rejected: Level = "avoidance") -> list[Pair]:
-    """Pairs from a pairs file, or from a level file with `chosen` preferred to `rejected`. Raises ValueError naming line and field."""
-    rows = list(read_rows(file))
-    if rows and all("query" in row for _, row in rows):
-        return [
-            Pair((Message(role="user", content=item.query),), item.answers[chosen], item.answers[rejected], item.split) for item in read_levels(file)
-        ]
-    return [_pair(row, f"{file}:{place}") for place, row in rows]
+def read_levels(source: Path | str) -> list[LevelItem]:
+    """Level items. Raises ValueError naming the record and the field that is wrong."""
+    return [_level(row, f"{source}:{place}") for place, row in read_rows(source)]
 
 
-def read_rows(file: Path | str) -> list[tuple[int, dict[str, Any]]]:
-    """The records of a JSONL or JSONL.gz file, each with its line number. Raises ValueError for a line that is no JSON object."""
-    path = Path(file)
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as stream:
-        rows = list(json_rows(stream, str(file)))
+def read_pairs(source: Path | str, chosen: Level = "expert", rejected: Level = "avoidance") -> list[Pair]:
+    """Pairs, or level items as pairs with `chosen` preferred to `rejected`. Raises ValueError naming the record and the field that is wrong."""
+    return [item.pair(chosen, rejected) if isinstance(item, LevelItem) else item for item in read_any(source)]
+
+
+def read_rows(source: Path | str) -> list[tuple[int, dict[str, Any]]]:
+    """The records of a JSONL or JSONL.gz file, or of a data set on the hub or in a folder, each with its number from 1.
+
+    A data set is read by `datasets`, its split behind a colon (`owner/name:train_prefs`; left out: train). Raises ValueError for what cannot
+    be read and for a line that is no JSON object.
+    """
+    path = Path(source)
+    if path.is_file():
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8") as stream:
+            rows = list(json_rows(stream, str(source)))
+    else:
+        rows = _data_set(str(source))
     if not rows:
-        raise ValueError(f"{file}: no records")
+        raise ValueError(f"{source}: no records")
     return rows
+
+
+def _data_set(source: str) -> list[tuple[int, dict[str, Any]]]:
+    name, _, part = source.partition(":")
+    known = "give a .jsonl or .jsonl.gz file, a folder that `datasets` reads, or a data set's hub id"
+    if source.endswith((".jsonl", ".jsonl.gz", ".json")):
+        raise ValueError(f"{source}: no such file; {known}")
+    try:
+        from datasets import load_dataset
+        from datasets.utils.logging import disable_progress_bar
+    except ModuleNotFoundError:
+        raise ValueError(f"{source}: no such file, and data sets need `datasets`: pip install 'fader[train]'") from None
+    disable_progress_bar()
+    try:
+        return list(enumerate(load_dataset(name, split=part or "train"), 1))
+    except Exception as error:  # the hub client has no common kind of error
+        raise ValueError(f"{source}: could not be read ({str(error).splitlines()[0]}); {known}") from error
 
 
 def json_rows(lines: Iterable[str], source: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -125,6 +152,17 @@ def shuffled(items: Sequence[Any], seed: int) -> list[Any]:
 def content_hash(items: Sequence[Any]) -> str:
     """A short hash of the data, for a vector's card."""
     return hashlib.sha256("\n".join(repr(item) for item in items).encode()).hexdigest()[:16]
+
+
+def _are_levels(rows: Sequence[tuple[int, dict[str, Any]]]) -> bool:
+    return all("query" in row for _, row in rows)
+
+
+def _level(row: dict[str, Any], where: str) -> LevelItem:
+    for name in ("query", *LEVELS):
+        if not isinstance(row.get(name), str) or not row[name].strip():
+            raise ValueError(f"{where}: {name} must be a text (got {row.get(name)!r})")
+    return LevelItem(row["query"], {level: row[level] for level in LEVELS}, row.get("split", "train"), row.get("persona", ""))
 
 
 def _pair(row: dict[str, Any], where: str) -> Pair:

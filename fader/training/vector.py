@@ -1,7 +1,13 @@
-"""Training one alignment vector: DPO with LoRA on preference pairs, by TRL and PEFT (arXiv 2410.19206, arXiv 2305.18290).
+"""Training one alignment vector: preferences along the line theta + lambda * AV, with LoRA, by TRL and PEFT (arXiv 2410.19206).
 
-The vector is the LoRA itself: aligned - unaligned = B A. The loss compares log-probabilities per token (`normalize`, TRL's `sigmoid_norm`),
-since the paper ranks answers that way and answers of different levels differ in length; without it, plain DPO.
+The vector is the LoRA itself: aligned - unaligned = B A. Each lesson (`lessons.py`) is compared at its own amount lambda, its rows side by side
+in one batch. With s(y) the score of an answer under the weights at lambda,
+
+    loss = -log sigmoid(beta * (s(chosen) - s(rejected)))  -  supervised * log pi(chosen) per token
+
+where s is the log-probability per token (`per_token`; without it the sum), less the bare model's (`reference`: DPO, arXiv 2305.18290) or not
+(SimPO, arXiv 2405.14734; the recipe's default, since levels are ranked by likelihood itself). Lessons that hold other subjects in place have
+keep * |change of log pi per token| for both answers instead, smooth below 0.2 nats.
 """
 
 from __future__ import annotations
@@ -9,22 +15,28 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from fader.engine import builtin
-from fader.engine.backbone import fingerprint
+from fader.engine.backbone import fingerprint, quick_dtype
 from fader.methods.vector import Vector
-from fader.training.data import Pair, content_hash
+from fader.training.data import content_hash
+from fader.training.lessons import Lesson
 
 
 @dataclass(frozen=True)
@@ -34,51 +46,216 @@ class Recipe:
     rank: int = 8
     alpha: int = 16
     targets: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj")
-    beta: float = 2.0
-    """Strength of the pull towards the reference; of the order of 0.1 without `normalize`, of 2 with it."""
-    normalize: bool = True
-    learning_rate: float = 2e-4
-    epochs: float = 2.0
-    batch: int = 4
+    beta: float = 3.0
+    """How sharply a preference counts: of the order of 3 per token, of 0.1 for whole answers."""
+    per_token: bool = True
+    """Compare log-probabilities per token (length-normalised); off: of whole answers."""
+    reference: bool = False
+    """Compare with the bare model's log-probabilities (DPO), read once before training; off: SimPO."""
+    supervised: float = 0.1
+    """Weight of the chosen answer's negative log-likelihood per token."""
+    keep: float = 1.5
+    """Weight of the lessons that hold other subjects in place."""
+    learning_rate: float = 1.5e-3
+    epochs: float = 1.0
+    batch: int = 2
     sft_epochs: float = 0.0
-    """Supervised passes over the chosen answers before DPO."""
+    """Supervised passes over the chosen answers, at amount 1, before the comparisons."""
     seed: int = 0
+
+
+PAPER = Recipe(beta=0.1, per_token=False, reference=True, supervised=0.0, learning_rate=2e-4, batch=4)
+"""Plain DPO, for lessons at amount 1."""
 
 
 def train_vector(
     name: str,
-    pairs: Sequence[Pair],
+    lessons: Sequence[Lesson],
     folder: Path,
     recipe: Recipe = Recipe(),
     model: str = builtin.NAME,
     dtype: str = "bfloat16",
     progress: bool = True,
 ) -> Vector:
-    """Train on `pairs`, write the vector to `folder` with its card, and return it.
+    """Train on `lessons`, write the vector to `folder` with its card, and return it.
 
-    A run that was stopped goes on from its last checkpoint in `folder`.part if the data and settings are the same. `dtype`: of the saved factors.
+    A run that was stopped goes on from its last checkpoint in `.folder.part` if the lessons and settings are the same. `dtype`: of the saved
+    factors. The products run in bfloat16 where the device computes it fast; the factors are trained in float32.
     """
     source = str(builtin.fetch()) if model == builtin.NAME else model
-    base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=quick_dtype(), attn_implementation="sdpa")
     tokenizer = AutoTokenizer.from_pretrained(source)
     base_print = fingerprint(base)
     work = folder.with_name(f".{folder.name}.part")
-    identity = {"data": content_hash(pairs), "recipe": asdict(recipe), "base_fingerprint": base_print}
+    identity = {"data": content_hash(lessons), "recipe": asdict(recipe), "base_fingerprint": base_print}
     _same_run_or_fresh(work, identity)
-    data = Dataset.from_list(
-        [
-            {
-                "prompt": [{"role": turn.role, "content": turn.content} for turn in pair.messages],
-                "chosen": [{"role": "assistant", "content": pair.chosen}],
-                "rejected": [{"role": "assistant", "content": pair.rejected}],
-            }
-            for pair in pairs
-        ]
-    )
-    lora: LoraConfig | None = LoraConfig(
-        r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), lora_dropout=0.0, task_type="CAUSAL_LM"
-    )
-    shared: dict[str, Any] = {
+    data = Dataset.from_list([_row(lesson) for lesson in lessons])
+    lora = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), lora_dropout=0.0, task_type="CAUSAL_LM")
+    start = time.perf_counter()
+    with _bar(progress) as bar:
+        peft: LoraConfig | None = lora
+        if recipe.sft_epochs:
+            base, peft = _supervised(base, tokenizer, data, lora, recipe, work, _Watch(bar, f"{name}: supervised")), None
+        settings = DPOConfig(
+            output_dir=str(work),
+            num_train_epochs=recipe.epochs,
+            precompute_ref_log_probs=recipe.reference,
+            precompute_ref_batch_size=8,
+            save_strategy="steps",
+            save_steps=25,
+            save_total_limit=1,
+            **_shared(recipe),
+        )
+        watch = _Watch(bar, f"{name}: preferences")
+        trainer = LineTrainer(recipe, base, args=settings, train_dataset=data, processing_class=tokenizer, peft_config=peft, callbacks=[watch])
+        trainer.train(resume_from_checkpoint=bool(list(work.glob("checkpoint-*"))))
+    trainer.save_model(str(work / "final"))
+    trained = Vector.load(work / "final", name)
+    card = {
+        "kind": "alignment vector",
+        "base_model": model,
+        "lessons": len(lessons),
+        "held": sum(lesson.held for lesson in lessons),
+        "data": identity["data"],
+        "recipe": asdict(recipe),
+        "seconds": round(time.perf_counter() - start, 1),
+        "curve": [{key: row[key] for key in ("step", *CURVE) if key in row} for row in trainer.state.log_history if "loss" in row],
+    }
+    numbers = getattr(torch, dtype)
+    vector = Vector(name, {m: (a.to(numbers), b.to(numbers)) for m, (a, b) in trained.factors.items()}, base_print, card)
+    vector.save(folder)
+    shutil.rmtree(work, ignore_errors=True)
+    return vector
+
+
+SMALL = 0.2  # nats per token
+CURVE = ("loss", "accuracy", "margin", "drift")
+"""What a card keeps of the training: loss; share of preferences that hold and their mean margin; mean change of what is to be held."""
+
+
+class LineTrainer(DPOTrainer):
+    """TRL's trainer with each lesson compared at its own amount of the vector.
+
+    The batch and the loss are ours: both answers of a lesson follow one reading of its prompt, and logits are made at their tokens alone.
+    TRL reads the prompt twice and computes five statistics of every position over the whole vocabulary.
+    """
+
+    def __init__(self, recipe: Recipe, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.recipe = recipe
+        tokenizer: Any = self.processing_class
+        config: Any = self.args
+        self.data_collator = partial(collate, pad=tokenizer.pad_token_id, longest=config.max_length)
+
+    def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The bare model's log-probabilities of both answers [lessons] each; TRL keeps them with the data."""
+        with torch.no_grad(), self.accelerator.autocast():
+            return answer_logprobs(model, inputs, torch.zeros_like(inputs["amount"])).chunk(2)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
+        """The loss in the module docstring, averaged over the lessons of the batch."""
+        recipe, held, lengths = self.recipe, inputs["held"], inputs["lengths"]
+        said = answer_logprobs(model, inputs, inputs["amount"])  # [2 lessons]: the chosen ones, then the rejected
+        if recipe.reference:
+            bare = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+        elif held.any():
+            with torch.no_grad():
+                bare = answer_logprobs(model, inputs, torch.zeros_like(inputs["amount"]))
+        else:
+            bare = torch.zeros_like(said)
+        scores = (said - bare if recipe.reference else said) / (lengths if recipe.per_token else 1)
+        margins = torch.sub(*scores.chunk(2))
+        likelihood = (said / lengths).chunk(2)[0]
+        drifts = ((said - bare) / lengths).chunk(2)
+        taught = -functional.logsigmoid(recipe.beta * margins) - recipe.supervised * likelihood
+        stayed = recipe.keep * sum(functional.smooth_l1_loss(drift, torch.zeros_like(drift), reduction="none", beta=SMALL) for drift in drifts)
+        self._note(margins[held == 0], torch.cat([drift[held == 1] for drift in drifts]))
+        return torch.where(held == 1, stayed, taught).mean()
+
+    def _note(self, margins: Tensor, drifts: Tensor) -> None:
+        found = {"accuracy": (margins > 0).float(), "margin": margins, "drift": drifts.abs()}
+        for name, values in found.items():
+            if len(values):
+                self._metrics["train"][name].append(float(values.detach().mean()))
+
+
+def collate(rows: Sequence[Mapping[str, Any]], pad: int, longest: int | None = None) -> dict[str, Tensor]:
+    """A batch of lessons, each as prompt, chosen, rejected in one row, in which the answers see the prompt and themselves.
+
+    `source` and `target`: the place (in the flattened rows) from which each answer token is predicted, and the token; `answer`: whose it is,
+    the chosen ones of all lessons first, then the rejected; `lengths`: tokens of each. Answers are cut where the row would be over `longest`.
+    """
+    count = len(rows)
+    cut: list[list[list[int]]] = []
+    for row in rows:
+        room = max(1, longest - len(row["prompt_ids"])) if longest else None
+        cut.append([row["prompt_ids"], row["chosen_ids"][:room], row["rejected_ids"][:room]])
+    width = max(sum(map(len, parts)) for parts in cut)
+    ids, places = torch.full((count, width), pad), torch.zeros(count, width, dtype=torch.long)
+    part = torch.full((count, width), -1)  # of each token: 0 prompt, 1 chosen, 2 rejected
+    source: list[int] = []
+    target: list[int] = []
+    answer: list[int] = []
+    for row, (prompt, *answers) in enumerate(cut):
+        at = len(prompt)
+        ids[row, :at], places[row, :at], part[row, :at] = torch.tensor(prompt), torch.arange(at), 0
+        for side, said in enumerate(answers):
+            end = at + len(said)
+            ids[row, at:end], part[row, at:end] = torch.tensor(said), side + 1
+            places[row, at:end] = torch.arange(len(prompt), len(prompt) + len(said))
+            source += [row * width + place for place in (len(prompt) - 1, *range(at, end - 1))]
+            target += said
+            answer += [side * count + row] * len(said)
+            at = end
+    earlier = torch.ones(width, width, dtype=torch.bool).tril()
+    seen = earlier & ((part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None]))  # [lessons, from, to]
+    batch = {
+        "input_ids": ids,
+        "position_ids": places,
+        "attention_mask": seen[:, None],
+        "source": torch.tensor(source),
+        "target": torch.tensor(target),
+        "answer": torch.tensor(answer),
+        "lengths": torch.tensor([len(parts[side]) for side in (1, 2) for parts in cut]),
+    }
+    given = ("amount", "held", "ref_chosen_logps", "ref_rejected_logps")
+    return {**batch, **{name: torch.tensor([float(row[name]) for row in rows]) for name in given if name in rows[0]}}
+
+
+def answer_logprobs(model: nn.Module, inputs: Mapping[str, Tensor], amounts: Tensor) -> Tensor:
+    """Log-probability of both answers of each lesson [2 lessons], the chosen ones first, with the LoRA at each lesson's amount [lessons]."""
+    causal: Any = model.get_base_model()  # type: ignore[operator]
+    with _at(model, amounts):
+        body = causal.base_model(**{name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask")}, use_cache=False)
+    logits = causal.get_output_embeddings()(body.last_hidden_state.flatten(0, 1)[inputs["source"]])  # [answer tokens, vocabulary]
+    said = -functional.cross_entropy(logits.float(), inputs["target"], reduction="none")
+    return said.new_zeros(2 * len(amounts)).index_add(0, inputs["answer"], said)
+
+
+@contextmanager
+def _at(model: nn.Module, amounts: Tensor) -> Iterator[None]:
+    """Within: every LoRA layer works at `amounts` [rows], B (A x * amount)."""
+    layers = [module.lora_A["default"] for module in model.modules() if isinstance(module, LoraLayer)]
+    hooks = [layer.register_forward_hook(lambda _, __, y: y * amounts.to(y)[:, None, None]) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _row(lesson: Lesson) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": turn.role, "content": turn.content} for turn in lesson.messages],
+        "chosen": [{"role": "assistant", "content": lesson.chosen}],
+        "rejected": [{"role": "assistant", "content": lesson.rejected}],
+        "amount": lesson.amount,
+        "held": float(lesson.held),
+    }
+
+
+def _shared(recipe: Recipe) -> dict[str, Any]:
+    return {
         "per_device_train_batch_size": recipe.batch,
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": "cosine",
@@ -87,52 +264,21 @@ def train_vector(
         "report_to": [],
         "disable_tqdm": True,
         "seed": recipe.seed,
-        "bf16": False,
+        "bf16": quick_dtype() == "bfloat16",
+        "remove_unused_columns": False,
         "gradient_checkpointing": False,
         "use_cpu": not torch.cuda.is_available(),
     }
-    start = time.perf_counter()
-    with _bar(progress) as bar:
-        if recipe.sft_epochs:
-            examples = data.map(lambda row: {"messages": row["prompt"] + row["chosen"]}, remove_columns=data.column_names)
-            sft_settings = SFTConfig(output_dir=str(work / "sft"), num_train_epochs=recipe.sft_epochs, save_strategy="no", **shared)
-            sft = SFTTrainer(
-                base, sft_settings, train_dataset=examples, processing_class=tokenizer, peft_config=lora, callbacks=[_Watch(bar, f"{name}: SFT")]
-            )
-            sft.train()
-            base, lora = sft.model, None
-        settings = DPOConfig(
-            output_dir=str(work),
-            num_train_epochs=recipe.epochs,
-            beta=recipe.beta,
-            loss_type=["sigmoid_norm" if recipe.normalize else "sigmoid"],
-            precompute_ref_log_probs=lora is not None,
-            precompute_ref_batch_size=8,
-            save_strategy="steps",
-            save_steps=10,
-            save_total_limit=1,
-            **shared,
-        )
-        watch = _Watch(bar, f"{name}: DPO")
-        trainer = DPOTrainer(base, args=settings, train_dataset=data, processing_class=tokenizer, peft_config=lora, callbacks=[watch])
-        trainer.train(resume_from_checkpoint=bool(list(work.glob("checkpoint-*"))))
-    trainer.save_model(str(work / "final"))
-    trained = Vector.load(work / "final", name)
-    curve = [{key: row[key] for key in ("step", "loss", "rewards/accuracies", "rewards/margins") if key in row} for row in trainer.state.log_history]
-    card = {
-        "kind": "alignment vector",
-        "base_model": model,
-        "pairs": len(pairs),
-        "data": identity["data"],
-        "recipe": asdict(recipe),
-        "seconds": round(time.perf_counter() - start, 1),
-        "curve": [row for row in curve if "loss" in row],
-    }
-    numbers = getattr(torch, dtype)
-    vector = Vector(name, {m: (a.to(numbers), b.to(numbers)) for m, (a, b) in trained.factors.items()}, base_print, card)
-    vector.save(folder)
-    shutil.rmtree(work, ignore_errors=True)
-    return vector
+
+
+def _supervised(base: Any, tokenizer: Any, data: Dataset, lora: LoraConfig, recipe: Recipe, work: Path, watch: _Watch) -> Any:
+    """The base with a LoRA that has read the chosen answers of the lessons with a positive amount."""
+    chosen = data.filter(lambda row: row["amount"] > 0 and not row["held"])
+    examples = chosen.map(lambda row: {"messages": row["prompt"] + row["chosen"]}, remove_columns=data.column_names)
+    settings = SFTConfig(output_dir=str(work / "sft"), num_train_epochs=recipe.sft_epochs, save_strategy="no", **_shared(recipe))
+    trainer = SFTTrainer(base, settings, train_dataset=examples, processing_class=tokenizer, peft_config=lora, callbacks=[watch])
+    trainer.train()
+    return trainer.model
 
 
 def _same_run_or_fresh(work: Path, identity: dict[str, Any]) -> None:

@@ -1,0 +1,99 @@
+"""Lessons: what is taught where on the line theta + lambda * AV.
+
+Alignment Vectors (arXiv 2410.19206) trains at lambda = 1 and hopes for the rest of the line. On small models that hope fails: DPO is content
+once the rejected answers are unlikely, so nothing is learned of writing them and a negative lambda only spoils the text; and nothing makes the
+middle of the line a level of its own. Here every lesson says at which amount its preference is to hold, and a vector is trained along its line:
+
+    pairs    chosen over rejected at lambda > 0, rejected over chosen at lambda < 0
+    levels   expert first around 1, avoidance first around -1, generic first around -0.35 (models start with expert the likeliest of the three)
+    held     answers to other subjects, whose likelihood is to stay what it is at any lambda
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from fader.request import Message
+from fader.training.data import Item, Level, LevelItem, Pair
+
+PLACES: Mapping[Level, tuple[float, float]] = {"avoidance": (-1.5, -0.9), "generic": (-0.5, -0.25), "expert": (0.5, 1.3)}
+"""Between which amounts each level is taught."""
+COMPARED: Sequence[tuple[Level, Level]] = (
+    ("avoidance", "generic"),
+    ("avoidance", "generic"),
+    ("generic", "avoidance"),
+    ("generic", "expert"),
+    ("expert", "generic"),
+    ("expert", "generic"),
+)
+LIKED = (0.5, 1.3)
+"""Between which amounts the chosen side of a pair is taught; the rejected side between the negatives."""
+ANYWHERE = (-1.5, 1.3)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """At this amount of the vector `chosen` is to be likelier than `rejected`; or, if `held`, both as likely as without the vector."""
+
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    amount: float
+    held: bool = False
+
+
+def lessons_of(items: Sequence[Item], others: Sequence[Item] = (), seed: int = 0) -> list[Lesson]:
+    """The lessons of a data set along the line, and as many that hold `others` in place as there are items."""
+    levels = [item for item in items if isinstance(item, LevelItem)]
+    pairs = [item for item in items if isinstance(item, Pair)]
+    return [*from_levels(levels, seed), *from_pairs(pairs, seed), *held(others, len(items), seed)]
+
+
+def at_one(items: Sequence[Item]) -> list[Lesson]:
+    """The paper's lessons: one an item, chosen over rejected (expert over avoidance) at amount 1."""
+    pairs = [item.pair() if isinstance(item, LevelItem) else item for item in items]
+    return [Lesson(pair.messages, pair.chosen, pair.rejected, 1.0) for pair in pairs]
+
+
+def from_pairs(pairs: Sequence[Pair], seed: int = 0) -> list[Lesson]:
+    """Two lessons a pair, one on each side of 0."""
+    dice = random.Random(seed)
+    taught = [(pair, dice.uniform(*LIKED)) for pair in pairs] + [(pair.swapped, -dice.uniform(*LIKED)) for pair in pairs]
+    return [Lesson(pair.messages, pair.chosen, pair.rejected, amount) for pair, amount in taught]
+
+
+def from_levels(items: Sequence[LevelItem], seed: int = 0) -> list[Lesson]:
+    """Six lessons an item, two for each level over its neighbours."""
+    dice = random.Random(seed)
+    return [
+        Lesson((Message(role="user", content=item.query),), item.answers[first], item.answers[second], dice.uniform(*PLACES[first]))
+        for item in items
+        for first, second in COMPARED
+    ]
+
+
+def held(items: Sequence[Item], count: int, seed: int = 0) -> list[Lesson]:
+    """`count` lessons in leaving other subjects alone, each with two of an item's answers."""
+    if not items:
+        return []
+    dice = random.Random(seed)
+    lessons = []
+    for item in _round(items, count, dice):
+        if isinstance(item, LevelItem):
+            messages: tuple[Message, ...] = (Message(role="user", content=item.query),)
+            one, two = dice.sample(list(item.answers.values()), 2)
+        else:
+            messages, one, two = item.messages, item.chosen, item.rejected
+        lessons.append(Lesson(messages, one, two, dice.uniform(*ANYWHERE), held=True))
+    return lessons
+
+
+def _round(items: Sequence[Item], count: int, dice: random.Random) -> Iterator[Item]:
+    """`count` of the items, every one before any comes again."""
+    taken = 0
+    while taken < count:
+        for item in dice.sample(list(items), min(len(items), count - taken)):
+            yield item
+            taken += 1
