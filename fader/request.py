@@ -6,6 +6,7 @@ Unknown fields are refused with their path. `parse` turns any outside value (a d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -337,6 +338,26 @@ def load_alignment(text: str | Mapping[str, Any] | Alignment) -> Alignment:
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ValueError(f"{source}: not valid YAML or JSON{place}: {getattr(error, 'problem', error)}") from None
     return parse(Alignment, value if value is not None else {}, source)
+
+
+def profile_file(name: str) -> Path:
+    """Where a profile of that name is kept in the project. Raises ValueError for what is no name."""
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(f"profile: {name!r} is not a name; use letters, digits, - and _")
+    return profile_folders()[0] / f"{name}.yaml"
+
+
+def save_profile(name: str, alignment: Alignment) -> Path:
+    """Write an alignment into the project's profile folder, where requests find it by name. Written beside its place and renamed."""
+    file = profile_file(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(f".{name}.part")
+    try:
+        scratch.write_text(yaml.safe_dump(alignment.model_dump(mode="json", exclude_defaults=True), sort_keys=False), encoding="utf-8")
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return file
 
 
 def json_schema() -> dict[str, Any]:

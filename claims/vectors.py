@@ -1,0 +1,227 @@
+"""The claims of Alignment Vectors (arXiv 2410.19206), measured on the built-in model: `python -m claims.vectors [PART ...] [--report FILE]`.
+
+Prints one figure per line as JSON. Parts, all by default and in this order:
+
+    levels      accuracy of every level at the best lambda, and the 27 combinations (paper: 22 reached)
+    curve       accuracy against lambda from -1.5 to 1.5
+    prompting   the level asked for in words (zero-shot, few-shot) instead, by likelihood
+    generation  what is written, by a judge, and what it costs (paper: half the cost of prompting)
+    joint       one model trained for one combination: its accuracy, and its time times 27 (paper: 12 times the vectors')
+    transfer    the vectors on a further fine-tuned checkpoint of the base: how much of the effect is kept
+    spillover   what each vector does to other subjects; the same for vectors trained without held lessons, and orthogonalised
+    general     perplexity of neutral text, repetition, simple multiple choice
+    public      preferences on public data in the folder that FADER_DATA names (medquad, fintextqa, cochrane_plain, legal_plain_english)
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+
+from fader import Fader
+from fader.engine import builtin
+from fader.engine.backbone import quick_dtype
+from fader.evaluation.figures import Figure, average
+from fader.evaluation.lab import Lab
+from fader.evaluation.ledger import Asked, Ledger
+from fader.evaluation.levels import spillover
+from fader.evaluation.report import write_report
+from fader.evaluation.tasks import TASKS
+from fader.evaluation.tune import amounts, balanced, curves, firsts, leanings, trial
+from fader.methods.vector import CONFIG, Vector, project_out
+from fader.request import Message
+from fader.training.data import DOMAINS, LEVELS, STYLES, Level, split, starter_levels, starter_pairs
+from fader.training.lessons import Lesson, lessons_of
+from fader.training.vector import train_vector
+
+RUNS = Path("runs/vectors")
+COMBINATION: Mapping[str, Level] = {"medical": "expert", "legal": "generic", "financial": "avoidance"}
+
+
+def task(*names: str) -> Callable[[Lab], Iterator[Figure]]:
+    """A part that is one or several of the evaluation's tasks."""
+
+    def run(lab: Lab) -> Iterator[Figure]:
+        for name in names:
+            yield from TASKS[name](lab)
+
+    return run
+
+
+def joint(lab: Lab) -> Iterator[Figure]:
+    """One vector trained on all three domains for one combination, served at 1; and the time for all 27, against three vectors' and a search."""
+    name, folder = "joint", RUNS / "joint"
+    if not (folder / CONFIG).is_file():
+        lessons = [
+            Lesson((Message(role="user", content=item.query),), item.answers[wanted], item.answers[other], 1.0)
+            for domain, wanted in COMBINATION.items()
+            for item in split(starter_levels(domain), "train")
+            for other in LEVELS
+            if other != wanted
+        ]
+        train_vector(name, lessons, folder)
+    trained = Vector.load(folder, name)
+    lab.ledger.fader.add_vector(trained)
+    found = lab.ranked("joint", [trial(lab, {name: 1.0}, domain, lab.split) for domain in COMBINATION])
+    for (domain, level), means in zip(COMBINATION.items(), found, strict=True):
+        yield average("joint", "joint training", domain, f"best_{level}", firsts(means, level), lab.seed)
+    picks = amounts(lab, "joint")
+    mixture = balanced(lab, {domain: picks[domain, level] for domain, level in COMBINATION.items()}, leanings(lab, "joint"))
+    found = lab.ranked("joint", [trial(lab, mixture, domain, lab.split) for domain in COMBINATION])
+    for (domain, level), means in zip(COMBINATION.items(), found, strict=True):
+        yield average("joint", "vectors", domain, f"best_{level}", firsts(means, level), lab.seed)
+    seconds = {domain: lab.ledger.fader.vector(lab.vectors[domain]).card["seconds"] for domain in lab.vectors}
+    yield average("joint", "joint training", "27 combinations", "training_seconds", [27 * trained.card["seconds"]], lab.seed)
+    yield average("joint", "vectors", "27 combinations", "training_seconds", [sum(seconds.values())], lab.seed)
+
+
+def transfer(lab: Lab) -> Iterator[Figure]:
+    """The same figures on the base and on a checkpoint fine-tuned further, all its weights, on 200 general answers."""
+    picks = amounts(lab, "transfer")
+    points = [(domain, picks[domain, level]) for domain in lab.vectors for level in LEVELS]
+    tuned = further(RUNS / "further")
+    with Fader(str(tuned), dtype=quick_dtype()) as fader:
+        for domain, name in lab.vectors.items():
+            fader.add_vector(replace(lab.ledger.fader.vector(name), base=fader.backbones[fader.model].fingerprint), domain)
+        onto = replace(lab, ledger=Ledger(fader, RUNS / "further.jsonl"), vectors={domain: domain for domain in lab.vectors})
+        for method, where in (("base", lab), ("further tuned", onto)):
+            found = curves(where, "transfer", [*points, *((domain, 0.0) for domain in lab.vectors)], lab.split)
+            for domain in lab.vectors:
+                for level in LEVELS:
+                    yield average("transfer", method, domain, f"best_{level}", firsts(found[domain, picks[domain, level]], level), lab.seed)
+                    yield average("transfer", f"{method}, lambda 0", domain, f"best_{level}", firsts(found[domain, 0.0], level), lab.seed)
+
+
+def further(folder: Path) -> Path:
+    """A further fine-tuning stage of the built-in model: one pass over 200 general answers, all weights trained."""
+    if (folder / "config.json").is_file():
+        return folder
+    source = str(builtin.fetch())
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    pairs = [pair for style in STYLES for pair in split(starter_pairs(style), "train")]
+    random.Random(0).shuffle(pairs)
+    rows = []
+    for pair in pairs[:200]:
+        turns = [{"role": "user", "content": pair.messages[0].content}, {"role": "assistant", "content": pair.rejected}]
+        ids = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)["input_ids"]
+        rows.append({"input_ids": ids, "labels": ids})
+    settings = TrainingArguments(
+        str(folder) + ".part", per_device_train_batch_size=1, gradient_accumulation_steps=8, learning_rate=5e-5, num_train_epochs=1, report_to=[],
+        save_strategy="no", bf16=quick_dtype() == "bfloat16", use_cpu=not torch.cuda.is_available(), seed=0,
+    )  # fmt: skip
+    Trainer(model, settings, train_dataset=rows).train()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def remedies(lab: Lab) -> Iterator[Figure]:
+    """Spill-over of the shipped vectors; of the same without held lessons; of the shipped ones orthogonalised to each other."""
+    fader = lab.ledger.fader
+    yield from spillover(lab)
+    shipped = {domain: fader.vector(name) for domain, name in lab.vectors.items()}
+    for domain, vector in shipped.items():
+        fader.add_vector(project_out(vector, [other for name, other in shipped.items() if name != domain]), f"{domain}-orthogonal")
+    yield from spillover(replace(lab, vectors={domain: f"{domain}-orthogonal" for domain in shipped}))
+    folder = RUNS / "medical-unheld"
+    if not (folder / CONFIG).is_file():
+        train_vector("medical-unheld", lessons_of(split(starter_levels("medical"), "train")), folder)
+    fader.add_vector(Vector.load(folder, "medical-unheld"))
+    yield from spillover(replace(lab, vectors={"medical": "medical-unheld"}))
+
+
+def public(lab: Lab) -> Iterator[Figure]:
+    """On public data: are expert answers preferred to refusals, and technical to plain wordings, as lambda grows?"""
+    root = os.environ.get("FADER_DATA")
+    if not root or not Path(root).is_dir():
+        sys.stderr.write("public: FADER_DATA names no folder; left out\n")
+        return
+    for domain, name, pairs in public_pairs(Path(root)):
+        for amount in (-1.0, -0.35, 0.0, 0.5, 1.0):
+            wish = {"alignment": {"vectors": {lab.vectors[domain]: amount} if amount else {}}}
+            asked = [
+                Asked("public", f"{domain}={amount:g}", name, f"{place}:{side}", Fader.request(query, **wish), text)
+                for place, (query, *texts) in enumerate(pairs)
+                for side, text in enumerate(texts)
+            ]
+            means = [said.mean for said in lab.ledger.ask(asked)]
+            expert = [float(one > two) for one, two in zip(means[::2], means[1::2], strict=True)]
+            yield average("public", f"{lab.vectors[domain]}={amount:g}", name, "expert_preferred", expert, lab.seed)
+
+
+def public_pairs(root: Path, count: int = 60) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
+    """(domain, data set, [(query, expert text, other text)]) of each data set that is there: texts of 25 to 120 words, drawn with seed 0."""
+    refusals = {domain: [item.answers["avoidance"] for item in starter_levels(domain)] for domain in DOMAINS}
+    for domain, name, file, query, expert, other in (
+        ("medical", "medquad against refusals", "medquad/qa.jsonl.gz", "question", "answer", None),
+        ("financial", "fintextqa against refusals", "fintextqa/qa.jsonl", "question", "answer", None),
+        ("medical", "cochrane technical against plain", "cochrane_plain/val.jsonl.gz", "What did this review find?", "technical", "plain"),
+        ("legal", "legal original against plain", "legal_plain_english/pairs.jsonl", "What does this clause say?", "original", "plain"),
+    ):
+        if not (root / file).is_file():
+            continue
+        opener = gzip.open if file.endswith(".gz") else open
+        with opener(root / file, "rt", encoding="utf-8") as stream:
+            rows = [json.loads(line) for line in stream]
+        found: list[tuple[str, str, str]] = []
+        for place, row in enumerate(rows):
+            second = row[other] if other else refusals[domain][place % len(refusals[domain])]
+            if len(row[expert].split()) >= 25 and len(second.split()) >= 12:
+                found.append((row.get(query, query), _begin(row[expert]), _begin(second)))
+        random.Random(0).shuffle(found)
+        yield domain, name, found[:count]
+
+
+def _begin(text: str, words: int = 100) -> str:
+    return " ".join(text.split()[:words])
+
+
+PARTS: Mapping[str, Callable[[Lab], Iterator[Figure]]] = {
+    "levels": task("levels"),
+    "curve": task("curve"),
+    "prompting": task("prompting"),
+    "generation": task("generation"),
+    "joint": joint,
+    "transfer": transfer,
+    "spillover": remedies,
+    "general": task("fluency", "ability", "styles"),
+    "public": public,
+}
+
+
+def run(names: Sequence[str] = (), limit: int | None = None) -> Iterator[Figure]:
+    """The figures of the named parts, or of all."""
+    with Fader(dtype=quick_dtype()) as fader:
+        lab = Lab(Ledger(fader, RUNS / "claims.jsonl"), limit=limit)
+        for name in names or PARTS:
+            start = time.perf_counter()
+            yield from PARTS[name](lab)
+            sys.stderr.write(f"{name}: {time.perf_counter() - start:.0f} s\n")
+
+
+def main(arguments: list[str]) -> None:
+    """Print each figure as soon as it is there; with `--report FILE` draw them at the end."""
+    report = arguments[arguments.index("--report") + 1] if "--report" in arguments else None
+    figures = []
+    for figure in run([name for name in arguments if name in PARTS]):
+        figures.append(figure)
+        sys.stdout.write(json.dumps(asdict(figure)) + "\n")
+        sys.stdout.flush()
+    if report is not None:
+        write_report(figures, Path(report))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,139 @@
+"""Commands that measure: eval, and the search for amounts (`vectors tune`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from fader.cli.show import AsJson, Model, print_json, screen, table
+from fader.engine import builtin
+from fader.engine.backbone import quick_dtype
+from fader.fader import Fader
+from fader.methods.vector import available
+from fader.request import Alignment, profile_file, save_profile
+from fader.training.data import DOMAINS, LEVELS, STYLES, Level, LevelItem, read_levels, starter_levels
+
+Moved = Annotated[list[str] | None, typer.Option("--vector", help="DOMAIN=NAME: another vector for a domain. Repeatable.")]
+Levels = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="DOMAIN=FILE: another level file for a domain; without a dev split, the shipped one serves. Repeatable."),
+]
+Ledgered = Annotated[str, typer.Option("--out", help="Ledger: JSONL of all that was measured. A run that was stopped goes on from it.")]
+Limited = Annotated[int | None, typer.Option("--limit", help="At most this many items of each kind; for a quick look.")]
+Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16; left out: the one this machine computes faster.")]
+
+
+def evaluate(
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="levels, curve, prompting, generation, spillover, fluency, ability, styles.")],
+    split: Annotated[str, typer.Option(help="The figures are of this split; amounts are chosen on dev.")] = "test",
+    domain: Annotated[list[str] | None, typer.Option(help="Domains to measure; left out: medical, legal, financial. Repeatable.")] = None,
+    vector: Moved = None,
+    data: Levels = None,
+    out: Ledgered = "runs/eval.jsonl",
+    report: Annotated[str | None, typer.Option(help="HTML file to write: tables and plots.")] = None,
+    limit: Limited = None,
+    judge: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible endpoint that judges, as URL#MODEL; left out: a classifier.")] = None,
+    seed: int = 0,
+    model: Model = builtin.NAME,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what vectors do: one figure per line, {task, method, case, metric, value, low, high, n, seed}."""
+    try:
+        from fader.evaluation.judge import endpoint
+        from fader.evaluation.lab import Lab
+        from fader.evaluation.ledger import Ledger
+        from fader.evaluation.report import write_report
+        from fader.evaluation.tasks import TASKS
+    except ModuleNotFoundError as error:
+        raise ValueError(f"evaluation needs {error.name}: pip install 'fader[eval]'") from error
+    for task in tasks:
+        if task not in TASKS:
+            raise ValueError(f"TASK: no task {task!r}; known: {', '.join(TASKS)}")
+    chosen = _chosen(domain or DOMAINS, vector, data)
+    if judge is not None and "#" not in judge:
+        raise ValueError(f"--judge: must be URL#MODEL (got {judge!r})")
+    with Fader(model, dtype=dtype or quick_dtype()) as fader:
+        styles = [name for name in STYLES if name in available()]
+        lab = Lab(Ledger(fader, Path(out)), **chosen, styles=styles, split=split, seed=seed, limit=limit)
+        if judge is not None:
+            url, _, name = judge.partition("#")
+            lab = replace(lab, judge=endpoint(url, name))
+        figures = []
+        for task in tasks:
+            for figure in TASKS[task](lab):
+                figures.append(figure)
+                if as_json:
+                    print_json(asdict(figure))
+    if report is not None:
+        write_report(figures, Path(report))
+    if not as_json:
+        table("Figures", [asdict(figure) for figure in figures])
+        screen.print(f"Measurements: {out}" + (f"; report: {report}" if report else ""))
+
+
+def tune(
+    want: Annotated[str, typer.Argument(help="What is wanted, as in `medical=expert,legal=avoidance`; domains left out stay as they are.")],
+    profile: Annotated[str | None, typer.Option(help="Write the found alignment as this profile into `.fader/profiles`.")] = None,
+    split: Annotated[str, typer.Option(help="The report is of this split; amounts are chosen on dev.")] = "test",
+    vector: Moved = None,
+    data: Levels = None,
+    out: Ledgered = "runs/eval.jsonl",
+    limit: Limited = None,
+    seed: int = 0,
+    model: Model = builtin.NAME,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the amounts that reach wanted levels, report what they do, and write them as a profile."""
+    try:
+        from fader.evaluation.lab import Lab
+        from fader.evaluation.ledger import Ledger
+        from fader.evaluation.tune import consequences
+        from fader.evaluation.tune import tune as search
+    except ModuleNotFoundError as error:
+        raise ValueError(f"tuning needs {error.name}: pip install 'fader[eval]'") from error
+    wanted = _named(want.split(","), "WANT")
+    chosen = _chosen(list(dict.fromkeys([*wanted, *DOMAINS])), vector, data)
+    if profile is not None:
+        profile_file(profile)  # its name is checked before anything is measured
+    for domain, level in wanted.items():
+        if level not in LEVELS:
+            raise ValueError(f"WANT: {domain} must be one of {', '.join(LEVELS)} (got {level!r})")
+    with Fader(model, dtype=dtype or quick_dtype()) as fader:
+        lab = Lab(Ledger(fader, Path(out)), **chosen, split=split, seed=seed, limit=limit)
+        found = search(lab, cast("dict[str, Level]", wanted))
+        figures = list(consequences(lab, found, cast("dict[str, Level]", wanted)))
+    row: dict[str, Any] = {"amounts": found.amounts, "reached_on_dev": found.reached, "figures": [asdict(figure) for figure in figures]}
+    if profile is not None:
+        row["profile"] = str(save_profile(profile, Alignment(vectors=found.amounts)))
+    if as_json:
+        print_json(row)
+        return
+    table("Figures", row["figures"])
+    screen.print({key: value for key, value in row.items() if key != "figures"})
+
+
+def _chosen(domains: Sequence[str], vector: Sequence[str] | None, data: Sequence[str] | None) -> dict[str, Any]:
+    """The lab's level data and vectors, as the options say."""
+    files, moved = _named(data, "--data"), _named(vector, "--vector")
+    return {"levels": {name: _items(name, files.get(name)) for name in domains}, "vectors": {name: moved.get(name, name) for name in domains}}
+
+
+def _items(domain: str, file: str | None) -> list[LevelItem]:
+    """A domain's level items: the file's; where those have no dev split, the shipped one's dev items with them."""
+    shipped = starter_levels(domain) if file is None or domain in DOMAINS else []
+    given = shipped if file is None else read_levels(file)
+    return given if any(item.split == "dev" for item in given) else [*given, *(item for item in shipped if item.split == "dev")]
+
+
+def _named(given: Sequence[str] | None, option: str) -> dict[str, str]:
+    """`DOMAIN=VALUE` options as a dict."""
+    for text in given or ():
+        if "=" not in text:
+            raise ValueError(f"{option}: must be DOMAIN=VALUE (got {text!r})")
+    return {domain: value for domain, _, value in (text.partition("=") for text in given or ())}

@@ -1,0 +1,58 @@
+"""Figures: a measured value with its interval, and the statistics that make one from the values of single items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value. `low` and `high`: 95% bootstrap interval over the `n` items; `seed` drew the resamples."""
+
+    task: str
+    method: str
+    """What was done to the model: an alignment in short, or a baseline's name."""
+    case: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    seed: int
+
+
+def average(task: str, method: str, case: str, metric: str, values: Sequence[float], seed: int = 0) -> Figure:
+    """The mean of the items' values, with its interval."""
+    found = np.asarray(values, dtype=float)
+    if not found.size:
+        raise ValueError(f"{task}: no items for {case} {metric}")
+    means = np.random.default_rng(seed).choice(found, (RESAMPLES, found.size)).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Figure(task, method, case, metric, _round(found.mean()), _round(low), _round(high), len(found), seed)
+
+
+def perplexity(task: str, method: str, case: str, means: Sequence[float], counts: Sequence[int], seed: int = 0) -> Figure:
+    """exp of the negative log-probability per token over several texts, with its interval over the texts. `means`: per token, of each text."""
+    sums, tokens = np.asarray(means) * np.asarray(counts), np.asarray(counts)
+    draws = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
+    found = np.exp(-sums[draws].sum(axis=1) / tokens[draws].sum(axis=1))
+    low, high = np.quantile(found, [0.025, 0.975])
+    value = math.exp(-sums.sum() / tokens.sum())
+    return Figure(task, method, case, "perplexity", _round(value), _round(low), _round(high), len(sums), seed)
+
+
+def distinct(text: str, size: int = 2) -> float:
+    """distinct-n: the share of a text's word n-grams that are different (1 for texts shorter than n words). Low: it repeats itself."""
+    words = text.lower().split()
+    grams = [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def _round(value: float) -> float:
+    return round(float(value), 4)

@@ -1,0 +1,68 @@
+"""Judges: which level has an answer? A classifier trained on answers about other subjects than those it judges, or a model behind an endpoint.
+
+Neither has seen what any vector was trained on, and neither is the likelihood by which vectors are tuned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fader.training.data import LEVELS, Level, starter_levels
+
+Judge = Callable[[Sequence[str], Sequence[str]], list[Level]]
+"""judge(questions, answers): the level of each answer."""
+
+ASKED = """Below are a question and an answer to it. Which kind of answer is it?
+avoidance: it declines to answer or only refers to somebody else.
+generic: it answers in general, everyday terms.
+expert: it answers specifically and technically, with figures, names or mechanisms.
+Say one word: avoidance, generic or expert.
+
+Question: {question}
+Answer: {answer}"""
+
+
+def classifier() -> Judge:
+    """Logistic regression over words and characters, trained on the shipped answers outside medicine, law and finance."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline, make_union
+
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"[\w']+")
+    pieces = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
+    model = make_pipeline(make_union(words, pieces), LogisticRegression(C=20, max_iter=1000))
+    items = starter_levels("other")
+    model.fit([_plain(item.answers[level]) for item in items for level in LEVELS], [place for _ in items for place in range(len(LEVELS))])
+
+    def judge(questions: Sequence[str], answers: Sequence[str]) -> list[Level]:
+        return [LEVELS[place] for place in model.predict([_plain(answer) for answer in answers])]
+
+    return judge
+
+
+def endpoint(url: str, model: str, key: str = "none") -> Judge:
+    """A model behind an OpenAI-compatible endpoint, asked at temperature 0. Raises ValueError for an answer that names no level."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=url, api_key=key, timeout=60)
+
+    def judge(questions: Sequence[str], answers: Sequence[str]) -> list[Level]:
+        found = []
+        for question, answer in zip(questions, answers, strict=True):
+            asked = ASKED.format(question=question, answer=answer)
+            reply = client.chat.completions.create(model=model, temperature=0, max_tokens=8, messages=[{"role": "user", "content": asked}])
+            said = (reply.choices[0].message.content or "").lower()
+            named = [level for level in LEVELS if level in said]
+            if len(named) != 1:
+                raise ValueError(
+                    f"judge: {model} said {said!r} where one of {', '.join(LEVELS)} was asked for; use a model that follows instructions"
+                )
+            found += named
+        return found
+
+    return judge
+
+
+def _plain(text: str) -> str:
+    """Digits become one sign, so that it counts that there are figures, not which."""
+    return "".join("0" if sign.isdigit() else sign for sign in text)

@@ -1,0 +1,135 @@
+"""The ledger: what a model said to every question that an evaluation asked, one JSON line each with the full request.
+
+It is a memo: a line that is there already is not measured again, so a run that was stopped goes on where it was, and a second task that asks
+the same costs nothing. Lines are found by their content: request, answer, model, and the numbers inside each vector that the request names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from fader.fader import Fader, Likelihood, Result
+from fader.request import Request
+
+TOGETHER = 96  # measurements that are asked at once; a stopped run loses at most these
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One measurement: an item of a task under a method. With an `answer`, its likelihood is wanted; without, an answer is."""
+
+    task: str
+    method: str
+    case: str
+    item: str
+    request: Request
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the model said: of a given answer, its log-probability per token; or the answer that it wrote. And what that took."""
+
+    text: str
+    mean: float
+    tokens: int
+    prompt_tokens: int
+    seconds: float
+
+
+class Ledger:
+    """Asks a model and remembers. `file`: where the lines are kept; None keeps them in memory alone."""
+
+    def __init__(self, fader: Fader, file: Path | None = None, quiet: bool = False) -> None:
+        self.fader, self.file, self.quiet = fader, file, quiet
+        self._known: dict[str, Said] = {}
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._known = {row["key"]: Said(**row["said"]) for row in _lines(file)}
+
+    def ask(self, asked: Sequence[Asked]) -> list[Said]:
+        """What the model says to each, in order. Measures what is not known, in batches, writing each batch down before the next."""
+        keys = [self._key(one) for one in asked]
+        missing = list({key: one for key, one in zip(keys, asked, strict=True) if key not in self._known}.items())
+        if missing:
+            bar = Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+            bar.disable = self.quiet
+            with bar:
+                task = bar.add_task(asked[0].task, total=len(missing))
+                for start in range(0, len(missing), TOGETHER):
+                    batch = missing[start : start + TOGETHER]
+                    self._write(batch, self._measure([one for _, one in batch]))
+                    bar.advance(task, len(batch))
+        return [self._known[key] for key in keys]
+
+    def _measure(self, asked: Sequence[Asked]) -> list[Said]:
+        given = [(one.request, one.answer) for one in asked if one.answer is not None]
+        likelihoods = iter(zip(given, self.fader.score_batch(given), strict=True))
+        results = iter(self.fader.batch([one.request for one in asked if one.answer is None]))
+        return [_written(next(results)) if one.answer is None else _read(*next(likelihoods)) for one in asked]
+
+    def _write(self, batch: Sequence[tuple[str, Asked]], said: Sequence[Said]) -> None:
+        self._known.update((key, one) for (key, _), one in zip(batch, said, strict=True))
+        if self.file is None:
+            return
+        rows = [
+            {
+                **{name: getattr(one, name) for name in ("task", "method", "case", "item")},
+                "request": one.request.model_dump(mode="json", exclude_defaults=True),
+                "said": vars(answer),
+                "key": key,
+            }
+            for (key, one), answer in zip(batch, said, strict=True)
+        ]
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def _key(self, asked: Asked) -> str:
+        request = asked.request.model_dump(mode="json")
+        name = asked.request.model or self.fader.model
+        vectors = {vector: self.fader.vector(vector).digest for vector in sorted(set(_vectors(request)))}
+        content = [request, asked.answer, self.fader.backbones[name].fingerprint, str(self.fader.backbones[name].dtype), vectors]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _read(given: tuple[Request, str], likelihood: Likelihood) -> Said:
+    return Said(given[1], likelihood.mean, len(likelihood.tokens), 0, 0.0)
+
+
+def _written(result: Result) -> Said:
+    return Said(result.text, 0.0, len(result.answers[0].token_ids), result.prompt_tokens, round(result.usage.seconds, 3))
+
+
+def _vectors(value: Any) -> Iterator[str]:
+    """Names of the vectors that a request names anywhere."""
+    if isinstance(value, dict):
+        yield from value.get("vectors") or ()
+        for inner in value.values():
+            yield from _vectors(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _vectors(inner)
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a ledger file. A last line that a killed process left unfinished is cut off."""
+    if not file.is_file():
+        return
+    content = file.read_bytes()
+    if not content.endswith(b"\n"):
+        content = content[: content.rfind(b"\n") + 1]
+        file.write_bytes(content)
+    for place, line in enumerate(content.decode("utf-8").split("\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+            yield {"key": row["key"], "said": row["said"]}
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{file}:{place}: not a line of an evaluation's ledger ({error}); give another --out, or delete it") from None

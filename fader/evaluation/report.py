@@ -1,0 +1,166 @@
+"""One HTML page from figures: plots of what belongs together, then every figure in tables. No script, no outside file."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from jinja2 import Environment
+from matplotlib import pyplot
+
+from fader.evaluation.figures import Figure
+from fader.training.data import LEVELS
+
+COLOURS = {"avoidance": "#b5523b", "generic": "#7a7f87", "expert": "#2f6f8f"}
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>fader: evaluation</title>
+<style>
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; } figure { margin: 1.5rem 0; } svg { max-width: 100%; height: auto; }
+</style></head><body>
+<h1>Evaluation</h1>
+<p>Each value with its 95% bootstrap interval over n items.</p>
+{% for title, drawing in drawings %}<figure><figcaption><b>{{ title }}</b></figcaption>{{ drawing }}</figure>{% endfor %}
+{% for task, figures in tables.items() %}<h2>{{ task }}</h2>
+<table><tr><th>method</th><th>case</th><th>metric</th><th>value</th><th>low</th><th>high</th><th>n</th><th>seed</th></tr>
+{% for f in figures %}<tr><td>{{ f.method|e }}</td><td>{{ f.case|e }}</td><td>{{ f.metric|e }}</td>
+<td class="number">{{ "%.3f"|format(f.value) }}</td>
+<td class="number">{{ "%.3f"|format(f.low) }}</td><td class="number">{{ "%.3f"|format(f.high) }}</td><td class="number">{{ f.n }}</td>
+<td class="number">{{ f.seed }}</td></tr>{% endfor %}</table>{% endfor %}
+</body></html>
+"""
+
+
+def write_report(figures: Sequence[Figure], file: Path) -> None:
+    """The page, written beside its place and renamed."""
+    drawings = [(title, drawn) for title, draw in DRAWINGS.items() if (drawn := draw(figures)) is not None]
+    tables = {task: [figure for figure in figures if figure.task == task] for task in dict.fromkeys(figure.task for figure in figures)}
+    page = Environment(autoescape=False).from_string(PAGE).render(drawings=drawings, tables=tables)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=file.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(page)
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, file)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def effect_against_amount(figures: Sequence[Figure]) -> str | None:
+    """Accuracy of each level against lambda, a panel per domain, with bands."""
+    found = [figure for figure in figures if figure.task == "curve" and figure.metric.startswith("first_")]
+    domains = list(dict.fromkeys(figure.case for figure in found))
+    if not domains:
+        return None
+    canvas, panels = pyplot.subplots(1, len(domains), figsize=(4.2 * len(domains), 3.4), sharey=True, squeeze=False)
+    for panel, domain in zip(panels[0], domains, strict=True):
+        for level in LEVELS:
+            line = sorted(
+                (_amount(figure), figure.value, figure.low, figure.high)
+                for figure in found
+                if (figure.case, figure.metric) == (domain, f"first_{level}")
+            )
+            x, y, low, high = zip(*line, strict=True)
+            panel.plot(x, y, color=COLOURS[level], label=level)
+            panel.fill_between(x, low, high, color=COLOURS[level], alpha=0.15)
+        panel.set(title=domain, xlabel="lambda", ylim=(-0.02, 1.02))
+    panels[0][0].set_ylabel("ranked first")
+    panels[0][-1].legend(frameon=False)
+    return _svg(canvas)
+
+
+def combination_map(figures: Sequence[Figure]) -> str | None:
+    """The least accuracy over the domains in each combination of levels: two of the domains across, the rest down."""
+    found = {figure.case: figure.value for figure in figures if figure.metric == "least_accuracy"}
+    if not found:
+        return None
+    cases = [tuple(part.split("=")[1] for part in case.split(",")) for case in found]
+    values = dict(zip(cases, found.values(), strict=True))
+    domains = [part.split("=")[0] for part in next(iter(found)).split(",")]
+    down, across = (list(dict.fromkeys(map(pick, cases))) for pick in (_first, _rest))
+    canvas, panel = pyplot.subplots(figsize=(1.1 * len(across) + 2, 0.8 * len(down) + 2))
+    grid = [[values[(*row, *column)] for column in across] for row in down]
+    panel.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    for y, row in enumerate(grid):
+        for x, value in enumerate(row):
+            panel.text(x, y, f"{value:.2f}", ha="center", va="center")
+    panel.set_xticks(range(len(across)), ["\n".join(column) for column in across])
+    panel.set_yticks(range(len(down)), ["\n".join(row) for row in down])
+    panel.set(xlabel=" / ".join(domains[1:]), ylabel=domains[0])
+    return _svg(canvas)
+
+
+def spill_matrix(figures: Sequence[Figure]) -> str | None:
+    """Share of questions whose first-ranked answer moves, for each end of each vector on each subject."""
+    found = {tuple(figure.case.split(" on ")): figure.value for figure in figures if (figure.task, figure.metric) == ("spillover", "moved")}
+    if not found:
+        return None
+    rows, columns = (list(dict.fromkeys(case[side] for case in found)) for side in (0, 1))
+    canvas, panel = pyplot.subplots(figsize=(1.2 * len(columns) + 3, 0.5 * len(rows) + 1.5))
+    panel.imshow([[found[row, column] for column in columns] for row in rows], vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for y, row in enumerate(rows):
+        for x, column in enumerate(columns):
+            panel.text(x, y, f"{found[row, column]:.2f}", ha="center", va="center")
+    panel.set_xticks(range(len(columns)), columns)
+    panel.set_yticks(range(len(rows)), rows)
+    return _svg(canvas)
+
+
+def cost_and_quality(figures: Sequence[Figure]) -> str | None:
+    """Tokens read and written per answer against the share of answers at the wanted level, a point per method, domain and level."""
+    cost: dict[tuple[str, str], float] = {}
+    for figure in figures:
+        if figure.task == "generation" and figure.metric in ("prompt_tokens", "answer_tokens"):
+            cost[figure.method, figure.case] = cost.get((figure.method, figure.case), 0.0) + figure.value
+    points: dict[str, list[tuple[float, float]]] = {}
+    for figure in figures:
+        level = figure.metric.removeprefix("generated_")
+        if figure.task == "generation" and level in LEVELS:
+            points.setdefault(figure.method, []).append((cost[figure.method, f"{figure.case} {level}"], figure.value))
+    if not points:
+        return None
+    canvas, panel = pyplot.subplots(figsize=(6, 4))
+    for method, at in points.items():
+        panel.scatter(*zip(*at, strict=True), label=method, alpha=0.8)
+    panel.set(xlabel="tokens read and written per answer", ylabel="at the wanted level", ylim=(-0.02, 1.02))
+    panel.legend(frameon=False)
+    return _svg(canvas)
+
+
+DRAWINGS: Mapping[str, Callable[[Sequence[Figure]], str | None]] = {
+    "Effect against lambda": effect_against_amount,
+    "Combinations of levels: least accuracy over the domains": combination_map,
+    "Spill-over: share of questions whose first answer moves": spill_matrix,
+    "Cost against quality of generated answers": cost_and_quality,
+}
+
+
+def _amount(figure: Figure) -> float:
+    return 0.0 if figure.method == "base" else float(figure.method.rpartition("=")[2])
+
+
+def _first(case: tuple[str, ...]) -> tuple[str, ...]:
+    return case[:1]
+
+
+def _rest(case: tuple[str, ...]) -> tuple[str, ...]:
+    return case[1:]
+
+
+def _svg(canvas: Any) -> str:
+    stream = io.StringIO()
+    canvas.tight_layout()
+    canvas.savefig(stream, format="svg")
+    pyplot.close(canvas)
+    return stream.getvalue()[stream.getvalue().index("<svg") :]

@@ -1,0 +1,22 @@
+"""The tasks that `fader eval` knows. A task asks the lab's ledger and yields figures; to add one: a function and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from fader.evaluation.figures import Figure
+from fader.evaluation.general import ability, fluency, styles
+from fader.evaluation.generation import generation
+from fader.evaluation.lab import Lab
+from fader.evaluation.levels import curve, levels, prompting, spillover
+
+TASKS: Mapping[str, Callable[[Lab], Iterator[Figure]]] = {
+    "levels": levels,
+    "curve": curve,
+    "prompting": prompting,
+    "generation": generation,
+    "spillover": spillover,
+    "fluency": fluency,
+    "ability": ability,
+    "styles": styles,
+}

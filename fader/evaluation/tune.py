@@ -1,0 +1,168 @@
+"""Finding the knobs: which lambdas reach the wanted level in each domain (Alignment Vectors, arXiv 2410.19206, section on multidomain alignment).
+
+The paper searches a grid. Here the search goes from coarse to fine: each domain's own knob on its own questions first, all points of the grid
+as rows of shared batches; then all knobs together, each turned back by what the others move its domain (`leanings`, `balanced`); and where a
+domain is still off its level, its knob again with the others in place. Nothing is merged or reloaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fader.evaluation.figures import Figure, average
+from fader.evaluation.general import neutral
+from fader.evaluation.lab import Lab, Matrix, Trial, mixed, named
+from fader.training.data import LEVELS, Level, content_hash
+
+COARSE = (-1.5, -1.2, -0.9, -0.6, -0.45, -0.3, -0.15, 0.0, 0.4, 0.8, 1.2)
+FINE = (-0.08, 0.08)
+AGAIN = (-0.45, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.45)
+REACHED = 0.8
+"""The bar of the paper's 27 combinations: a level is reached in a domain if its answer ranks first in this share of the questions."""
+FARTHEST = 2.5  # no vector is moved farther from 0
+SOFT = 0.2  # nats per token by which a margin counts as clear
+
+Point = tuple[str, float]
+"""A domain and the amount of its vector."""
+
+
+def firsts(means: Matrix, level: Level) -> list[float]:
+    """Preference accuracy, item by item: 1 where the level's answer has the highest log-probability per token [items, levels], else 0."""
+    return [float(place == LEVELS.index(level)) for place in means.argmax(axis=1)]
+
+
+def clearness(means: Matrix, level: Level) -> float:
+    """Preference accuracy with a soft edge: the mean of sigmoid(margin over the best other answer / 0.2 nats per token)."""
+    wanted = LEVELS.index(level)
+    margin = means[:, wanted] - np.delete(means, wanted, axis=1).max(axis=1)
+    return float((1 / (1 + np.exp(-margin / SOFT))).mean())
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found: lambda of each vector by name, and per wanted domain the share of its questions that are at the level."""
+
+    amounts: dict[str, float]
+    reached: dict[str, float]
+
+
+def curves(lab: Lab, task: str, points: Iterable[Point], part: str) -> dict[Point, Matrix]:
+    """Each domain's questions with its own vector at an amount, the others at 0, all points in shared batches: log-probabilities [items, levels]."""
+    wanted = sorted(set(points))
+    trials = [trial(lab, {lab.vectors[domain]: amount}, domain, part) for domain, amount in wanted]
+    return dict(zip(wanted, lab.ranked(task, trials), strict=True))
+
+
+def trial(lab: Lab, amounts: Mapping[str, float], domain: str, part: str) -> Trial:
+    """One domain's questions under a mixture."""
+    return Trial(named(amounts), domain, lab.items(domain, part), mixed(amounts))
+
+
+def alone(lab: Lab, task: str, part: str = "dev") -> dict[tuple[str, Level], float]:
+    """For every domain and level the amount of the domain's own vector at which the level is clearest, the others at 0."""
+    found = curves(lab, task, [(domain, amount) for domain in lab.vectors for amount in COARSE], part)
+    near = [(domain, round(_clearest(found, domain, level) + step, 3)) for domain in lab.vectors for level in LEVELS for step in FINE]
+    found |= curves(lab, task, near, part)
+    return {(domain, level): _clearest(found, domain, level) for domain in lab.vectors for level in LEVELS}
+
+
+def amounts(lab: Lab, task: str) -> dict[tuple[str, Level], float]:
+    """`alone` on the dev split; for a vector whose card notes what was found on the very same questions, what it notes."""
+    found: dict[tuple[str, Level], float] = {}
+    for domain, name in lab.vectors.items():
+        noted = lab.ledger.fader.vector(name).card.get("effect", {})
+        if noted.get("data") == content_hash(lab.items(domain, "dev")) and "levels" in noted:
+            found |= {(domain, level): noted["levels"][level] for level in LEVELS}
+        else:
+            found |= alone(replace(lab, vectors={domain: name}), task)
+    return found
+
+
+def leanings(lab: Lab, task: str) -> dict[tuple[str, str, float], float]:
+    """How much each domain leans with the vector of another: (domain, other, sign) -> its shift under the other's vector at +1 or -1 alone, in
+    units of the shift under its own. The shift is that of the mean log-probability per token of expert over avoidance, on the dev split."""
+    domains, signs = list(lab.vectors), (-1.0, 1.0)
+    cases = [(domain, other, sign) for domain in domains for other in domains for sign in signs]
+    trials = [trial(lab, {lab.vectors[other]: sign}, domain, "dev") for domain, other, sign in cases]
+    bare = dict(zip(domains, lab.ranked(task, [trial(lab, {}, domain, "dev") for domain in domains]), strict=True))
+    shift = {
+        (domain, other, sign): _position(means) - _position(bare[domain])
+        for (domain, other, sign), means in zip(cases, lab.ranked(task, trials), strict=True)
+    }
+    return {(domain, other, sign): shift[domain, other, sign] / (shift[domain, domain, sign] or 1.0) for domain, other, sign in cases}
+
+
+def balanced(lab: Lab, wanted: Mapping[str, float], lean: Mapping[tuple[str, str, float], float]) -> dict[str, float]:
+    """Amounts of the vectors, by name, at which every domain stands where its own vector at the `wanted` amount would bring it alone.
+
+    Solves amount_d + sum over others of lean_d,o * amount_o = wanted_d by damped iteration, since the lean depends on the sign.
+    """
+    found = dict(wanted)
+    for _ in range(60):
+        for domain in wanted:
+            others = sum(lean[domain, other, math.copysign(1.0, found[other])] * found[other] for other in wanted if other != domain)
+            found[domain] = float(np.clip(0.5 * found[domain] + 0.5 * (wanted[domain] - others), -FARTHEST, FARTHEST))
+    return {lab.vectors[domain]: round(amount, 3) for domain, amount in found.items()}
+
+
+def _position(means: Matrix) -> float:
+    return float((means[:, LEVELS.index("expert")] - means[:, LEVELS.index("avoidance")]).mean())
+
+
+def tune(lab: Lab, wanted: Mapping[str, Level], rounds: int = 3) -> Tuned:
+    """The amounts that bring every wanted domain to its level, found on the dev split of its questions.
+
+    Domains that are not wanted keep their vectors at 0. Raises ValueError for a domain without a vector.
+    """
+    for domain in wanted:
+        if domain not in lab.vectors:
+            raise ValueError(f"{domain}: no vector moves this domain; known: {', '.join(lab.vectors)}")
+    mine = replace(lab, vectors={domain: lab.vectors[domain] for domain in wanted})
+    picks = amounts(mine, "tune")
+    mixture = balanced(mine, {domain: picks[domain, level] for domain, level in wanted.items()}, leanings(mine, "tune"))
+    for _ in range(rounds):
+        reached = _reached(lab, mixture, wanted)
+        lagging = [domain for domain, share in reached.items() if share < REACHED]
+        if not lagging or len(wanted) == 1:
+            break
+        for domain in lagging:
+            tried = [{**mixture, lab.vectors[domain]: round(mixture[lab.vectors[domain]] + step, 3)} for step in AGAIN]
+            found = lab.ranked("tune", [trial(lab, one, domain, "dev") for one in tried])
+            mixture = max(zip(tried, found, strict=True), key=lambda pair: clearness(pair[1], wanted[domain]))[0]
+    return Tuned(mixture, _reached(lab, mixture, wanted))
+
+
+def consequences(lab: Lab, tuned: Tuned, wanted: Mapping[str, Level]) -> Iterator[Figure]:
+    """What the found amounts do on the lab's split: `reached` in the wanted domains; `moved` and `drift` in the others (see `spillover`); and
+    the perplexity of neutral text against the bare model's."""
+    method = named(tuned.amounts)
+    free = [domain for domain in (*lab.levels, "other") if domain not in wanted]
+    found = lab.ranked("tune", [trial(lab, tuned.amounts, domain, lab.split) for domain in (*wanted, *free)])
+    for (domain, level), means in zip(wanted.items(), found, strict=False):
+        yield average("tune", method, domain, f"reached_{level}", firsts(means, level), lab.seed)
+    before = lab.ranked("tune", [trial(lab, {}, domain, lab.split) for domain in free])
+    for domain, old, new in zip(free, before, found[len(wanted) :], strict=True):
+        yield from spill("tune", method, domain, old, new, lab.seed)
+    ratio = neutral(lab, "tune", tuned.amounts).value / neutral(lab, "tune", {}).value
+    yield average("tune", method, "neutral", "perplexity_ratio", [ratio], lab.seed)
+
+
+def spill(task: str, method: str, case: str, before: Matrix, after: Matrix, seed: int) -> list[Figure]:
+    """`moved`: the share of questions whose first-ranked answer changed; `drift`: the mean change of log-probability per token, either way."""
+    moved = [float(a != b) for a, b in zip(before.argmax(axis=1), after.argmax(axis=1), strict=True)]
+    drift = [float(change) for change in np.abs(after - before).mean(axis=1)]
+    return [average(task, method, case, "moved", moved, seed), average(task, method, case, "drift", drift, seed)]
+
+
+def _clearest(found: Mapping[Point, Matrix], domain: str, level: Level) -> float:
+    """The amount at which a level is clearest; of equals the one nearest to 0."""
+    return max((round(clearness(means, level), 3), -abs(amount), amount) for (where, amount), means in found.items() if where == domain)[2]
+
+
+def _reached(lab: Lab, mixture: Mapping[str, float], wanted: Mapping[str, Level]) -> dict[str, float]:
+    found = lab.ranked("tune", [trial(lab, mixture, domain, "dev") for domain in wanted])
+    return {domain: float(np.mean(firsts(means, wanted[domain]))) for domain, means in zip(wanted, found, strict=True)}

@@ -1,0 +1,321 @@
+"""Figures, the ledger, the search for amounts and every task, on a tiny model with random vectors; the judge on the shipped answers."""
+
+import json
+import math
+import threading
+from dataclasses import asdict, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from test_cli import rows, run
+
+from fader import Fader, Vector, load
+from fader.engine.backbone import quick_dtype
+from fader.evaluation.effect import AMOUNTS, note_effect
+from fader.evaluation.figures import average, distinct, perplexity
+from fader.evaluation.judge import classifier, endpoint
+from fader.evaluation.lab import Lab, Trial, mixed, named
+from fader.evaluation.ledger import Asked, Ledger
+from fader.evaluation.report import write_report
+from fader.evaluation.tasks import TASKS
+from fader.evaluation.tune import COARSE, alone, amounts, balanced, clearness, consequences, firsts, leanings, tune
+from fader.training.data import DOMAINS, LEVELS, LevelItem, starter_levels, starter_pairs
+
+SHORT = [
+    ("the sea", " wide", " the ship is small .", " rivers bend slowly through green valleys"),
+    ("a cat", " mat", " the dog ran home !", " old stone bridges watch the water pass"),
+    ("one two", " three", " four five six", " people say what they want from a model"),
+]
+
+
+def levels():
+    return [LevelItem(query, dict(zip(LEVELS, answers, strict=True)), split) for split in ("dev", "test", "train") for query, *answers in SHORT]
+
+
+def vectors(fader, folder, names):
+    torch.manual_seed(1)
+    layers = {name: layer for name, layer in fader.backbones[fader.model].desk.layers.items() if name.endswith(("down_proj", "o_proj"))}
+    for name in names:
+        factors = {m: (torch.randn(2, layer.in_features) * 0.1, torch.randn(layer.out_features, 2) * 0.1) for m, layer in layers.items()}
+        Vector(name, factors).save(folder / name)
+    return {name: folder / name for name in names}
+
+
+@pytest.fixture
+def fader(tiny_folder, tmp_path):
+    with Fader(load(str(tiny_folder))) as bare:
+        found = vectors(bare, tmp_path / "vectors", [*DOMAINS, "warm"])
+        for name, folder in found.items():
+            bare.add_vector(Vector.load(folder, name))
+        yield bare
+
+
+@pytest.fixture
+def lab(fader, tmp_path):
+    return Lab(Ledger(fader, tmp_path / "ledger.jsonl", quiet=True), dict.fromkeys((*DOMAINS, "other"), levels()), styles=["warm"], limit=3)
+
+
+def test_average_and_its_interval():
+    figure = average("t", "m", "c", "x", [0, 0, 1, 1, 1, 1, 1, 1], seed=3)
+    assert (figure.value, figure.n, figure.seed) == (0.75, 8, 3)
+    assert 0.3 < figure.low < 0.75 < figure.high <= 1
+    assert figure == average("t", "m", "c", "x", [0, 0, 1, 1, 1, 1, 1, 1], seed=3)
+    assert average("t", "m", "c", "x", [1, 1]).low == 1
+    with pytest.raises(ValueError, match="no items"):
+        average("t", "m", "c", "x", [])
+
+
+def test_perplexity_is_that_of_all_tokens():
+    figure = perplexity("t", "m", "c", [-1.0, -3.0], [30, 10])
+    assert figure.value == pytest.approx(math.exp(1.5), abs=1e-4)
+    assert math.e - 1e-4 <= figure.low <= figure.value <= figure.high <= math.exp(3) + 1e-3
+
+
+def test_distinct():
+    assert distinct("a b c d") == 1
+    assert distinct("a b a b a b") == pytest.approx(2 / 5)
+    assert distinct("word") == 1
+
+
+def test_the_ledger_asks_once(fader, tmp_path, monkeypatch):
+    file = tmp_path / "ledger.jsonl"
+    wanted = [
+        Asked("t", "m", "c", "0", Fader.request("the sea", alignment={"vectors": {"medical": 0.5}}), " wide"),
+        Asked("t", "m", "c", "1", Fader.request("the sea"), " wide"),
+        Asked("t", "m", "c", "2", Fader.request("the sea", max_tokens=4)),
+    ]
+    first = Ledger(fader, file, quiet=True).ask(wanted)
+    assert first[0].mean == pytest.approx(fader.score("the sea", " wide", alignment={"vectors": {"medical": 0.5}}).mean, abs=1e-4)
+    assert first[2].text == fader.generate("the sea", max_tokens=4).text
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["item"] for row in rows] == ["0", "1", "2"]
+    assert rows[0]["request"]["alignment"] == {"vectors": {"medical": 0.5}}
+    with file.open("a") as stream:
+        stream.write('{"key": "unfinis')  # as a killed process leaves it
+    asked = []
+    monkeypatch.setattr(fader, "score_batch", lambda pairs: asked.extend(pairs) or [])
+    assert Ledger(fader, file, quiet=True).ask(wanted) == first
+    assert not asked
+    assert file.read_text().endswith("\n")
+
+
+def test_the_ledger_knows_a_vector_by_its_numbers(fader, tmp_path):
+    wanted = [Asked("t", "m", "c", "0", Fader.request("the sea", alignment={"vectors": {"medical": 1.0}}), " wide")]
+    ledger = Ledger(fader, tmp_path / "ledger.jsonl", quiet=True)
+    before = ledger.ask(wanted)
+    fader.add_vector(-2 * fader.vector("medical"), "medical")
+    assert ledger.ask(wanted) != before
+
+
+def test_a_foreign_file_is_no_ledger(fader, tmp_path):
+    (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(ValueError, match=r"other\.jsonl:1: not a line of an evaluation's ledger"):
+        Ledger(fader, tmp_path / "other.jsonl")
+
+
+def test_ranked_is_the_likelihood_per_token_under_each_mixture(lab, fader):
+    items = levels()[:2]
+    moved = {"medical": -0.7, "legal": 1.2}
+    found = lab.ranked("t", [Trial("base", "x", items, mixed({})), Trial(named(moved), "x", items, mixed(moved))])
+    for means, mixture in zip(found, ({}, moved), strict=True):
+        for row, item in zip(means, items, strict=True):
+            one_by_one = [fader.score(item.query, item.answers[level], alignment={"vectors": mixture}).mean for level in LEVELS]
+            assert row.tolist() == pytest.approx(one_by_one, abs=1e-4)
+
+
+def test_tune_finds_the_clearest_amount(lab):
+    for level in LEVELS:
+        found = tune(lab, {"medical": level})
+        at = {}
+        for amount in (*COARSE, found.amounts["medical"]):
+            at[amount] = clearness(lab.ranked("t", [Trial("x", "medical", lab.items("medical", "dev"), mixed({"medical": amount}))])[0], level)
+        assert at[found.amounts["medical"]] == pytest.approx(max(at.values()), abs=1e-3)
+    with pytest.raises(ValueError, match="tax: no vector moves this domain"):
+        tune(lab, {"tax": "expert"})
+
+
+def test_a_card_notes_what_the_amounts_do(lab, fader, tmp_path, tiny_folder):
+    items = lab.items("medical", "dev")
+    noted = note_effect(fader.vector("medical"), tmp_path / "noted", items, str(tiny_folder))
+    assert Vector.load(tmp_path / "noted").card["effect"] == noted.card["effect"]
+    with Fader(str(tiny_folder), dtype=quick_dtype()) as quick:
+        quick.add_vector(fader.vector("medical"))
+        picked = alone(Lab(Ledger(quick, quiet=True), lab.levels, {"medical": "medical"}, limit=3), "t")
+    assert noted.card["effect"]["levels"] == {level: picked["medical", level] for level in LEVELS}
+    fader.add_vector(replace(noted, card={"effect": {**noted.card["effect"], "levels": dict.fromkeys(LEVELS, 9.0)}}), "medical")
+    assert amounts(replace(lab, vectors={"medical": "medical"}), "t") == {("medical", level): 9.0 for level in LEVELS}  # what the card notes
+    other = replace(lab, vectors={"medical": "medical"}, levels={"medical": levels()[:2]})
+    assert amounts(other, "t")["medical", "expert"] != 9.0  # noted on other questions
+    pairs = starter_pairs("warm")[:2]
+    noted = note_effect(fader.vector("warm"), tmp_path / "style", pairs, str(tiny_folder))
+    assert [row["amount"] for row in noted.card["effect"]["amounts"]] == list(AMOUNTS)
+
+
+def test_balanced_turns_each_knob_back_by_what_the_others_move(lab):
+    lean = {(domain, other, sign): 0.25 for domain in DOMAINS for other in DOMAINS for sign in (-1.0, 1.0)}
+    wanted = dict(zip(DOMAINS, (1.0, -0.4, -1.2), strict=True))
+    found = balanced(lab, wanted, lean)
+    for domain in DOMAINS:
+        assert found[domain] + sum(0.25 * found[other] for other in DOMAINS if other != domain) == pytest.approx(wanted[domain], abs=2e-3)
+    assert balanced(lab, wanted, dict.fromkeys(lean, 0.0)) == wanted
+
+
+def test_leanings_are_shifts_in_units_of_the_own_vector(lab):
+    lean = leanings(lab, "t")
+    assert all(lean[domain, domain, sign] == pytest.approx(1) for domain in DOMAINS for sign in (-1.0, 1.0))
+
+    def place(mixture):
+        return lab.ranked("t", [Trial("x", "legal", lab.items("legal", "dev"), mixed(mixture))])[0]
+
+    shifts = {name: [(m[:, 2] - m[:, 0]).mean() for m in (place({}), place({name: 1.0}))] for name in ("legal", "medical")}
+    ratio = (shifts["medical"][1] - shifts["medical"][0]) / (shifts["legal"][1] - shifts["legal"][0])
+    assert lean["legal", "medical", 1.0] == pytest.approx(ratio, abs=1e-3)
+
+
+def test_tune_reports_what_else_moves(lab):
+    wanted = {"medical": "expert", "legal": "avoidance"}
+    found = tune(lab, wanted)
+    assert found.amounts.keys() == wanted.keys()
+    figures = [(figure.case, figure.metric) for figure in consequences(lab, found, wanted)]
+    assert figures[:2] == [("medical", "reached_expert"), ("legal", "reached_avoidance")]
+    assert {("financial", "moved"), ("other", "drift"), ("neutral", "perplexity_ratio")} <= set(figures)
+
+
+def test_levels_gives_what_it_promises(lab):
+    figures = list(TASKS["levels"](lab))
+    best = {(f.method, f.case, f.metric): f for f in figures}
+    for domain in DOMAINS:
+        for level in LEVELS:
+            amount = best["vectors", domain, f"lambda_{level}"].value
+            means = lab.ranked("t", [Trial("x", domain, lab.items(domain, "test"), mixed({domain: amount}))])[0]
+            assert best["vectors", domain, f"best_{level}"].value == pytest.approx(sum(firsts(means, level)) / len(means), abs=1e-3)
+    combinations = [figure for figure in figures if figure.metric == "least_accuracy"]
+    assert len(combinations) == len({figure.case for figure in combinations}) == 27
+    reached = [figure for figure in figures if figure.metric == "combinations_reached"]
+    assert len(reached) == 1
+    assert reached[0].value == sum(figure.value >= 0.8 for figure in combinations)
+    assert reached[0].n == 27
+
+
+@pytest.mark.parametrize("task", [name for name in TASKS if name not in ("levels", "generation")])
+def test_every_task_yields_figures(lab, task):
+    figures = list(TASKS[task](lab))
+    assert figures
+    for figure in figures:
+        assert figure.task == task
+        assert figure.low <= figure.value + 1e-6
+        assert figure.value <= figure.high + 1e-6
+        json.dumps(asdict(figure), allow_nan=False)
+
+
+def test_generation_is_judged_and_counted(lab):
+    figures = list(TASKS["generation"](lab))
+    methods = {figure.method for figure in figures if figure.metric == "generated_expert"}
+    assert methods == {"vectors", "base", "told", "shown"}
+    cost = {(figure.method, figure.metric): figure.value for figure in figures if figure.case == "medical expert"}
+    assert cost["vectors", "prompt_tokens"] < cost["told", "prompt_tokens"] < cost["shown", "prompt_tokens"]
+
+
+def test_styles_are_monotone_when_the_margin_grows(lab):
+    figures = list(TASKS["styles"](lab))
+    margins = [figure.value for figure in figures if figure.metric == "margin"]
+    assert len(margins) == 5
+    assert figures[-1].value == float(margins == sorted(margins))
+    pairs = [pair for pair in starter_pairs("warm") if pair.split == "test"][:3]
+    both = lab.preferred("t", "warm=1", "warm", pairs, {"vectors": {"warm": 1.0}})
+    assert margins[-1] == pytest.approx(float((both[:, 0] - both[:, 1]).mean()), abs=1e-3)
+
+
+def test_the_report_shows_every_figure(lab, tmp_path):
+    figures = [figure for task in ("levels", "curve", "spillover", "generation") for figure in TASKS[task](lab)]
+    write_report(figures, tmp_path / "deep" / "report.html")
+    page = (tmp_path / "deep" / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert page.count("<tr>") == len(figures) + 4
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_the_judge_knows_answers_on_subjects_it_was_not_trained_on(domain):
+    judge = classifier()
+    items = starter_levels(domain)
+    right = [judge([item.query for item in items], [item.answers[level] for item in items]).count(level) for level in LEVELS]
+    assert sum(right) / (3 * len(items)) > 0.85
+
+
+class Judging(BaseHTTPRequestHandler):
+    """Says which level the last word of an answer names."""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+        content = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [
+            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": asked.split()[-1].title() + "."}}
+        ]}).encode()  # fmt: skip
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_model_behind_an_endpoint_judges():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Judging)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        judge = endpoint(f"http://127.0.0.1:{server.server_port}/v1", "m")
+        assert judge(["q", "q"], ["says expert", "says generic"]) == ["expert", "generic"]
+        with pytest.raises(ValueError, match=r"judge: m said 'maybe\.' where one of"):
+            judge(["q"], ["says maybe"])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def arguments(fader, tmp_path, tiny_folder, monkeypatch):
+    """What a call on the tiny model needs: its vectors by name, its data, a place for the ledger."""
+    monkeypatch.setenv("FADER_VECTORS", str(tmp_path / "vectors"))
+    file = tmp_path / "levels.jsonl"
+    file.write_text("\n".join(json.dumps({"query": item.query, **item.answers, "split": item.split}) for item in levels()))
+    data = [part for domain in DOMAINS for part in ("--data", f"{domain}={file}")]
+    return ["--model", str(tiny_folder), *data, "--out", str(tmp_path / "ledger.jsonl"), "--limit", "2", "--json"]
+
+
+def test_the_command_prints_figures(arguments, tmp_path):
+    done = run("eval", "levels", *arguments, "--report", str(tmp_path / "report.html"), cwd=tmp_path)
+    found = rows(done)
+    assert all(row.keys() == {"task", "method", "case", "metric", "value", "low", "high", "n", "seed"} for row in found)
+    metrics = [(row["case"], row["metric"]) for row in found if row["method"] == "vectors"]
+    for domain in DOMAINS:
+        assert {(domain, f"best_{level}") for level in LEVELS} <= set(metrics)
+    assert metrics.count(("all", "combinations_reached")) == 1
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    assert rows(run("eval", "levels", *arguments, cwd=tmp_path)) == found
+
+
+def test_tune_writes_a_profile_that_requests_find(arguments, tmp_path):
+    found = rows(run("vectors", "tune", "medical=expert,legal=generic", "--profile", "clinic", *arguments, cwd=tmp_path))[0]
+    assert found["amounts"].keys() == {"medical", "legal"}
+    written = rows(run("profiles", "--json", cwd=tmp_path))
+    assert [row["name"] for row in written] == ["clinic"]
+    assert written[0]["alignment"].get("vectors", {}) == found["amounts"]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (["eval", "nope"], "TASK: no task 'nope'; known: levels, curve"),
+        (["eval", "levels", "--data", "x"], "--data: must be DOMAIN=VALUE (got 'x')"),
+        (["vectors", "tune", "medical"], "WANT: must be DOMAIN=VALUE (got 'medical')"),
+        (["vectors", "tune", "medical=loud"], "WANT: medical must be one of avoidance, generic, expert (got 'loud')"),
+        (["vectors", "tune", "medical=expert", "--profile", "../x"], "profile: '../x' is not a name"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_at_the_door(call, said, tmp_path, tiny_folder):
+    done = run(*call, "--model", str(tiny_folder), cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
