@@ -4,11 +4,14 @@ import sys
 
 import typer
 
-from fader.cli import train, vectors
+from fader.cli import data, evaluate, train, vectors
 from fader.cli.answers import app
 
+app.command("eval", epilog="Example: `fader eval levels --split test --json`")(evaluate.evaluate)
+vectors.app.command("tune", epilog="Example: `fader vectors tune medical=expert,legal=avoidance --profile clinic`")(evaluate.tune)
 app.add_typer(vectors.app, name="vectors")
 app.add_typer(train.app, name="train")
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:
