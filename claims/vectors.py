@@ -64,7 +64,7 @@ def joint(lab: Lab) -> Iterator[Figure]:
     name, folder = "joint", RUNS / "joint"
     if not (folder / CONFIG).is_file():
         lessons = [
-            Lesson((Message(role="user", content=item.query),), item.answers[wanted], item.answers[other], 1.0)
+            Lesson((Message(role="user", content=item.query),), item.answers[wanted], item.answers[other], (1.0,))
             for domain, wanted in COMBINATION.items()
             for item in split(starter_levels(domain), "train")
             for other in LEVELS

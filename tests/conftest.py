@@ -10,7 +10,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from fader import Fader, load
+from fader import Fader, Vector, load
+from fader.evaluation.lab import Lab
+from fader.evaluation.ledger import Ledger
+from fader.training.data import DOMAINS, LEVELS, LevelItem
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 512}
 GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 16}
@@ -90,3 +93,41 @@ def tiny(tiny_folder: Path):
 def builtin():
     with Fader() as fader:
         yield fader
+
+
+SHORT = [
+    ("the sea", " wide", " the ship is small .", " rivers bend slowly through green valleys"),
+    ("a cat", " mat", " the dog ran home !", " old stone bridges watch the water pass"),
+    ("one two", " three", " four five six", " people say what they want from a model"),
+]
+
+
+def level_items() -> list[LevelItem]:
+    """Three short questions with answers at the three levels, in every split."""
+    return [LevelItem(query, dict(zip(LEVELS, answers, strict=True)), split) for split in ("dev", "test", "train") for query, *answers in SHORT]
+
+
+def random_vectors(fader: Fader, folder: Path, names: list[str]) -> dict[str, Path]:
+    """Vectors of random factors for a tiny model, saved by name."""
+    torch.manual_seed(1)
+    layers = {name: layer for name, layer in fader.backbones[fader.model].desk.layers.items() if name.endswith(("down_proj", "o_proj"))}
+    for name in names:
+        factors = {m: (torch.randn(2, layer.in_features) * 0.1, torch.randn(layer.out_features, 2) * 0.1) for m, layer in layers.items()}
+        Vector(name, factors).save(folder / name)
+    return {name: folder / name for name in names}
+
+
+@pytest.fixture
+def fader(tiny_folder: Path, tmp_path: Path):
+    """A tiny model with a random vector for each domain and one style."""
+    with Fader(load(str(tiny_folder))) as bare:
+        found = random_vectors(bare, tmp_path / "vectors", [*DOMAINS, "warm"])
+        for name, folder in found.items():
+            bare.add_vector(Vector.load(folder, name))
+        yield bare
+
+
+@pytest.fixture
+def lab(fader: Fader, tmp_path: Path) -> Lab:
+    """A lab on that model and the short questions."""
+    return Lab(Ledger(fader, tmp_path / "ledger.jsonl", quiet=True), dict.fromkeys((*DOMAINS, "other"), level_items()), styles=["warm"], limit=3)

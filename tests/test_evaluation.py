@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import torch
+from conftest import level_items
 from test_cli import rows, run
 
-from fader import Fader, Vector, load
+from fader import Fader, Vector
 from fader.engine.backbone import quick_dtype
 from fader.evaluation.effect import AMOUNTS, note_effect
 from fader.evaluation.figures import average, distinct, perplexity
@@ -20,40 +20,7 @@ from fader.evaluation.ledger import Asked, Ledger
 from fader.evaluation.report import write_report
 from fader.evaluation.tasks import TASKS
 from fader.evaluation.tune import COARSE, alone, amounts, balanced, clearness, consequences, firsts, leanings, tune
-from fader.training.data import DOMAINS, LEVELS, LevelItem, starter_levels, starter_pairs
-
-SHORT = [
-    ("the sea", " wide", " the ship is small .", " rivers bend slowly through green valleys"),
-    ("a cat", " mat", " the dog ran home !", " old stone bridges watch the water pass"),
-    ("one two", " three", " four five six", " people say what they want from a model"),
-]
-
-
-def levels():
-    return [LevelItem(query, dict(zip(LEVELS, answers, strict=True)), split) for split in ("dev", "test", "train") for query, *answers in SHORT]
-
-
-def vectors(fader, folder, names):
-    torch.manual_seed(1)
-    layers = {name: layer for name, layer in fader.backbones[fader.model].desk.layers.items() if name.endswith(("down_proj", "o_proj"))}
-    for name in names:
-        factors = {m: (torch.randn(2, layer.in_features) * 0.1, torch.randn(layer.out_features, 2) * 0.1) for m, layer in layers.items()}
-        Vector(name, factors).save(folder / name)
-    return {name: folder / name for name in names}
-
-
-@pytest.fixture
-def fader(tiny_folder, tmp_path):
-    with Fader(load(str(tiny_folder))) as bare:
-        found = vectors(bare, tmp_path / "vectors", [*DOMAINS, "warm"])
-        for name, folder in found.items():
-            bare.add_vector(Vector.load(folder, name))
-        yield bare
-
-
-@pytest.fixture
-def lab(fader, tmp_path):
-    return Lab(Ledger(fader, tmp_path / "ledger.jsonl", quiet=True), dict.fromkeys((*DOMAINS, "other"), levels()), styles=["warm"], limit=3)
+from fader.training.data import DOMAINS, LEVELS, starter_levels, starter_pairs
 
 
 def test_average_and_its_interval():
@@ -115,7 +82,7 @@ def test_a_foreign_file_is_no_ledger(fader, tmp_path):
 
 
 def test_ranked_is_the_likelihood_per_token_under_each_mixture(lab, fader):
-    items = levels()[:2]
+    items = level_items()[:2]
     moved = {"medical": -0.7, "legal": 1.2}
     found = lab.ranked("t", [Trial("base", "x", items, mixed({})), Trial(named(moved), "x", items, mixed(moved))])
     for means, mixture in zip(found, ({}, moved), strict=True):
@@ -145,7 +112,7 @@ def test_a_card_notes_what_the_amounts_do(lab, fader, tmp_path, tiny_folder):
     assert noted.card["effect"]["levels"] == {level: picked["medical", level] for level in LEVELS}
     fader.add_vector(replace(noted, card={"effect": {**noted.card["effect"], "levels": dict.fromkeys(LEVELS, 9.0)}}), "medical")
     assert amounts(replace(lab, vectors={"medical": "medical"}), "t") == {("medical", level): 9.0 for level in LEVELS}  # what the card notes
-    other = replace(lab, vectors={"medical": "medical"}, levels={"medical": levels()[:2]})
+    other = replace(lab, vectors={"medical": "medical"}, levels={"medical": level_items()[:2]})
     assert amounts(other, "t")["medical", "expert"] != 9.0  # noted on other questions
     pairs = starter_pairs("warm")[:2]
     noted = note_effect(fader.vector("warm"), tmp_path / "style", pairs, str(tiny_folder))
@@ -280,7 +247,7 @@ def arguments(fader, tmp_path, tiny_folder, monkeypatch):
     """What a call on the tiny model needs: its vectors by name, its data, a place for the ledger."""
     monkeypatch.setenv("FADER_VECTORS", str(tmp_path / "vectors"))
     file = tmp_path / "levels.jsonl"
-    file.write_text("\n".join(json.dumps({"query": item.query, **item.answers, "split": item.split}) for item in levels()))
+    file.write_text("\n".join(json.dumps({"query": item.query, **item.answers, "split": item.split}) for item in level_items()))
     data = [part for domain in DOMAINS for part in ("--data", f"{domain}={file}")]
     return ["--model", str(tiny_folder), *data, "--out", str(tmp_path / "ledger.jsonl"), "--limit", "2", "--json"]
 
@@ -309,8 +276,8 @@ def test_tune_writes_a_profile_that_requests_find(arguments, tmp_path):
     ("call", "said"),
     [
         (["eval", "nope"], "TASK: no task 'nope'; known: levels, curve"),
-        (["eval", "levels", "--data", "x"], "--data: must be DOMAIN=VALUE (got 'x')"),
-        (["vectors", "tune", "medical"], "WANT: must be DOMAIN=VALUE (got 'medical')"),
+        (["eval", "levels", "--data", "x"], "--data DOMAIN=FILE: must be of this form (got 'x')"),
+        (["vectors", "tune", "medical"], "DOMAIN=LEVEL: must be of this form (got 'medical')"),
         (["vectors", "tune", "medical=loud"], "WANT: medical must be one of avoidance, generic, expert (got 'loud')"),
         (["vectors", "tune", "medical=expert", "--profile", "../x"], "profile: '../x' is not a name"),
     ],

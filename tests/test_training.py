@@ -13,7 +13,7 @@ from fader.methods.prompt import conversation
 from fader.methods.vector import Vector
 from fader.request import Message
 from fader.training.data import DOMAINS, LEVELS, STARTER, STYLES, Pair, read_levels, read_pairs, split, starter_levels, starter_pairs
-from fader.training.lessons import PLACES, at_one, lessons_of
+from fader.training.lessons import PLACES, at_one, lessons_of, panel
 
 warnings_of_the_trainer = pytest.mark.filterwarnings("ignore")
 
@@ -109,7 +109,7 @@ def test_lessons_of_levels_stand_at_their_places():
         answers = next(item.answers for item in items if item.query == lesson.messages[0].content)
         level = next(level for level in LEVELS if answers[level] == lesson.chosen)
         low, high = PLACES[level]
-        assert low <= lesson.amount <= high
+        assert low <= lesson.amounts[0] <= high
         assert lesson.rejected in {answers[other] for other in LEVELS if other != level}
     assert lessons == lessons_of(items, split(starter_levels("medical"), "dev"))
     assert lessons != lessons_of(items, split(starter_levels("medical"), "dev"), seed=1)
@@ -118,8 +118,8 @@ def test_lessons_of_levels_stand_at_their_places():
 def test_lessons_of_pairs_are_taught_on_both_sides():
     pairs = split(starter_pairs("warm"), "dev")
     lessons = lessons_of(pairs)
-    assert [(lesson.chosen, lesson.amount > 0) for lesson in lessons] == [(p.chosen, True) for p in pairs] + [(p.rejected, False) for p in pairs]
-    assert [(lesson.chosen, lesson.amount) for lesson in at_one(pairs)] == [(pair.chosen, 1.0) for pair in pairs]
+    assert [(lesson.chosen, lesson.amounts[0] > 0) for lesson in lessons] == [(p.chosen, True) for p in pairs] + [(p.rejected, False) for p in pairs]
+    assert [(lesson.chosen, lesson.amounts) for lesson in at_one(pairs)] == [(pair.chosen, (1.0,)) for pair in pairs]
     assert [lesson.chosen for lesson in at_one(starter_levels("legal"))] == [item.answers["expert"] for item in starter_levels("legal")]
 
 
@@ -170,6 +170,31 @@ def test_what_is_held_stays(tmp_path, tiny_folder):
 
 
 @warnings_of_the_trainer
+def test_vectors_trained_side_by_side_are_vectors_of_their_own(tmp_path, tiny_folder):
+    """Each moves its own question whatever the other's amount is; together they are what was trained."""
+    from fader.training.vector import Recipe, train_vectors
+
+    (tmp_path / "two").mkdir()
+    one, two = read_pairs_of(SAYINGS[:1] * 3, tmp_path), read_pairs_of(SAYINGS[1:2] * 3, tmp_path / "two")
+    lessons = panel([lessons_of(one), lessons_of(two)], one[:1])
+    assert all(len(lesson.amounts) == 2 for lesson in lessons)
+    assert sum(lesson.held for lesson in lessons) == 1
+    folders = {name: tmp_path / "vectors" / name for name in ("one", "two")}
+    recipe = Recipe(rank=2, epochs=10, learning_rate=5e-3)
+    found = train_vectors(folders, lessons, recipe, str(tiny_folder), "float32", progress=False)
+    assert [(vector.name, vector.rank, vector.card["trained_with"]) for vector in found] == [("one", 2, ["one", "two"]), ("two", 2, ["one", "two"])]
+    with Fader(load(str(tiny_folder)), vectors=folders) as fader:
+        for mine, pair in (("one", one[0]), ("two", two[0])):
+            for other in (-1.0, 1.0):
+                margins = []
+                for amount in (-1.0, 1.0):
+                    alignment = {"vectors": {"one": other, "two": other, mine: amount}}
+                    good, bad = (fader.score(pair.messages[0].content, text, alignment=alignment).mean for text in (pair.chosen, pair.rejected))
+                    margins.append(good - bad)
+                assert margins[0] < margins[1]
+
+
+@warnings_of_the_trainer
 def test_training_reads_each_row_at_its_own_amount(tiny_folder):
     """What the loss is computed from is what the engine serves: the same log-probabilities, row by row (law 5)."""
     from peft import LoraConfig, get_peft_model
@@ -192,12 +217,12 @@ def test_training_reads_each_row_at_its_own_amount(tiny_folder):
                 "prompt_ids": tokens.encode(conversation([Message(role="user", content=prompt)], [], tokens.tokenizer)),
                 "chosen_ids": tokens.encode(chosen),
                 "rejected_ids": tokens.encode(rejected),
-                "amount": amount,
+                "amounts": [amount],
             }
             for prompt, chosen, rejected, amount in lessons
         ]
         batch = collate(rows, pad=0)
-        trained = answer_logprobs(model, batch, batch["amount"]).tolist()
+        trained = answer_logprobs(model, batch, batch["amounts"]).tolist()
         served = [
             fader.score(prompt, answers[side], alignment={"vectors": {"v": amount}}).logprob
             for side in (0, 1)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fader.cli.show import AsJson, Model, print_json, screen, table
+from fader.cli.show import AsJson, Model, named_value, print_json, screen, table
 from fader.engine import builtin
 from fader.engine.backbone import quick_dtype
 from fader.fader import Fader
@@ -97,7 +97,7 @@ def tune(
         from fader.evaluation.tune import tune as search
     except ModuleNotFoundError as error:
         raise ValueError(f"tuning needs {error.name}: pip install 'fader[eval]'") from error
-    wanted = _named(want.split(","), "WANT")
+    wanted = dict(named_value(text, "DOMAIN=LEVEL") for text in want.split(","))
     chosen = _chosen(list(dict.fromkeys([*wanted, *DOMAINS])), vector, data)
     if profile is not None:
         profile_file(profile)  # its name is checked before anything is measured
@@ -120,7 +120,8 @@ def tune(
 
 def _chosen(domains: Sequence[str], vector: Sequence[str] | None, data: Sequence[str] | None) -> dict[str, Any]:
     """The lab's level data and vectors, as the options say."""
-    files, moved = _named(data, "--data"), _named(vector, "--vector")
+    files = dict(named_value(text, "--data DOMAIN=FILE") for text in data or ())
+    moved = dict(named_value(text, "--vector DOMAIN=NAME") for text in vector or ())
     return {"levels": {name: _items(name, files.get(name)) for name in domains}, "vectors": {name: moved.get(name, name) for name in domains}}
 
 
@@ -129,11 +130,3 @@ def _items(domain: str, file: str | None) -> list[LevelItem]:
     shipped = starter_levels(domain) if file is None or domain in DOMAINS else []
     given = shipped if file is None else read_levels(file)
     return given if any(item.split == "dev" for item in given) else [*given, *(item for item in shipped if item.split == "dev")]
-
-
-def _named(given: Sequence[str] | None, option: str) -> dict[str, str]:
-    """`DOMAIN=VALUE` options as a dict."""
-    for text in given or ():
-        if "=" not in text:
-            raise ValueError(f"{option}: must be DOMAIN=VALUE (got {text!r})")
-    return {domain: value for domain, _, value in (text.partition("=") for text in given or ())}

@@ -35,6 +35,14 @@ def rows(source: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from json_rows(text.splitlines(), source)
 
 
+def named_value(text: str, form: str) -> tuple[str, str]:
+    """`NAME=VALUE` as its two parts. Raises ValueError for another form."""
+    name, sign, value = text.partition("=")
+    if not (name and sign and value):
+        raise ValueError(f"{form}: must be of this form (got {text!r})")
+    return name, value
+
+
 def print_json(row: dict[str, Any]) -> None:
     """One line of JSON."""
     sys.stdout.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fader.cli.show import AsJson, Model, commands, print_json, screen
+from fader.cli.show import AsJson, Model, commands, named_value, print_json, screen
 from fader.engine import builtin
-from fader.methods.vector import user_folder
-from fader.training.data import Pair, read_any
+from fader.methods.vector import Vector, user_folder
+from fader.training.data import Item, Pair, read_any
 from fader.training.data import split as of_split
 from fader.training.lessons import at_one, lessons_of
+from fader.training.lessons import panel as side_by_side
 
 app = commands("Train vectors (needs the extra `train`).")
 
@@ -55,8 +57,7 @@ def vector(
         raise ValueError(f"training needs {error.name}: pip install 'fader[train,eval]'") from error
 
     items = [item.swapped if negate and isinstance(item, Pair) else item for item in read_any(data)]
-    marked = {item.split for item in items}
-    taught = of_split(items, split) if split else [item for item in items if item.split == "train" or "train" not in marked]
+    taught = of_split(items, split) if split else _taught(items)
     left_alone = [item for source in hold or [] for item in read_any(source)]
     given: dict[str, Any] = {
         "rank": rank,
@@ -69,7 +70,44 @@ def vector(
     folder = Path(out) if out else user_folder() / name
     lessons = at_one(taught) if paper else lessons_of(taught, left_alone, seed)
     trained = train_vector(name, lessons, folder, recipe, model)
-    unseen = [item for item in items if item.split == "dev"]
-    trained = note_effect(trained, folder, unseen or taught, model)
-    row = {"name": name, "folder": str(folder), **{key: trained.card[key] for key in ("lessons", "held", "seconds", "effect")}}
+    _show(note_effect(trained, folder, _unseen(items), model), folder, as_json)
+
+
+@app.command(epilog="Example: `fader train panel tax=tax.jsonl pensions=pensions.jsonl --hold other.jsonl`")
+def panel(
+    data: Annotated[list[str], typer.Argument(metavar="NAME=DATA...", help="Vectors and their data; as for `train vector`.")],
+    out: Annotated[str | None, typer.Option(help="Folder to write the vectors' folders into; left out: the user's vectors folder.")] = None,
+    model: Model = builtin.NAME,
+    hold: Annotated[list[str] | None, typer.Option(help="Data whose answers are to stay as likely as they are. Repeatable.")] = None,
+    seed: int = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train several vectors side by side, so that each keeps to its own subject when they are mixed."""
+    try:
+        from fader.evaluation.effect import note_effect
+        from fader.training.vector import Recipe, train_vectors
+    except ModuleNotFoundError as error:
+        raise ValueError(f"training needs {error.name}: pip install 'fader[train,eval]'") from error
+
+    given = {name: read_any(source) for name, source in (named_value(text, "NAME=DATA") for text in data)}
+    left_alone = [item for source in hold or [] for item in read_any(source)]
+    lessons = side_by_side([lessons_of(_taught(items), seed=seed) for items in given.values()], left_alone, seed)
+    folder = Path(out) if out else user_folder()
+    for trained in train_vectors({name: folder / name for name in given}, lessons, Recipe(seed=seed), model):
+        noted = note_effect(trained, folder / trained.name, _unseen(given[trained.name]), model)
+        _show(noted, folder / trained.name, as_json)
+
+
+def _taught(items: Sequence[Item]) -> list[Item]:
+    """The items marked train; all where none is."""
+    return [item for item in items if item.split == "train"] or list(items)
+
+
+def _unseen(items: Sequence[Item]) -> list[Item]:
+    """The items marked dev; the taught ones where none is."""
+    return [item for item in items if item.split == "dev"] or _taught(items)
+
+
+def _show(trained: Vector, folder: Path, as_json: bool) -> None:
+    row = {"name": trained.name, "folder": str(folder), **{key: trained.card[key] for key in ("lessons", "held", "seconds", "effect")}}
     print_json(row) if as_json else screen.print(row)

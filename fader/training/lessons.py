@@ -7,13 +7,14 @@ middle of the line a level of its own. Here every lesson says at which amount it
     pairs    chosen over rejected at lambda > 0, rejected over chosen at lambda < 0
     levels   expert first around 1, avoidance first around -1, generic first around -0.35 (models start with expert the likeliest of the three)
     held     answers to other subjects, whose likelihood is to stay what it is at any lambda
+    panel    several vectors side by side: each lesson at its own amount, and at any amounts of the others
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fader.request import Message
 from fader.training.data import Item, Level, LevelItem, Pair
@@ -26,7 +27,7 @@ COMPARED: Sequence[tuple[Level, Level]] = (
     ("generic", "avoidance"),
     ("generic", "expert"),
     ("expert", "generic"),
-    ("expert", "generic"),
+    ("expert", "avoidance"),
 )
 LIKED = (0.5, 1.3)
 """Between which amounts the chosen side of a pair is taught; the rejected side between the negatives."""
@@ -35,12 +36,13 @@ ANYWHERE = (-1.5, 1.3)
 
 @dataclass(frozen=True)
 class Lesson:
-    """At this amount of the vector `chosen` is to be likelier than `rejected`; or, if `held`, both as likely as without the vector."""
+    """At these amounts of the vectors in training `chosen` is to be likelier than `rejected`; or, if `held`, both as likely as at 0."""
 
     messages: tuple[Message, ...]
     chosen: str
     rejected: str
-    amount: float
+    amounts: tuple[float, ...]
+    """One of each vector that is trained; of a single one mostly."""
     held: bool = False
 
 
@@ -54,21 +56,21 @@ def lessons_of(items: Sequence[Item], others: Sequence[Item] = (), seed: int = 0
 def at_one(items: Sequence[Item]) -> list[Lesson]:
     """The paper's lessons: one an item, chosen over rejected (expert over avoidance) at amount 1."""
     pairs = [item.pair() if isinstance(item, LevelItem) else item for item in items]
-    return [Lesson(pair.messages, pair.chosen, pair.rejected, 1.0) for pair in pairs]
+    return [Lesson(pair.messages, pair.chosen, pair.rejected, (1.0,)) for pair in pairs]
 
 
 def from_pairs(pairs: Sequence[Pair], seed: int = 0) -> list[Lesson]:
     """Two lessons a pair, one on each side of 0."""
     dice = random.Random(seed)
     taught = [(pair, dice.uniform(*LIKED)) for pair in pairs] + [(pair.swapped, -dice.uniform(*LIKED)) for pair in pairs]
-    return [Lesson(pair.messages, pair.chosen, pair.rejected, amount) for pair, amount in taught]
+    return [Lesson(pair.messages, pair.chosen, pair.rejected, (amount,)) for pair, amount in taught]
 
 
 def from_levels(items: Sequence[LevelItem], seed: int = 0) -> list[Lesson]:
-    """Six lessons an item, two for each level over its neighbours."""
+    """Six lessons an item, two for each level; for avoidance, the farthest from what models write, twice over its neighbour."""
     dice = random.Random(seed)
     return [
-        Lesson((Message(role="user", content=item.query),), item.answers[first], item.answers[second], dice.uniform(*PLACES[first]))
+        Lesson((Message(role="user", content=item.query),), item.answers[first], item.answers[second], (dice.uniform(*PLACES[first]),))
         for item in items
         for first, second in COMPARED
     ]
@@ -86,8 +88,27 @@ def held(items: Sequence[Item], count: int, seed: int = 0) -> list[Lesson]:
             one, two = dice.sample(list(item.answers.values()), 2)
         else:
             messages, one, two = item.messages, item.chosen, item.rejected
-        lessons.append(Lesson(messages, one, two, dice.uniform(*ANYWHERE), held=True))
+        lessons.append(Lesson(messages, one, two, (dice.uniform(*ANYWHERE),), held=True))
     return lessons
+
+
+def panel(parts: Sequence[Sequence[Lesson]], others: Sequence[Item] = (), seed: int = 0) -> list[Lesson]:
+    """The lessons of several vectors that are trained side by side, so that each keeps to its own subject: every lesson of a part is to hold
+    whatever the amounts of the other vectors are, and `others` (once each) are to stay whatever all of them are."""
+    dice = random.Random(seed)
+    lessons = []
+    for place, part in enumerate(parts):
+        for lesson in part:
+            amounts = [_anywhere(dice) for _ in parts]
+            amounts[place] = lesson.amounts[0]
+            lessons.append(replace(lesson, amounts=tuple(amounts)))
+    stay = held(others, len(others), seed)
+    return [*lessons, *(replace(lesson, amounts=tuple(_anywhere(dice) for _ in parts)) for lesson in stay)]
+
+
+def _anywhere(dice: random.Random) -> float:
+    """An amount for a vector that a lesson is not about; now and then it is not there at all."""
+    return 0.0 if dice.random() < 0.25 else dice.uniform(*ANYWHERE)
 
 
 def _round(items: Sequence[Item], count: int, dice: random.Random) -> Iterator[Item]:

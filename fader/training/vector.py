@@ -1,7 +1,8 @@
-"""Training one alignment vector: preferences along the line theta + lambda * AV, with LoRA, by TRL and PEFT (arXiv 2410.19206).
+"""Training alignment vectors: preferences along the line theta + lambda * AV, with LoRA, by TRL and PEFT (arXiv 2410.19206).
 
 The vector is the LoRA itself: aligned - unaligned = B A. Each lesson (`lessons.py`) is compared at its own amount lambda, its rows side by side
-in one batch. With s(y) the score of an answer under the weights at lambda,
+in one batch. Several vectors that are to be mixed are trained as one LoRA whose ranks are shared out among them, as the desk stacks them.
+With s(y) the score of an answer under the weights at lambda,
 
     loss = -log sigmoid(beta * (s(chosen) - s(rejected)))  -  supervised * log pi(chosen) per token
 
@@ -68,52 +69,40 @@ PAPER = Recipe(beta=0.1, per_token=False, reference=True, supervised=0.0, learni
 """Plain DPO, for lessons at amount 1."""
 
 
-def train_vector(
-    name: str,
+def train_vector(name: str, lessons: Sequence[Lesson], folder: Path, recipe: Recipe = Recipe(), **settings: Any) -> Vector:
+    """`train_vectors` of a single one."""
+    return train_vectors({name: folder}, lessons, recipe, **settings)[0]
+
+
+def train_vectors(
+    folders: Mapping[str, Path],
     lessons: Sequence[Lesson],
-    folder: Path,
     recipe: Recipe = Recipe(),
     model: str = builtin.NAME,
     dtype: str = "bfloat16",
     progress: bool = True,
-) -> Vector:
-    """Train on `lessons`, write the vector to `folder` with its card, and return it.
+) -> list[Vector]:
+    """Train the vectors of these names side by side, write each to its folder with its card, and return them.
 
-    A run that was stopped goes on from its last checkpoint in `.folder.part` if the lessons and settings are the same. `dtype`: of the saved
-    factors. The products run in bfloat16 where the device computes it fast; the factors are trained in float32.
+    A lesson has an amount for each, in their order. A run that was stopped goes on from its last checkpoint, beside the first folder, if the
+    lessons and settings are the same. `dtype`: of the saved factors. The products run in bfloat16 where the device computes it fast; the
+    factors are trained in float32.
     """
-    source = str(builtin.fetch()) if model == builtin.NAME else model
-    base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=quick_dtype(), attn_implementation="sdpa")
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    base, tokenizer = _load(model)
     base_print = fingerprint(base)
-    work = folder.with_name(f".{folder.name}.part")
-    identity = {"data": content_hash(lessons), "recipe": asdict(recipe), "base_fingerprint": base_print}
+    first = next(iter(folders.values()))
+    work = first.with_name("." + "+".join(folder.name for folder in folders.values()) + ".part")
+    identity = {"vectors": list(folders), "data": content_hash(lessons), "recipe": asdict(recipe), "base_fingerprint": base_print}
     _same_run_or_fresh(work, identity)
-    data = Dataset.from_list([_row(lesson) for lesson in lessons])
-    lora = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), lora_dropout=0.0, task_type="CAUSAL_LM")
     start = time.perf_counter()
     with _bar(progress) as bar:
-        peft: LoraConfig | None = lora
-        if recipe.sft_epochs:
-            base, peft = _supervised(base, tokenizer, data, lora, recipe, work, _Watch(bar, f"{name}: supervised")), None
-        settings = DPOConfig(
-            output_dir=str(work),
-            num_train_epochs=recipe.epochs,
-            precompute_ref_log_probs=recipe.reference,
-            precompute_ref_batch_size=8,
-            save_strategy="steps",
-            save_steps=25,
-            save_total_limit=1,
-            **_shared(recipe),
-        )
-        watch = _Watch(bar, f"{name}: preferences")
-        trainer = LineTrainer(recipe, base, args=settings, train_dataset=data, processing_class=tokenizer, peft_config=peft, callbacks=[watch])
+        trainer = _trainer(recipe, base, tokenizer, lessons, len(folders), work, bar)
         trainer.train(resume_from_checkpoint=bool(list(work.glob("checkpoint-*"))))
     trainer.save_model(str(work / "final"))
-    trained = Vector.load(work / "final", name)
     card = {
         "kind": "alignment vector",
         "base_model": model,
+        "trained_with": list(folders),
         "lessons": len(lessons),
         "held": sum(lesson.held for lesson in lessons),
         "data": identity["data"],
@@ -121,11 +110,42 @@ def train_vector(
         "seconds": round(time.perf_counter() - start, 1),
         "curve": [{key: row[key] for key in ("step", *CURVE) if key in row} for row in trainer.state.log_history if "loss" in row],
     }
-    numbers = getattr(torch, dtype)
-    vector = Vector(name, {m: (a.to(numbers), b.to(numbers)) for m, (a, b) in trained.factors.items()}, base_print, card)
-    vector.save(folder)
+    factors = Vector.load(work / "final").factors
+    found = []
+    for place, (name, folder) in enumerate(folders.items()):
+        mine = slice(place * recipe.rank, (place + 1) * recipe.rank)
+        numbers = getattr(torch, dtype)
+        found.append(Vector(name, {m: (a[mine].to(numbers), b[:, mine].to(numbers)) for m, (a, b) in factors.items()}, base_print, card))
+        found[-1].save(folder)
     shutil.rmtree(work, ignore_errors=True)
-    return vector
+    return found
+
+
+def _load(model: str) -> tuple[Any, Any]:
+    source = str(builtin.fetch()) if model == builtin.NAME else model
+    base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=quick_dtype(), attn_implementation="sdpa")
+    return base, AutoTokenizer.from_pretrained(source)
+
+
+def _trainer(recipe: Recipe, base: Any, tokenizer: Any, lessons: Sequence[Lesson], vectors: int, work: Path, bar: Progress) -> LineTrainer:
+    data = Dataset.from_list([_row(lesson) for lesson in lessons])
+    lora = LoraConfig(
+        r=recipe.rank * vectors, lora_alpha=recipe.alpha * vectors, target_modules=list(recipe.targets), lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    if recipe.sft_epochs:
+        base = _supervised(base, tokenizer, data, lora, recipe, work, _Watch(bar, "supervised"))
+    settings = DPOConfig(
+        output_dir=str(work),
+        num_train_epochs=recipe.epochs,
+        precompute_ref_log_probs=recipe.reference,
+        precompute_ref_batch_size=8,
+        save_strategy="steps",
+        save_steps=25,
+        save_total_limit=1,
+        **_shared(recipe),
+    )
+    watch = _Watch(bar, "preferences")
+    return LineTrainer(recipe, base, settings, tokenizer, train_dataset=data, peft_config=None if recipe.sft_epochs else lora, callbacks=[watch])
 
 
 SMALL = 0.2  # nats per token
@@ -140,27 +160,25 @@ class LineTrainer(DPOTrainer):
     TRL reads the prompt twice and computes five statistics of every position over the whole vocabulary.
     """
 
-    def __init__(self, recipe: Recipe, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
+    def __init__(self, recipe: Recipe, model: Any, args: DPOConfig, processing_class: Any, **settings: Any) -> None:
+        together = partial(collate, pad=processing_class.pad_token_id, longest=args.max_length)
+        super().__init__(model, args=args, processing_class=processing_class, data_collator=together, **settings)
         self.recipe = recipe
-        tokenizer: Any = self.processing_class
-        config: Any = self.args
-        self.data_collator = partial(collate, pad=tokenizer.pad_token_id, longest=config.max_length)
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """The bare model's log-probabilities of both answers [lessons] each; TRL keeps them with the data."""
         with torch.no_grad(), self.accelerator.autocast():
-            return answer_logprobs(model, inputs, torch.zeros_like(inputs["amount"])).chunk(2)
+            return answer_logprobs(model, inputs, torch.zeros_like(inputs["amounts"])).chunk(2)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
         """The loss in the module docstring, averaged over the lessons of the batch."""
         recipe, held, lengths = self.recipe, inputs["held"], inputs["lengths"]
-        said = answer_logprobs(model, inputs, inputs["amount"])  # [2 lessons]: the chosen ones, then the rejected
+        said = answer_logprobs(model, inputs, inputs["amounts"])  # [2 lessons]: the chosen ones, then the rejected
         if recipe.reference:
             bare = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
         elif held.any():
             with torch.no_grad():
-                bare = answer_logprobs(model, inputs, torch.zeros_like(inputs["amount"]))
+                bare = answer_logprobs(model, inputs, torch.zeros_like(inputs["amounts"]))
         else:
             bare = torch.zeros_like(said)
         scores = (said - bare if recipe.reference else said) / (lengths if recipe.per_token else 1)
@@ -196,16 +214,16 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int, longest: int | None = N
     source: list[int] = []
     target: list[int] = []
     answer: list[int] = []
-    for row, (prompt, *answers) in enumerate(cut):
+    for lesson, (prompt, *answers) in enumerate(cut):
         at = len(prompt)
-        ids[row, :at], places[row, :at], part[row, :at] = torch.tensor(prompt), torch.arange(at), 0
+        ids[lesson, :at], places[lesson, :at], part[lesson, :at] = torch.tensor(prompt), torch.arange(at), 0
         for side, said in enumerate(answers):
             end = at + len(said)
-            ids[row, at:end], part[row, at:end] = torch.tensor(said), side + 1
-            places[row, at:end] = torch.arange(len(prompt), len(prompt) + len(said))
-            source += [row * width + place for place in (len(prompt) - 1, *range(at, end - 1))]
+            ids[lesson, at:end], part[lesson, at:end] = torch.tensor(said), side + 1
+            places[lesson, at:end] = torch.arange(len(prompt), len(prompt) + len(said))
+            source += [lesson * width + place for place in (len(prompt) - 1, *range(at, end - 1))]
             target += said
-            answer += [side * count + row] * len(said)
+            answer += [side * count + lesson] * len(said)
             at = end
     earlier = torch.ones(width, width, dtype=torch.bool).tril()
     seen = earlier & ((part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None]))  # [lessons, from, to]
@@ -218,12 +236,12 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int, longest: int | None = N
         "answer": torch.tensor(answer),
         "lengths": torch.tensor([len(parts[side]) for side in (1, 2) for parts in cut]),
     }
-    given = ("amount", "held", "ref_chosen_logps", "ref_rejected_logps")
-    return {**batch, **{name: torch.tensor([float(row[name]) for row in rows]) for name in given if name in rows[0]}}
+    given = ("amounts", "held", "ref_chosen_logps", "ref_rejected_logps")
+    return {**batch, **{name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in given if name in rows[0]}}
 
 
 def answer_logprobs(model: nn.Module, inputs: Mapping[str, Tensor], amounts: Tensor) -> Tensor:
-    """Log-probability of both answers of each lesson [2 lessons], the chosen ones first, with the LoRA at each lesson's amount [lessons]."""
+    """Log-probability of both answers of each lesson [2 lessons], the chosen ones first, at each lesson's amounts [lessons, vectors]."""
     causal: Any = model.get_base_model()  # type: ignore[operator]
     with _at(model, amounts):
         body = causal.base_model(**{name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask")}, use_cache=False)
@@ -234,9 +252,10 @@ def answer_logprobs(model: nn.Module, inputs: Mapping[str, Tensor], amounts: Ten
 
 @contextmanager
 def _at(model: nn.Module, amounts: Tensor) -> Iterator[None]:
-    """Within: every LoRA layer works at `amounts` [rows], B (A x * amount)."""
-    layers = [module.lora_A["default"] for module in model.modules() if isinstance(module, LoraLayer)]
-    hooks = [layer.register_forward_hook(lambda _, __, y: y * amounts.to(y)[:, None, None]) for layer in layers]
+    """Within: every LoRA layer works at `amounts` [rows, vectors], B ((A x) * the amount of the vector that each rank belongs to)."""
+    layers: list[Any] = [module.lora_A["default"] for module in model.modules() if isinstance(module, LoraLayer)]
+    ranks = amounts.repeat_interleave(layers[0].out_features // amounts.shape[1], dim=1)[:, None]  # [rows, 1, ranks]
+    hooks = [layer.register_forward_hook(lambda _, __, y: y * ranks.to(y)) for layer in layers]
     try:
         yield
     finally:
@@ -249,7 +268,7 @@ def _row(lesson: Lesson) -> dict[str, Any]:
         "prompt": [{"role": turn.role, "content": turn.content} for turn in lesson.messages],
         "chosen": [{"role": "assistant", "content": lesson.chosen}],
         "rejected": [{"role": "assistant", "content": lesson.rejected}],
-        "amount": lesson.amount,
+        "amounts": list(lesson.amounts),
         "held": float(lesson.held),
     }
 
@@ -272,8 +291,8 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
 
 
 def _supervised(base: Any, tokenizer: Any, data: Dataset, lora: LoraConfig, recipe: Recipe, work: Path, watch: _Watch) -> Any:
-    """The base with a LoRA that has read the chosen answers of the lessons with a positive amount."""
-    chosen = data.filter(lambda row: row["amount"] > 0 and not row["held"])
+    """The base with a LoRA that has read the chosen answers of the lessons with positive amounts."""
+    chosen = data.filter(lambda row: min(row["amounts"]) > 0 and not row["held"])
     examples = chosen.map(lambda row: {"messages": row["prompt"] + row["chosen"]}, remove_columns=data.column_names)
     settings = SFTConfig(output_dir=str(work / "sft"), num_train_epochs=recipe.sft_epochs, save_strategy="no", **_shared(recipe))
     trainer = SFTTrainer(base, settings, train_dataset=examples, processing_class=tokenizer, peft_config=lora, callbacks=[watch])
