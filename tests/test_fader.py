@@ -27,7 +27,7 @@ def test_asyncio_gives_the_same_answers(tiny):
 def test_cancelling_a_task_cancels_the_request(tiny):
     async def run():
         task = asyncio.create_task(tiny.agenerate("the sea", max_tokens=400, temperature=1.0))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

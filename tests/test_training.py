@@ -157,14 +157,14 @@ def test_what_is_held_stays(tmp_path, tiny_folder):
 
     pairs = read_pairs_of(SAYINGS, tmp_path)
     (tmp_path / "other").mkdir()
-    others = read_pairs_of([("two dogs", " sat on a mat", " zz qq")], tmp_path / "other")
+    others = read_pairs_of([("people say", " what they want", " qq qq zz")], tmp_path / "other")
     recipe = Recipe(rank=2, epochs=5, learning_rate=5e-3, keep=30.0)
     drifts = []
     for held in ([], others):
         folder = tmp_path / f"held{len(held)}"
         train_vector("v", lessons_of(pairs, held), folder, recipe, model=str(tiny_folder), dtype="float32", progress=False)
         with Fader(load(str(tiny_folder)), vectors={"v": folder}) as fader:
-            said = [fader.score("two dogs", " sat on a mat", alignment={"vectors": {"v": amount}}).mean for amount in (0.0, 1.0, -1.0)]
+            said = [fader.score("people say", " what they want", alignment={"vectors": {"v": amount}}).mean for amount in (0.0, 1.0, -1.0)]
         drifts.append(abs(said[1] - said[0]) + abs(said[2] - said[0]))
     assert drifts[1] < drifts[0] / 2
 
