@@ -38,7 +38,7 @@ from fader.evaluation.ledger import Asked, Ledger
 from fader.evaluation.levels import spillover
 from fader.evaluation.report import write_report
 from fader.evaluation.tasks import TASKS
-from fader.evaluation.tune import amounts, balanced, curves, firsts, leanings, trial
+from fader.evaluation.tune import amounts, curves, firsts, trial
 from fader.methods.vector import CONFIG, Vector, project_out
 from fader.request import Message
 from fader.training.data import DOMAINS, LEVELS, STYLES, Level, split, starter_levels, starter_pairs
@@ -77,7 +77,7 @@ def joint(lab: Lab) -> Iterator[Figure]:
     for (domain, level), means in zip(COMBINATION.items(), found, strict=True):
         yield average("joint", "joint training", domain, f"best_{level}", firsts(means, level), lab.seed)
     picks = amounts(lab, "joint")
-    mixture = balanced(lab, {domain: picks[domain, level] for domain, level in COMBINATION.items()}, leanings(lab, "joint"))
+    mixture = {lab.vectors[domain]: picks[domain, level] for domain, level in COMBINATION.items()}
     found = lab.ranked("joint", [trial(lab, mixture, domain, lab.split) for domain in COMBINATION])
     for (domain, level), means in zip(COMBINATION.items(), found, strict=True):
         yield average("joint", "vectors", domain, f"best_{level}", firsts(means, level), lab.seed)

@@ -19,7 +19,7 @@ from fader.evaluation.lab import Lab, Trial, mixed, named
 from fader.evaluation.ledger import Asked, Ledger
 from fader.evaluation.report import write_report
 from fader.evaluation.tasks import TASKS
-from fader.evaluation.tune import COARSE, alone, amounts, balanced, clearness, consequences, firsts, leanings, tune
+from fader.evaluation.tune import COARSE, alone, amounts, clearness, consequences, firsts, tune
 from fader.training.data import DOMAINS, LEVELS, starter_levels, starter_pairs
 
 
@@ -117,27 +117,6 @@ def test_a_card_notes_what_the_amounts_do(lab, fader, tmp_path, tiny_folder):
     pairs = starter_pairs("warm")[:2]
     noted = note_effect(fader.vector("warm"), tmp_path / "style", pairs, str(tiny_folder))
     assert [row["amount"] for row in noted.card["effect"]["amounts"]] == list(AMOUNTS)
-
-
-def test_balanced_turns_each_knob_back_by_what_the_others_move(lab):
-    lean = {(domain, other, sign): 0.25 for domain in DOMAINS for other in DOMAINS for sign in (-1.0, 1.0)}
-    wanted = dict(zip(DOMAINS, (1.0, -0.4, -1.2), strict=True))
-    found = balanced(lab, wanted, lean)
-    for domain in DOMAINS:
-        assert found[domain] + sum(0.25 * found[other] for other in DOMAINS if other != domain) == pytest.approx(wanted[domain], abs=2e-3)
-    assert balanced(lab, wanted, dict.fromkeys(lean, 0.0)) == wanted
-
-
-def test_leanings_are_shifts_in_units_of_the_own_vector(lab):
-    lean = leanings(lab, "t")
-    assert all(lean[domain, domain, sign] == pytest.approx(1) for domain in DOMAINS for sign in (-1.0, 1.0))
-
-    def place(mixture):
-        return lab.ranked("t", [Trial("x", "legal", lab.items("legal", "dev"), mixed(mixture))])[0]
-
-    shifts = {name: [(m[:, 2] - m[:, 0]).mean() for m in (place({}), place({name: 1.0}))] for name in ("legal", "medical")}
-    ratio = (shifts["medical"][1] - shifts["medical"][0]) / (shifts["legal"][1] - shifts["legal"][0])
-    assert lean["legal", "medical", 1.0] == pytest.approx(ratio, abs=1e-3)
 
 
 def test_tune_reports_what_else_moves(lab):

@@ -15,7 +15,7 @@ import numpy as np
 from fader.evaluation.baselines import BASELINES, wish
 from fader.evaluation.figures import Figure, average
 from fader.evaluation.lab import Lab, Trial, mixed, named
-from fader.evaluation.tune import REACHED, Point, amounts, balanced, curves, firsts, leanings, spill, trial
+from fader.evaluation.tune import REACHED, Point, amounts, curves, firsts, spill, trial
 from fader.training.data import LEVELS, Level
 
 TASK = "levels"
@@ -40,8 +40,7 @@ def combinations(lab: Lab, picks: dict[tuple[str, Level], float]) -> Iterator[Fi
     """Every choice of a level per domain: the least accuracy over the domains, and in how many it is at least 0.8 everywhere."""
     domains = list(lab.vectors)
     wanted = [dict(zip(domains, choice, strict=True)) for choice in product(LEVELS, repeat=len(domains))]
-    lean = leanings(lab, TASK)
-    mixtures = [balanced(lab, {domain: picks[domain, level] for domain, level in choice.items()}, lean) for choice in wanted]
+    mixtures = [{lab.vectors[domain]: picks[domain, level] for domain, level in choice.items()} for choice in wanted]
     found = iter(lab.ranked(TASK, [trial(lab, mixture, domain, lab.split) for mixture in mixtures for domain in domains]))
     reached = []
     for choice, mixture in zip(wanted, mixtures, strict=True):

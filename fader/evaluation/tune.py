@@ -1,13 +1,12 @@
 """Finding the knobs: which lambdas reach the wanted level in each domain (Alignment Vectors, arXiv 2410.19206, section on multidomain alignment).
 
 The paper searches a grid. Here the search goes from coarse to fine: each domain's own knob on its own questions first, all points of the grid
-as rows of shared batches; then all knobs together, each turned back by what the others move its domain (`leanings`, `balanced`); and where a
-domain is still off its level, its knob again with the others in place. Nothing is merged or reloaded.
+as rows of shared batches; then all knobs together, and where one domain pulls another off its level, that knob again with the others in
+place. Nothing is merged or reloaded.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -23,7 +22,6 @@ FINE = (-0.08, 0.08)
 AGAIN = (-0.45, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.45)
 REACHED = 0.8
 """The bar of the paper's 27 combinations: a level is reached in a domain if its answer ranks first in this share of the questions."""
-FARTHEST = 2.5  # no vector is moved farther from 0
 SOFT = 0.2  # nats per token by which a margin counts as clear
 
 Point = tuple[str, float]
@@ -82,37 +80,6 @@ def amounts(lab: Lab, task: str) -> dict[tuple[str, Level], float]:
     return found
 
 
-def leanings(lab: Lab, task: str) -> dict[tuple[str, str, float], float]:
-    """How much each domain leans with the vector of another: (domain, other, sign) -> its shift under the other's vector at +1 or -1 alone, in
-    units of the shift under its own. The shift is that of the mean log-probability per token of expert over avoidance, on the dev split."""
-    domains, signs = list(lab.vectors), (-1.0, 1.0)
-    cases = [(domain, other, sign) for domain in domains for other in domains for sign in signs]
-    trials = [trial(lab, {lab.vectors[other]: sign}, domain, "dev") for domain, other, sign in cases]
-    bare = dict(zip(domains, lab.ranked(task, [trial(lab, {}, domain, "dev") for domain in domains]), strict=True))
-    shift = {
-        (domain, other, sign): _position(means) - _position(bare[domain])
-        for (domain, other, sign), means in zip(cases, lab.ranked(task, trials), strict=True)
-    }
-    return {(domain, other, sign): shift[domain, other, sign] / (shift[domain, domain, sign] or 1.0) for domain, other, sign in cases}
-
-
-def balanced(lab: Lab, wanted: Mapping[str, float], lean: Mapping[tuple[str, str, float], float]) -> dict[str, float]:
-    """Amounts of the vectors, by name, at which every domain stands where its own vector at the `wanted` amount would bring it alone.
-
-    Solves amount_d + sum over others of lean_d,o * amount_o = wanted_d by damped iteration, since the lean depends on the sign.
-    """
-    found = dict(wanted)
-    for _ in range(60):
-        for domain in wanted:
-            others = sum(lean[domain, other, math.copysign(1.0, found[other])] * found[other] for other in wanted if other != domain)
-            found[domain] = float(np.clip(0.5 * found[domain] + 0.5 * (wanted[domain] - others), -FARTHEST, FARTHEST))
-    return {lab.vectors[domain]: round(amount, 3) for domain, amount in found.items()}
-
-
-def _position(means: Matrix) -> float:
-    return float((means[:, LEVELS.index("expert")] - means[:, LEVELS.index("avoidance")]).mean())
-
-
 def tune(lab: Lab, wanted: Mapping[str, Level], rounds: int = 3) -> Tuned:
     """The amounts that bring every wanted domain to its level, found on the dev split of its questions.
 
@@ -121,9 +88,8 @@ def tune(lab: Lab, wanted: Mapping[str, Level], rounds: int = 3) -> Tuned:
     for domain in wanted:
         if domain not in lab.vectors:
             raise ValueError(f"{domain}: no vector moves this domain; known: {', '.join(lab.vectors)}")
-    mine = replace(lab, vectors={domain: lab.vectors[domain] for domain in wanted})
-    picks = amounts(mine, "tune")
-    mixture = balanced(mine, {domain: picks[domain, level] for domain, level in wanted.items()}, leanings(mine, "tune"))
+    picks = amounts(replace(lab, vectors={domain: lab.vectors[domain] for domain in wanted}), "tune")
+    mixture = {lab.vectors[domain]: picks[domain, level] for domain, level in wanted.items()}
     for _ in range(rounds):
         reached = _reached(lab, mixture, wanted)
         lagging = [domain for domain, share in reached.items() if share < REACHED]
