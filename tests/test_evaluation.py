@@ -19,7 +19,7 @@ from fader.evaluation.lab import Lab, Trial, mixed, named
 from fader.evaluation.ledger import Asked, Ledger
 from fader.evaluation.report import write_report
 from fader.evaluation.tasks import TASKS
-from fader.evaluation.tune import COARSE, alone, amounts, clearness, consequences, firsts, tune
+from fader.evaluation.tune import COARSE, NEARLY, alone, amounts, clearness, consequences, firsts, tune
 from fader.training.data import DOMAINS, LEVELS, starter_levels, starter_pairs
 
 
@@ -97,7 +97,9 @@ def test_tune_finds_the_clearest_amount(lab):
         at = {}
         for amount in (*COARSE, found.amounts["medical"]):
             at[amount] = clearness(lab.ranked("t", [Trial("x", "medical", lab.items("medical", "dev"), mixed({"medical": amount}))])[0], level)
-        assert at[found.amounts["medical"]] == pytest.approx(max(at.values()), abs=1e-3)
+        assert at[found.amounts["medical"]] >= max(at.values()) - NEARLY - 1e-3
+        clear = [amount for amount in COARSE if at[amount] >= max(at.values()) - NEARLY]
+        assert abs(found.amounts["medical"]) <= min(map(abs, clear), default=9) + 1e-6
     with pytest.raises(ValueError, match="tax: no vector moves this domain"):
         tune(lab, {"tax": "expert"})
 

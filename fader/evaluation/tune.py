@@ -22,6 +22,7 @@ FINE = (-0.08, 0.08)
 AGAIN = (-0.45, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.45)
 REACHED = 0.8
 """The bar of the paper's 27 combinations: a level is reached in a domain if its answer ranks first in this share of the questions."""
+NEARLY = 0.03
 SOFT = 0.2  # nats per token by which a margin counts as clear
 
 Point = tuple[str, float]
@@ -125,8 +126,10 @@ def spill(task: str, method: str, case: str, before: Matrix, after: Matrix, seed
 
 
 def _clearest(found: Mapping[Point, Matrix], domain: str, level: Level) -> float:
-    """The amount at which a level is clearest; of equals the one nearest to 0."""
-    return max((round(clearness(means, level), 3), -abs(amount), amount) for (where, amount), means in found.items() if where == domain)[2]
+    """The amount nearest to 0 at which a level is as clear as anywhere, to within `NEARLY`: what is moved less disturbs the others less."""
+    points = {amount: clearness(means, level) for (where, amount), means in found.items() if where == domain}
+    enough = max(points.values()) - NEARLY
+    return min((amount for amount, clear in points.items() if clear >= enough), key=abs)
 
 
 def _reached(lab: Lab, mixture: Mapping[str, float], wanted: Mapping[str, Level]) -> dict[str, float]:
