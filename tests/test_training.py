@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from test_cli import rows, run
 
 from fader import Fader, load
 from fader.methods.prompt import conversation
@@ -264,3 +265,16 @@ def test_starter_vectors_fit_and_move(name, builtin):
         found = builtin.score_batch([(request, text) for request, pair in asked for text in (pair.chosen, pair.rejected)])
         margins[amount] = sum(good.mean - bad.mean for good, bad in zip(found[::2], found[1::2], strict=True))
     assert margins[1.0] > margins[-1.0]
+
+
+@warnings_of_the_trainer
+def test_the_commands_train_and_say_what_was_measured(tmp_path, tiny_folder):
+    read_pairs_of(SAYINGS, tmp_path)
+    common = ["--model", str(tiny_folder), "--json"]
+    done = run("train", "vector", "liked", "--data", str(tmp_path / "pairs.jsonl"), "--rank", "2", "--out", str(tmp_path / "liked"), *common)
+    found = rows(done)[-1]
+    assert (found["name"], found["lessons"], found["held"]) == ("liked", 12, 0)
+    assert [row["amount"] for row in found["effect"]["amounts"]] == [-1.0, -0.35, 0.0, 0.5, 1.0]
+    done = run("train", "panel", f"one={tmp_path / 'pairs.jsonl'}", f"two={tmp_path / 'pairs.jsonl'}", "--out", str(tmp_path / "both"), *common)
+    assert [row["name"] for row in rows(done)] == ["one", "two"]
+    assert Vector.load(tmp_path / "both" / "two").card["trained_with"] == ["one", "two"]

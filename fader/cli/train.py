@@ -69,7 +69,7 @@ def vector(
     recipe = replace(PAPER if paper else Recipe(), **{key: value for key, value in given.items() if value is not None})
     folder = Path(out) if out else user_folder() / name
     lessons = at_one(taught) if paper else lessons_of(taught, left_alone, seed)
-    trained = train_vector(name, lessons, folder, recipe, model)
+    trained = train_vector(name, lessons, folder, recipe, model=model)
     _show(note_effect(trained, folder, _unseen(items), model), folder, as_json)
 
 

@@ -31,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from fader.engine import builtin
@@ -163,6 +164,7 @@ class LineTrainer(DPOTrainer):
     def __init__(self, recipe: Recipe, model: Any, args: DPOConfig, processing_class: Any, **settings: Any) -> None:
         together = partial(collate, pad=processing_class.pad_token_id, longest=args.max_length)
         super().__init__(model, args=args, processing_class=processing_class, data_collator=together, **settings)
+        self.remove_callback(PrinterCallback)  # it prints to standard output, where --json's lines go
         self.recipe = recipe
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
