@@ -27,6 +27,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional
@@ -315,7 +316,7 @@ def _same_run_or_fresh(work: Path, identity: dict[str, Any]) -> None:
 
 def _bar(show: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, disable=not show)
+    return Progress(*columns, console=Console(stderr=True), disable=not show)
 
 
 class _Watch(TrainerCallback):
