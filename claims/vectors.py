@@ -15,7 +15,6 @@ Prints one figure per line as JSON. Parts, all by default and in this order:
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import random
@@ -41,7 +40,7 @@ from fader.evaluation.tasks import TASKS
 from fader.evaluation.tune import amounts, curves, firsts, trial
 from fader.methods.vector import CONFIG, Vector, project_out
 from fader.request import Message
-from fader.training.data import DOMAINS, LEVELS, STYLES, Level, split, starter_levels, starter_pairs
+from fader.training.data import DOMAINS, LEVELS, STYLES, Level, read_rows, split, starter_levels, starter_pairs
 from fader.training.lessons import Lesson, lessons_of
 from fader.training.vector import train_vector
 
@@ -172,9 +171,7 @@ def public_pairs(root: Path, count: int = 60) -> Iterator[tuple[str, str, list[t
     ):
         if not (root / file).is_file():
             continue
-        opener = gzip.open if file.endswith(".gz") else open
-        with opener(root / file, "rt", encoding="utf-8") as stream:
-            rows = [json.loads(line) for line in stream]
+        rows = [row for _, row in read_rows(root / file)]
         found: list[tuple[str, str, str]] = []
         for place, row in enumerate(rows):
             second = row[other] if other else refusals[domain][place % len(refusals[domain])]

@@ -17,7 +17,7 @@ LENGTH = 110  # tokens, about as long as the written expert answers
 
 
 def generation(lab: Lab) -> Iterator[Figure]:
-    """For each method, domain and wanted level the share of greedy answers at that level, their distinct-2, and tokens and seconds an answer.
+    """For each method, domain and wanted level the share of greedy answers at that level, their distinct-2, and the tokens of an answer.
 
     `judge_accuracy`: how the judge does on the written answers of the same questions, which bounds what can be read from it.
     """

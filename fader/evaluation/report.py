@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from jinja2 import Environment
 from matplotlib import pyplot
 
 from fader.evaluation.figures import Figure
-from fader.training.data import LEVELS
+from fader.training.data import LEVELS, write_whole
 
 COLOURS = {"avoidance": "#b5523b", "generic": "#7a7f87", "expert": "#2f6f8f"}
 
@@ -46,15 +44,7 @@ def write_report(figures: Sequence[Figure], file: Path) -> None:
     tables = {task: [figure for figure in figures if figure.task == task] for task in dict.fromkeys(figure.task for figure in figures)}
     page = Environment(autoescape=False).from_string(PAGE).render(drawings=drawings, tables=tables)
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=file.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(page)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, file)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    write_whole(file, page, file.parent)
 
 
 def effect_against_amount(figures: Sequence[Figure]) -> str | None:
@@ -88,7 +78,7 @@ def combination_map(figures: Sequence[Figure]) -> str | None:
     cases = [tuple(part.split("=")[1] for part in case.split(",")) for case in found]
     values = dict(zip(cases, found.values(), strict=True))
     domains = [part.split("=")[0] for part in next(iter(found)).split(",")]
-    down, across = (list(dict.fromkeys(map(pick, cases))) for pick in (_first, _rest))
+    down, across = (list(dict.fromkeys(case[part] for case in cases)) for part in (slice(1), slice(1, None)))
     canvas, panel = pyplot.subplots(figsize=(1.1 * len(across) + 2, 0.8 * len(down) + 2))
     grid = [[values[(*row, *column)] for column in across] for row in down]
     panel.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
@@ -148,14 +138,6 @@ DRAWINGS: Mapping[str, Callable[[Sequence[Figure]], str | None]] = {
 
 def _amount(figure: Figure) -> float:
     return 0.0 if figure.method == "base" else float(figure.method.rpartition("=")[2])
-
-
-def _first(case: tuple[str, ...]) -> tuple[str, ...]:
-    return case[:1]
-
-
-def _rest(case: tuple[str, ...]) -> tuple[str, ...]:
-    return case[1:]
 
 
 def _svg(canvas: Any) -> str:

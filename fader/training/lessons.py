@@ -69,11 +69,8 @@ def from_pairs(pairs: Sequence[Pair], seed: int = 0) -> list[Lesson]:
 def from_levels(items: Sequence[LevelItem], seed: int = 0) -> list[Lesson]:
     """Six lessons an item, two for each level; for avoidance, the farthest from what models write, twice over its neighbour."""
     dice = random.Random(seed)
-    return [
-        Lesson((Message(role="user", content=item.query),), item.answers[first], item.answers[second], (dice.uniform(*PLACES[first]),))
-        for item in items
-        for first, second in COMPARED
-    ]
+    compared = [(item.pair(first, second), dice.uniform(*PLACES[first])) for item in items for first, second in COMPARED]
+    return [Lesson(pair.messages, pair.chosen, pair.rejected, (amount,)) for pair, amount in compared]
 
 
 def held(items: Sequence[Item], count: int, seed: int = 0) -> list[Lesson]:
@@ -83,12 +80,8 @@ def held(items: Sequence[Item], count: int, seed: int = 0) -> list[Lesson]:
     dice = random.Random(seed)
     lessons = []
     for item in _round(items, count, dice):
-        if isinstance(item, LevelItem):
-            messages: tuple[Message, ...] = (Message(role="user", content=item.query),)
-            one, two = dice.sample(list(item.answers.values()), 2)
-        else:
-            messages, one, two = item.messages, item.chosen, item.rejected
-        lessons.append(Lesson(messages, one, two, (dice.uniform(*ANYWHERE),), held=True))
+        pair = item.pair(*dice.sample(list(item.answers), 2)) if isinstance(item, LevelItem) else item
+        lessons.append(Lesson(pair.messages, pair.chosen, pair.rejected, (dice.uniform(*ANYWHERE),), held=True))
     return lessons
 
 

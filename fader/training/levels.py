@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fader.training.check import Fault, Seen, answer_faults, check_language, text_faults
-from fader.training.data import LEVELS, Level, LevelItem, read_rows
+from fader.training.data import LEVELS, Level, LevelItem, read_rows, write_whole
 from fader.training.prompts import AGAIN, ANGLES, ANSWER, GUIDE, KINDS, OPENINGS, PERSONA, QUERY, SYSTEM, USED, prompts_hash
-from fader.training.teacher import Endpoint, Reply, Teacher, write_whole
+from fader.training.teacher import Endpoint, Reply, Teacher
 
 Tell = Callable[[str, int, int], None]  # (stage, replies so far, replies expected)
 Judge = Callable[[int, str], list[Fault]]

@@ -21,6 +21,8 @@ import openai
 from filelock import FileLock, Timeout
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
+from fader.training.data import write_whole
+
 MOST_TOKENS = 4096  # of one reply; room for a model that thinks before it answers
 
 
@@ -155,15 +157,3 @@ def bare(text: str) -> str:
     if len(text) > 1 and text[0] + text[-1] in ('""', "“”", "«»", "„“") and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
     return text
-
-
-def write_whole(file: Path, text: str, folder: Path) -> None:
-    """Write a file in `folder` (on the same disk), then rename it into its place: it is whole or not there, and a failed write leaves nothing."""
-    scratch = folder / f"{file.name}.tmp"
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(file)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(file)) from error
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -243,9 +243,9 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int, longest: int | None = N
     return {**batch, **{name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in given if name in rows[0]}}
 
 
-def answer_logprobs(model: nn.Module, inputs: Mapping[str, Tensor], amounts: Tensor) -> Tensor:
+def answer_logprobs(model: Any, inputs: Mapping[str, Tensor], amounts: Tensor) -> Tensor:
     """Log-probability of both answers of each lesson [2 lessons], the chosen ones first, at each lesson's amounts [lessons, vectors]."""
-    causal: Any = model.get_base_model()  # type: ignore[operator]
+    causal: Any = model.get_base_model()
     with _at(model, amounts):
         body = causal.base_model(**{name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask")}, use_cache=False)
     logits = causal.get_output_embeddings()(body.last_hidden_state.flatten(0, 1)[inputs["source"]])  # [answer tokens, vocabulary]
