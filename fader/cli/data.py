@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fader.cli.show import AsJson, commands, print_json, screen, table
+from fader.cli.show import AsJson, commands, needing, print_json, screen, table
 
 if TYPE_CHECKING:
     from fader.training.levels import Cost
@@ -47,11 +47,9 @@ def levels_command(
     as_json: AsJson = False,
 ) -> None:
     """Make level data in any domain with a teacher model: questions of invented people, each answered at three levels. Resumable."""
-    try:
+    with needing("making data", "data"):
         from fader.training.levels import Plan, Prices, estimate, make, read_personas, sheet_file
         from fader.training.teacher import Endpoint
-    except ModuleNotFoundError as error:
-        raise ValueError(f"making data needs {error.name}: pip install 'fader[data]'") from error
 
     plan = Plan(domain, count, language, seed, tries, _shares(splits))
     if (price_in is None) != (price_out is None):
@@ -80,10 +78,8 @@ def check_command(
     as_json: AsJson = False,
 ) -> None:
     """Hold level data or pairs against the rules. Exit status 0 without a fault, 1 with one, 2 if the file cannot be read."""
-    try:
+    with needing("checking data", "data"):
         from fader.training.check import RULES, check
-    except ModuleNotFoundError as error:
-        raise ValueError(f"checking data needs {error.name}: pip install 'fader[data]'") from error
 
     report = check(file, language)
     if as_json:

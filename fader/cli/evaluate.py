@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
-from fader.cli.show import AsJson, Model, named_value, print_json, screen, table
+from fader.cli.show import AsJson, Model, named_value, needing, print_json, screen, table
 from fader.engine import builtin
 from fader.engine.backbone import quick_dtype
 from fader.fader import Fader
@@ -43,14 +43,12 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure what vectors do: one figure per line, {task, method, case, metric, value, low, high, n, seed}."""
-    try:
+    with needing("evaluation", "eval"):
         from fader.evaluation.judge import endpoint
         from fader.evaluation.lab import Lab
         from fader.evaluation.ledger import Ledger
         from fader.evaluation.report import write_report
         from fader.evaluation.tasks import TASKS
-    except ModuleNotFoundError as error:
-        raise ValueError(f"evaluation needs {error.name}: pip install 'fader[eval]'") from error
     for task in tasks:
         if task not in TASKS:
             raise ValueError(f"TASK: no task {task!r}; known: {', '.join(TASKS)}")
@@ -59,10 +57,8 @@ def evaluate(
         raise ValueError(f"--judge: must be URL#MODEL (got {judge!r})")
     with Fader(model, dtype=dtype or quick_dtype()) as fader:
         styles = [name for name in STYLES if name in available()]
-        lab = Lab(Ledger(fader, Path(out)), **chosen, styles=styles, split=split, seed=seed, limit=limit)
-        if judge is not None:
-            url, _, name = judge.partition("#")
-            lab = replace(lab, judge=endpoint(url, name))
+        judged = None if judge is None else endpoint(*judge.split("#", 1))
+        lab = Lab(Ledger(fader, Path(out)), **chosen, styles=styles, judge=judged, split=split, seed=seed, limit=limit)
         figures = []
         for task in tasks:
             for figure in TASKS[task](lab):
@@ -90,13 +86,11 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Find the amounts that reach wanted levels, report what they do, and write them as a profile."""
-    try:
+    with needing("tuning", "eval"):
         from fader.evaluation.lab import Lab
         from fader.evaluation.ledger import Ledger
         from fader.evaluation.tune import consequences
         from fader.evaluation.tune import tune as search
-    except ModuleNotFoundError as error:
-        raise ValueError(f"tuning needs {error.name}: pip install 'fader[eval]'") from error
     wanted = dict(named_value(text, "DOMAIN=LEVEL") for text in want.split(","))
     chosen = _chosen(list(dict.fromkeys([*wanted, *DOMAINS])), vector, data)
     if profile is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,15 @@ def rows(source: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
     yield from json_rows(text.splitlines(), source)
+
+
+@contextmanager
+def needing(what: str, extra: str) -> Iterator[None]:
+    """Around the imports of a command whose libraries come with an extra: says which one, where they are not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{what} needs {error.name}: pip install 'fader[{extra}]'") from error
 
 
 def named_value(text: str, form: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fader.cli.show import AsJson, Model, commands, named_value, print_json, screen
+from fader.cli.show import AsJson, Model, commands, named_value, needing, print_json, screen
 from fader.engine import builtin
 from fader.methods.vector import Vector, user_folder
 from fader.training.data import Item, Pair, read_any
@@ -50,11 +50,9 @@ def vector(
     as_json: AsJson = False,
 ) -> None:
     """Train an alignment vector along its whole line, resumable, and measure what it does. About six minutes for 120 pairs on two cores."""
-    try:
+    with needing("training", "train,eval"):
         from fader.evaluation.effect import note_effect
         from fader.training.vector import PAPER, Recipe, train_vector
-    except ModuleNotFoundError as error:
-        raise ValueError(f"training needs {error.name}: pip install 'fader[train,eval]'") from error
 
     items = [item.swapped if negate and isinstance(item, Pair) else item for item in read_any(data)]
     taught = of_split(items, split) if split else _taught(items)
@@ -83,11 +81,9 @@ def panel(
     as_json: AsJson = False,
 ) -> None:
     """Train several vectors side by side, so that each keeps to its own subject when they are mixed."""
-    try:
+    with needing("training", "train,eval"):
         from fader.evaluation.effect import note_effect
         from fader.training.vector import Recipe, train_vectors
-    except ModuleNotFoundError as error:
-        raise ValueError(f"training needs {error.name}: pip install 'fader[train,eval]'") from error
 
     given = {name: read_any(source) for name, source in (named_value(text, "NAME=DATA") for text in data)}
     left_alone = [item for source in hold or [] for item in read_any(source)]

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from fader.cli.show import AsJson, commands, print_json, screen, show, table
+from fader.cli.show import AsJson, commands, needing, print_json, screen, show, table
 from fader.engine import builtin
 from fader.methods import checkpoint
 from fader.methods.vector import Vector, available, compress, find, folders, sparsify, user_folder
@@ -225,10 +225,8 @@ def _draw(vector: Vector, file: Path) -> None:
     """A heat map of the norms, blocks x kinds of modules, as a PNG; written beside its place and renamed."""
     if file.suffix != ".png":
         raise ValueError(f"--picture: {file} must end with .png")
-    try:
+    with needing("--picture", "eval"):
         from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ValueError(f"--picture needs {error.name}: pip install 'fader[eval]'") from error
 
     norms = vector.norms()
     blocks, kinds, placed = _blocks(norms), list(_summed(norms, 1)), {_place(module): norm for module, norm in norms.items()}

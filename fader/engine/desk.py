@@ -34,6 +34,7 @@ class Desk:
             layer = MixedLinear(self, linear, product, place, is_head=linear is head)
             setattr(model.get_submodule(parent), leaf, layer)
             self.layers[name] = layer
+        self.shapes = {name: (layer.out_features, layer.in_features) for name, layer in self.layers.items()}
 
     def use(self, wanted: Iterable[Delta]) -> None:
         """Stack the factors of `wanted` beside those already stacked. Nothing is copied while all of them are there."""

@@ -50,6 +50,5 @@ def effect(ledger: Ledger, name: str, items: Sequence[Item]) -> dict[str, Any]:
 
 
 def _preferred(lab: Lab, name: str, pairs: Sequence[Pair], amount: float) -> dict[str, float]:
-    both = lab.preferred("effect", name, "effect", pairs, {"vectors": {name: amount}})
-    margins = both[:, 0] - both[:, 1]
+    margins = lab.margins("effect", name, "effect", pairs, {"vectors": {name: amount}})
     return {"amount": amount, "chosen": round(float((margins > 0).mean()), 3), "margin": round(float(margins.mean()), 3)}

@@ -61,8 +61,7 @@ def styles(lab: Lab) -> Iterator[Figure]:
         margins = []
         for amount in STEPS:
             alignment: dict[str, Any] = {"vectors": {name: amount} if amount else {}}
-            found = lab.preferred("styles", f"{name}={amount:g}", name, pairs, alignment)
-            margins.append((found[:, 0] - found[:, 1]).tolist())
+            margins.append(lab.margins("styles", f"{name}={amount:g}", name, pairs, alignment).tolist())
             yield average("styles", f"{name}={amount:g}", name, "margin", margins[-1], lab.seed)
             yield average("styles", f"{name}={amount:g}", name, "preferred", [float(margin > 0) for margin in margins[-1]], lab.seed)
         means = [float(np.mean(margin)) for margin in margins]

@@ -69,6 +69,11 @@ class Lab:
         ]
         return np.array([said.mean for said in self.ledger.ask(asked)]).reshape(-1, 2)
 
+    def margins(self, task: str, method: str, case: str, pairs: Sequence[Pair], alignment: Mapping[str, Any]) -> NDArray[np.float64]:
+        """By how much, per token, each pair's preferred answer is the likelier one [pairs]."""
+        both = self.preferred(task, method, case, pairs, alignment)
+        return both[:, 0] - both[:, 1]
+
 
 @dataclass(frozen=True)
 class Trial:

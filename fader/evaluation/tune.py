@@ -61,11 +61,11 @@ def trial(lab: Lab, amounts: Mapping[str, float], domain: str, part: str) -> Tri
     return Trial(named(amounts), domain, lab.items(domain, part), mixed(amounts))
 
 
-def alone(lab: Lab, task: str, part: str = "dev") -> dict[tuple[str, Level], float]:
-    """For every domain and level the amount of the domain's own vector at which the level is clearest, the others at 0."""
-    found = curves(lab, task, [(domain, amount) for domain in lab.vectors for amount in COARSE], part)
+def alone(lab: Lab, task: str) -> dict[tuple[str, Level], float]:
+    """For every domain and level the amount of the domain's own vector at which the level is clearest on the dev split, the others at 0."""
+    found = curves(lab, task, [(domain, amount) for domain in lab.vectors for amount in COARSE], "dev")
     near = [(domain, round(_clearest(found, domain, level) + step, 3)) for domain in lab.vectors for level in LEVELS for step in FINE]
-    found |= curves(lab, task, near, part)
+    found |= curves(lab, task, near, "dev")
     return {(domain, level): _clearest(found, domain, level) for domain in lab.vectors for level in LEVELS}
 
 

@@ -190,8 +190,7 @@ class Vector:
 
     def check(self, backbone: Backbone) -> None:
         """Raises ValueError unless this vector fits `backbone`: its fingerprint, its layers and their shapes."""
-        layers = {module: (layer.out_features, layer.in_features) for module, layer in backbone.desk.layers.items()}
-        self.check_model(backbone.name, backbone.fingerprint, layers)
+        self.check_model(backbone.name, backbone.fingerprint, backbone.desk.shapes)
 
     def check_model(self, model: str, fingerprint: str, layers: Mapping[str, tuple[int, int]]) -> None:
         """Raises ValueError unless this vector fits the model with this fingerprint and these linear layers, each (out, in)."""
