@@ -83,22 +83,31 @@ def train_vectors(
     model: str = builtin.NAME,
     dtype: str = "bfloat16",
     progress: bool = True,
+    start: Sequence[Vector] = (),
 ) -> list[Vector]:
     """Train the vectors of these names side by side, write each to its folder with its card, and return them.
 
     A lesson has an amount for each, in their order. A run that was stopped goes on from its last checkpoint, beside the first folder, if the
-    lessons and settings are the same. `dtype`: of the saved factors. The products run in bfloat16 where the device computes it fast; the
-    factors are trained in float32.
+    lessons and settings are the same. `start`: vectors of the recipe's rank and targets to go on from, one for each name. `dtype`: of the saved
+    factors. The products run in bfloat16 where the device computes it fast; the factors are trained in float32.
     """
     base, tokenizer = _load(model)
     base_print = fingerprint(base)
     first = next(iter(folders.values()))
     work = first.with_name("." + "+".join(folder.name for folder in folders.values()) + ".part")
-    identity = {"vectors": list(folders), "data": content_hash(lessons), "recipe": asdict(recipe), "base_fingerprint": base_print}
+    identity = {
+        "vectors": list(folders),
+        "data": content_hash(lessons),
+        "recipe": asdict(recipe),
+        "base_fingerprint": base_print,
+        "start": [vector.digest for vector in start],
+    }
     _same_run_or_fresh(work, identity)
-    start = time.perf_counter()
+    began = time.perf_counter()
     with _bar(progress) as bar:
         trainer = _trainer(recipe, base, tokenizer, lessons, len(folders), work, bar)
+        if start:
+            _go_on(trainer.model, start)
         trainer.train(resume_from_checkpoint=bool(list(work.glob("checkpoint-*"))))
     trainer.save_model(str(work / "final"))
     card = {
@@ -109,7 +118,8 @@ def train_vectors(
         "held": sum(lesson.held for lesson in lessons),
         "data": identity["data"],
         "recipe": asdict(recipe),
-        "seconds": round(time.perf_counter() - start, 1),
+        "started_from": [{key: vector.card.get(key) for key in ("data", "recipe", "lessons", "seconds")} for vector in start],
+        "seconds": round(time.perf_counter() - began, 1),
         "curve": [{key: row[key] for key in ("step", *CURVE) if key in row} for row in trainer.state.log_history if "loss" in row],
     }
     factors = Vector.load(work / "final").factors
@@ -121,6 +131,22 @@ def train_vectors(
         found[-1].save(folder)
     shutil.rmtree(work, ignore_errors=True)
     return found
+
+
+def _go_on(model: nn.Module, vectors: Sequence[Vector]) -> None:
+    """Put these vectors into the LoRA layers in place of its fresh factors. Raises ValueError where they are of another rank or of other layers."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    layers: dict[str, Any] = {name.removeprefix("base_model.model."): module for name, module in found.items()}
+    for vector in vectors:
+        if vector.factors.keys() != layers.keys():
+            raise ValueError(f"start: {vector.name} moves other layers than the recipe's targets; train it with the same `targets`")
+    for name, layer in layers.items():
+        first = torch.cat([vector.factors[name][0] for vector in vectors]).float()  # [ranks, in]
+        second = torch.cat([vector.factors[name][1] for vector in vectors], dim=1).float() / layer.scaling["default"]  # [out, ranks]
+        for weight, factor in ((layer.lora_A["default"].weight, first), (layer.lora_B["default"].weight, second)):
+            if weight.shape != factor.shape:
+                raise ValueError(f"start: a factor of {name} is {tuple(factor.shape)}, the recipe's {tuple(weight.shape)}; give the same `rank`")
+            weight.data.copy_(factor)
 
 
 def _load(model: str) -> tuple[Any, Any]:
