@@ -1,7 +1,6 @@
 """What a caller may ask: `Request`, `Sampling`, `Alignment`. One frozen schema for Python, YAML profiles, the command line and HTTP.
 
-Unknown fields are refused with their path. `parse` turns any outside value (a dict, JSON, YAML) into one of these, or raises
-`ValueError` with one line per fault: the field's path, what is wrong, and the value that was given.
+Unknown fields are refused with their path (`schema.py`).
 """
 
 from __future__ import annotations
@@ -9,43 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
 from platformdirs import user_config_path
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, le=1)]
+from fader.reward_specs import TextRewardSpec
+from fader.schema import Finite, Frozen, Positive, Seed, Share, Text, Texts, listed, not_empty, parse, short
+
 Rendering = Literal["meta", "system", "principle"]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be empty; leave the field out instead")
-    return text
-
-
-def _not_empty(text: str) -> str:
-    if not text:
-        raise ValueError("must not be empty; leave it out instead")
-    return text
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Text = Annotated[str, AfterValidator(_not_blank)]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed)]
-
-
-class Frozen(BaseModel):
-    """Immutable, and closed: a field that is not in the schema is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
 
 
 class Message(Frozen):
@@ -69,7 +41,7 @@ class Sampling(Frozen):
     """Divides the positive and multiplies the negative logits of tokens that were already read or written; 1 is off."""
     seed: Seed = 0
     """The same seed gives the same text, whatever else runs."""
-    stop: Annotated[tuple[Annotated[str, AfterValidator(_not_empty)], ...], BeforeValidator(_listed)] = ()
+    stop: Annotated[tuple[Annotated[str, AfterValidator(not_empty)], ...], BeforeValidator(listed)] = ()
     """The answer ends before the first of these strings."""
     n: int = Field(1, ge=1, le=128)
     """How many answers to draw."""
@@ -215,31 +187,105 @@ class Ratio(_Guide):
 Guide = Annotated[Contrast | Realign | Mix | Personalized | Proxy | Ratio, Field(discriminator="kind")]
 
 
-class KeywordsSpec(Frozen):
-    """Reward: the share of the words that the text holds, in [0, 1]."""
+class ImplicitSpec(Frozen):
+    """Reward: beta * sum of (log policy - log reference) over the answer's tokens, which a trained policy implies (DPO, arXiv 2305.18290)."""
 
-    kind: Literal["keywords"]
-    words: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_listed)]
+    kind: Literal["implicit"]
+    policy: PolicySpec
+    reference: PolicySpec = PolicySpec(vectors={})
+    """Left out: the request's own policy without any vectors."""
+    beta: Positive = 1.0
+    per_token: bool = False
+    """The mean over the tokens instead of the sum."""
+    squash: bool = False
+    """Its logistic function, in [0, 1]."""
     weight: Finite = 1.0
+    """Its share in the weighted sum; negative: the less the better."""
 
 
-class LengthSpec(Frozen):
-    """Reward: 1 for a text of at most `at_most` words, falling towards 0 with every word beyond; in [0, 1]."""
-
-    kind: Literal["length"]
-    at_most: int = Field(ge=1)
-    weight: Finite = 1.0
+RewardSpec = Annotated[TextRewardSpec | ImplicitSpec, Field(discriminator="kind")]
 
 
-RewardSpec = Annotated[KeywordsSpec | LengthSpec, Field(discriminator="kind")]
+class Budget(Frozen):
+    """What a search may spend on one answer. When a limit is reached, the best answer so far is returned, its `finish_reason` `budget`."""
+
+    rows: int | None = Field(None, ge=1)
+    """Rows read, summed over forward passes."""
+    tokens: int | None = Field(None, ge=1)
+    """Tokens drafted."""
+    seconds: Positive | None = None
 
 
-class BestOfN(Frozen):
+class _Search(Frozen):
+    rewards: tuple[RewardSpec, ...] = Field(min_length=1)
+    """h is their weighted sum."""
+    budget: Budget = Budget()
+
+
+class BestOfN(_Search):
     """Draw `n` answers and keep the one of the highest reward."""
 
     kind: Literal["best-of-n"]
     n: int = Field(4, ge=1, le=128)
-    rewards: tuple[RewardSpec, ...] = Field(min_length=1)
+
+
+class Blockwise(_Search):
+    """Draw `n` blocks, keep the `beams` drafts of the highest reward, and so on (blockwise controlled decoding, arXiv 2310.17022)."""
+
+    kind: Literal["blockwise"]
+    n: int = Field(4, ge=1, le=128)
+    block: Annotated[int, Field(ge=1)] | Literal["sentence"] = 16
+    """Tokens of a block, or up to the end of a sentence."""
+    beams: int = Field(1, ge=1, le=64)
+
+    @model_validator(mode="after")
+    def _fewer_kept(self) -> Blockwise:
+        if self.beams > self.n:
+            raise ValueError(f"beams ({self.beams}) must not be more than n ({self.n}): there are n drafts to keep them from")
+        return self
+
+
+class Segments(_Search):
+    """Draw a segment until it is good enough, then go on from it (rejection by segments, CARDS, arXiv 2406.16306)."""
+
+    kind: Literal["segments"]
+    entropy: Positive = 3.0
+    """A segment ends where the next token's distribution has at least this entropy, in nats."""
+    longest: int = Field(32, ge=1)
+    """A segment has at most this many tokens."""
+    tries: int = Field(8, ge=1, le=128)
+    """After as many rejections, the best of them is kept."""
+    target: Finite = 1.0
+    """The reward at which a segment is always kept."""
+    softness: Positive = 0.1
+    """One that misses the target by d is kept with probability exp(-d / softness)."""
+
+
+Shortcut = Literal["reuse", "prune", "plain", "speculate"]
+
+
+class Lookahead(_Search):
+    """Search token by token: log P + weight * h of how the model would go on (DeAL, arXiv 2402.06147)."""
+
+    kind: Literal["lookahead"]
+    top_k: int = Field(10, ge=1, le=1000)
+    """Candidates of each step: at most this many of the likeliest tokens."""
+    top_p: Share | None = None
+    """And no more than hold this probability."""
+    lookahead: Annotated[int, Field(ge=0)] | Literal["sentence", "end"] = 16
+    """How far a candidate is continued to be judged: tokens, to the end of the sentence, or to the end of the answer."""
+    drafts: Literal["greedy", "sampled"] = "greedy"
+    """How look-aheads go on: by the likeliest token, or drawn as the request's sampling says."""
+    beams: int = Field(1, ge=1, le=64)
+    weight: Finite = Field(10.0, ge=0)
+    """Of h against log P; 0 is off."""
+    width: int = Field(16, ge=1, le=1024)
+    """Look-aheads that may be under way at the same time. More are quicker where rows are cheap; the tokens are the same."""
+    shortcuts: tuple[Shortcut, ...] = ("reuse", "prune", "plain", "speculate")
+    """What makes it fast. None of them changes a token."""
+
+
+Search = Annotated[BestOfN | Blockwise | Segments | Lookahead, Field(discriminator="kind")]
 
 
 class Alignment(Frozen):
@@ -249,7 +295,7 @@ class Alignment(Frozen):
     vectors: dict[str, Finite] = Field(default_factory=dict)
     """Alignment vectors by name or folder, and how strong: W + sum of lambda_i * dW_i."""
     guides: tuple[Guide, ...] = ()
-    search: BestOfN | None = None
+    search: Search | None = None
 
 
 def _as_messages(value: Any) -> Any:
@@ -275,32 +321,6 @@ class Request(Frozen):
         if isinstance(value, dict) and isinstance(value.get("alignment"), str):
             return {**value, "alignment": load_alignment(value["alignment"])}
         return value
-
-
-Schema = TypeVar("Schema", bound=BaseModel)
-
-
-def parse(schema: type[Schema], value: Any, where: str = "") -> Schema:
-    """`value` as `schema`. Raises ValueError naming each faulty field, what is wrong with it and the value given."""
-    try:
-        return schema.model_validate(value)
-    except ValidationError as error:
-        lines = []
-        faults = error.errors()
-        deepest = [fault for fault in faults if not any(f["loc"][: len(fault["loc"])] == fault["loc"] and f is not fault for f in faults)]
-        for fault in deepest or faults:
-            path = ".".join(str(part) for part in (*filter(None, [where]), *fault["loc"])) or schema.__name__.lower()
-            said = fault["msg"].removeprefix("Value error, ")
-            if fault["type"] == "extra_forbidden":
-                said = "no such field"
-            given = "" if fault["type"] == "missing" else f" (got {_short(fault['input'])})"
-            lines.append(f"{path}: {said}{given}")
-        raise ValueError("\n".join(lines)) from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def profile_folders() -> list[Path]:
@@ -329,7 +349,7 @@ def load_alignment(text: str | Mapping[str, Any] | Alignment) -> Alignment:
         file = profiles().get(text, Path(text))
         if len(text) > 1000 or not file.is_file():
             known = ", ".join(profiles()) or "none yet"
-            raise ValueError(f"alignment: {_short(text)} is neither JSON, nor a file, nor a profile (known profiles: {known})")
+            raise ValueError(f"alignment: {short(text)} is neither JSON, nor a file, nor a profile (known profiles: {known})")
         source, content = str(file), file.read_text(encoding="utf-8")
     try:
         value = yaml.safe_load(content)

@@ -4,7 +4,8 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from fader.request import Alignment, Request, Sampling, json_schema, load_alignment, parse, profiles
+from fader.request import Alignment, Request, Sampling, json_schema, load_alignment, profiles
+from fader.schema import parse
 
 
 @pytest.mark.parametrize(

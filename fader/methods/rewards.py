@@ -1,47 +1,385 @@
 """The rewards that ship, and the one table of their names.
 
-A reward is `score(prompts, texts) -> list[float]`: one float per text, higher is better, each text judged by itself so that a batch equals
-its members. To add one: a function here that makes it from its settings, its settings in `request.py`, and one line in `REWARDS`.
+A reward says of each text how good it is as an answer to its prompt: one float per text, higher is better, each text judged by itself so that
+a batch equals its members. It states its bounds where it has them, and what any continuation of a text can still get: searches leave out
+what can no longer win. To add one: its settings in `reward_specs.py`, a function here that makes it from them, and one line in `REWARDS`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
-from fader.engine.program import Reward
-from fader.request import KeywordsSpec, LengthSpec, RewardSpec
+import regex  # type: ignore[import-untyped]
+
+from fader.methods.judge_reward import Judge, load, marks, package
+from fader.methods.words import in_order, rest, settled, spots
+from fader.reward_specs import (
+    ClassifierSpec,
+    ForbiddenSpec,
+    JsonSchemaSpec,
+    JudgeSpec,
+    KeywordsSpec,
+    LengthSpec,
+    PythonSpec,
+    ReadabilitySpec,
+    RegexSpec,
+    SentimentSpec,
+    SimilaritySpec,
+)
+from fader.schema import short
+
+Interval = tuple[float, float]
+"""From the least to the most."""
+ANY: Interval = (float("-inf"), float("inf"))
+UNIT: Interval = (0.0, 1.0)
+END = ""
+"""As a proposal: the end of the answer."""
 
 
-def keywords(spec: KeywordsSpec) -> Reward:
-    """Share of the words that stand in the text as whole words, in [0, 1]; case is ignored."""
-    patterns = [re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in spec.words]
+@dataclass(frozen=True, eq=False)
+class Reward:
+    """A reward as searches use it."""
+
+    score: Callable[[Sequence[str], Sequence[str]], list[float]]
+    """score(prompts, texts): one float per text."""
+    bounds: Interval = ANY
+    """Of any text."""
+    ahead: Callable[[str], Interval] | None = None
+    """Of any text that begins with this one. Left out: `bounds`."""
+    propose: Callable[[str], Sequence[str]] | None = None
+    """Texts by which this unfinished one might well go on."""
+
+    def of_any_continuation(self, text: str) -> Interval:
+        """Between which values the reward of a text that begins with this one must lie."""
+        return self.ahead(text) if self.ahead else self.bounds
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What rewards may use beside the text: named when the program starts, so that a request can only say a name."""
+
+    callables: Mapping[str, Callable[[Sequence[str], Sequence[str]], list[float]]] = field(default_factory=dict)
+    """Rewards in Python: f(prompts, texts) gives one finite float per text."""
+    judges: Mapping[str, Judge] = field(default_factory=dict)
+    """Language models that give marks."""
+    classifiers: Mapping[str, str] = field(default_factory=dict)
+    """Sequence-classification models: folders, or ids on the Hugging Face hub."""
+    embedders: Mapping[str, str] = field(default_factory=dict)
+    """Sentence-embedding models: folders, or ids on the Hugging Face hub."""
+
+
+NOTHING = Declared()
+
+
+def keywords(spec: KeywordsSpec, declared: Declared) -> Reward:
+    """The share of the words that the text holds; 1 for all or nothing (hard), or of those at the list's beginning in their order (ordered)."""
+    find = spots(spec.words, spec.match, spec.lang, "rewards.keywords")
+
+    def held(text: str) -> list[bool]:
+        return in_order(find(text)) if spec.ordered else [bool(places) for places in find(text)]
+
+    def value(text: str) -> float:
+        covered = sum(held(text))
+        return float(covered == len(spec.words)) if spec.hard else covered / len(spec.words)
+
+    def propose(text: str) -> list[str]:
+        missing = [word for word, there in zip(spec.words, held(text), strict=True) if not there]
+        return [] if text.endswith("\ufffd") else [rest(text, word) for word in (missing[:1] if spec.ordered else dict.fromkeys(missing))]
+
+    return Reward(_each(value), UNIT, lambda text: (value(settled(text)), 1.0), propose)
+
+
+def forbidden(spec: ForbiddenSpec, declared: Declared) -> Reward:
+    """1 for a text that holds none of the words, else 0; soft: 1 - the share of them that it holds."""
+    find = spots(spec.words, spec.match, spec.lang, "rewards.forbidden")
+
+    def value(text: str) -> float:
+        held = sum(map(bool, find(text)))
+        return float(not held) if spec.hard else 1 - held / len(spec.words)
+
+    return Reward(_each(value), UNIT, lambda text: (0.0, value(settled(text))))
+
+
+_MARK, _WIDE = ".!?\u2026\u3002\uff01\uff1f", "\u3002\uff01\uff1f"  # a wide one ends a sentence without a space
+_CLOSERS = "\"'\u201d\u2019\u00bb)\\]\u300d\u300f\uff09"
+_SENTENCES = regex.compile(rf"[{_MARK}][{_CLOSERS}]*\s+(?=\S)|[{_WIDE}][{_CLOSERS}]*(?=[^\s{_MARK}{_CLOSERS}])")
+_CLOSED = regex.compile(rf"[{_MARK}][{_CLOSERS}]*\s*\Z")
+NEAR = {"words": 3, "sentences": 0, "characters": 20}
+"""So far from the wanted length a text is to come to its end."""
+
+
+def count(text: str, unit: str) -> int:
+    """How many words, sentences or characters a text has. Never falls when something is appended."""
+    if unit == "words":
+        return len(text.split())
+    bare = text.strip()
+    return len(text) if unit == "characters" else len(_SENTENCES.findall(bare)) + bool(bare)
+
+
+def length(spec: LengthSpec, declared: Declared) -> Reward:
+    """1 for the wanted length; soft: the ratio of the length and the wanted one, the smaller by the larger."""
+    least, most = spec.about or spec.at_least or 0, spec.about or spec.at_most or math.inf
+
+    def worth(size: int) -> float:
+        fits = least <= size <= most
+        return 1.0 if fits else 0.0 if spec.hard else size / least if size < least else most / size
+
+    def ahead(text: str) -> Interval:
+        size = count(text.rstrip("\ufffd"), spec.unit)
+        return (worth(size) if most == math.inf else 0.0), worth(max(size, least))
+
+    def propose(text: str) -> list[str]:
+        size = count(text, spec.unit)
+        if size < max(most - NEAR[spec.unit], spec.at_least or 0) or text.endswith("\ufffd"):
+            return []
+        return [END] if _CLOSED.search(text[-100:]) else [".", "!", "?", *([END] if size >= most else [])]
+
+    return Reward(_each(lambda text: worth(count(text, spec.unit))), UNIT, ahead, propose)
+
+
+SECONDS = 0.1
+"""So long a pattern may take for one text."""
+# With these in a pattern, `regex` takes some beginnings of matching texts for hopeless: groups with a question mark, \b, back references, ...
+_UNSURE = regex.compile(r"\(\?(?!:)|\\[^dDwWsSntpP\W]|[*+?}]\+|\{[^\d,}]")
+
+
+def pattern(spec: RegexSpec, declared: Declared) -> Reward:
+    """1 for a text that the pattern matches, else 0."""
+    try:
+        found = regex.compile(spec.pattern)
+    except (regex.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"rewards.regex.pattern: no regular expression: {error} (got {short(spec.pattern)})") from None
+
+    def value(text: str) -> float:
+        try:
+            return float((found.search if spec.match == "search" else found.fullmatch)(text, timeout=SECONDS) is not None)
+        except TimeoutError:
+            return 0.0
+
+    def ahead(text: str) -> Interval:
+        try:
+            return 0.0, float(found.fullmatch(text.rstrip("\ufffd"), partial=True, timeout=SECONDS) is not None)
+        except TimeoutError:
+            return UNIT
+
+    return Reward(_each(value), UNIT, ahead if spec.match == "fullmatch" and not _UNSURE.search(spec.pattern) else None)
+
+
+_FENCED = regex.compile(r"\s*```(?:json)?[ \t]*\n(.*)\n[ \t]*```\s*", regex.DOTALL | regex.IGNORECASE)
+
+
+def json_schema(spec: JsonSchemaSpec, declared: Declared) -> Reward:
+    """1 for JSON that is valid by the schema, 0.5 for other JSON, 0 for what is none."""
+    jsonschema, referencing = package("jsonschema"), package("referencing.jsonschema")
+    kind = jsonschema.validators.validator_for(spec.of, default=jsonschema.Draft202012Validator)
+    try:
+        kind.check_schema(spec.of)
+    except jsonschema.SchemaError as error:
+        raise ValueError(f"rewards.json-schema.of: no JSON Schema: {error.json_path}: {error.message}") from None
+    written_for = referencing.specification_with(kind.META_SCHEMA["$schema"])
+    within = referencing.Registry().resolver_with_root(written_for.create_resource(spec.of))
+    _refuse_far(spec.of, within.lookup)
+    validator = jsonschema.validators.extend(kind, {"pattern": _pattern_in_time})(spec.of, registry=referencing.Registry())
+
+    def value(text: str) -> float:
+        fenced = _FENCED.fullmatch(text)
+        try:
+            content = json.loads(fenced[1] if fenced else text, parse_constant=_no_number)
+        except (ValueError, RecursionError):
+            return 0.0
+        try:
+            return 1.0 if validator.is_valid(content) else 0.5
+        except (RecursionError, OverflowError):
+            return 0.5
+
+    return Reward(_each(value), UNIT)
+
+
+def readability(spec: ReadabilitySpec, declared: Declared) -> Reward:
+    """Flesch's reading ease / 100, clipped to [0, 1]; with a grade: 1 up to this Flesch-Kincaid grade, grade / the text's own beyond."""
+    textstat = package("textstat")
+
+    def value(text: str) -> float:
+        if not any(map(str.isalpha, text)):
+            return 0.0
+        if spec.grade is None:
+            return min(1.0, max(0.0, float(textstat.flesch_reading_ease(text)) / 100))
+        return min(1.0, spec.grade / max(float(textstat.flesch_kincaid_grade(text)), 1e-9))
+
+    return Reward(_each(value), UNIT)
+
+
+PIECE = 500
+"""VADER is made for short texts, and slow for long ones: of a text of more words, the mean over pieces of so many counts."""
+_TOWARD: Mapping[str, Callable[[float], float]] = {
+    "positive": lambda compound: (compound + 1) / 2,
+    "negative": lambda compound: (1 - compound) / 2,
+    "neutral": lambda compound: 1 - abs(compound),
+}
+
+
+def sentiment(spec: SentimentSpec, declared: Declared) -> Reward:
+    """VADER's compound, from -1 to 1, as nearness to what is wanted in [0, 1]."""
+    analyzer = _vader(package("vaderSentiment.vaderSentiment"))
+
+    def value(text: str) -> float:
+        words = text.split()
+        pieces = [text] if len(words) <= PIECE else [" ".join(words[i : i + PIECE]) for i in range(0, len(words), PIECE)]
+        return _TOWARD[spec.toward](sum(float(analyzer.polarity_scores(piece)["compound"]) for piece in pieces) / len(pieces))
+
+    return Reward(_each(value), UNIT)
+
+
+def similarity(spec: SimilaritySpec, declared: Declared) -> Reward:
+    """The cosine of the embeddings of the text and the wanted one, or of their counts of 3 to 5 characters; at least 0."""
+    if spec.model is None:
+        counts = package("sklearn.feature_extraction.text").HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), norm="l2", alternate_sign=False)
+        aim = counts.transform([spec.to])
+        return Reward(_each(lambda text: min(1.0, float((counts.transform([text]) @ aim.T).sum()))), UNIT)
+    model = load("AutoModel", _named("similarity", spec.model, declared.embedders, "embedders"))
+    wanted = model.embeddings([spec.to])[0]
 
     def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
-        return [sum(bool(pattern.search(text)) for pattern in patterns) / len(patterns) for text in texts]
+        return [min(1.0, max(0.0, float(row @ wanted))) for row in model.embeddings(texts)]
 
-    return score
-
-
-def length(spec: LengthSpec) -> Reward:
-    """1 up to `at_most` words, `at_most` / words beyond, in (0, 1]."""
-
-    def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
-        return [min(1.0, spec.at_most / max(1, len(text.split()))) for text in texts]
-
-    return score
+    return Reward(score, UNIT)
 
 
-REWARDS: Mapping[type, Callable[[Any], Reward]] = {KeywordsSpec: keywords, LengthSpec: length}
-
-
-def weighted_sum(specs: Sequence[RewardSpec]) -> Reward:
-    """The sum of the rewards times their weights."""
-    parts = [(spec.weight, REWARDS[type(spec)](spec)) for spec in specs]
+def classifier(spec: ClassifierSpec, declared: Declared) -> Reward:
+    """One output of a sequence-classification model that reads prompt and text, as it is or squashed into [0, 1]."""
+    model = load("AutoModelForSequenceClassification", _named("classifier", spec.model, declared.classifiers, "classifiers"))
+    names = [str(name) for _, name in sorted(model.model.config.id2label.items())]
+    known = f"it has {', '.join(f'{i} ({name})' for i, name in enumerate(names))}"
+    if spec.label is None and len(names) > 1:
+        raise ValueError(f"rewards.classifier.label: {spec.model!r} has several outputs; name one: {known}")
+    output = names.index(spec.label) if spec.label in names else spec.label or 0
+    if not isinstance(output, int) or not 0 <= output < len(names):
+        raise ValueError(f"rewards.classifier.label: {spec.model!r} has no output {spec.label!r}; {known}")
+    if spec.normalize == "softmax" and len(names) == 1:
+        raise ValueError("rewards.classifier.normalize: softmax of one output is always 1; use sigmoid")
 
     def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
-        columns = [[weight * value for value in reward(prompts, texts)] for weight, reward in parts]
-        return [sum(values) for values in zip(*columns, strict=True)]
+        logits = model.logits(prompts, texts)  # [texts, outputs]
+        values = {"none": logits, "sigmoid": logits.sigmoid(), "softmax": logits.softmax(-1)}[spec.normalize]
+        return [row[output] for row in values.tolist()]
 
-    return score
+    return Reward(score, ANY if spec.normalize == "none" else UNIT)
+
+
+def judge(spec: JudgeSpec, declared: Declared) -> Reward:
+    """The mark of 0 to 10 that a language model gives the text for a criterion, / 10."""
+    package("openai")
+    asked = _named("judge", spec.judge, declared.judges, "judges")
+    return Reward(lambda prompts, texts: [mark / 10 for mark in marks(spec.judge, asked, spec.criterion, prompts, texts)], UNIT)
+
+
+def python(spec: PythonSpec, declared: Declared) -> Reward:
+    """What a declared function returns, checked."""
+    function = _named("python", spec.name, declared.callables, "callables")
+
+    def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
+        try:
+            values = [float(value) for value in function(prompts, texts)]
+        except TypeError as error:
+            raise ValueError(f"rewards.python: {spec.name!r} must return one number per text ({error})") from error
+        if len(values) != len(texts) or not all(map(math.isfinite, values)):
+            raise ValueError(f"rewards.python: {spec.name!r} must return one finite number per text (got {short(values)} for {len(texts)} texts)")
+        return values
+
+    return Reward(score)
+
+
+REWARDS: Mapping[type, Callable[[Any, Declared], Reward]] = {
+    KeywordsSpec: keywords,
+    ForbiddenSpec: forbidden,
+    LengthSpec: length,
+    RegexSpec: pattern,
+    JsonSchemaSpec: json_schema,
+    ReadabilitySpec: readability,
+    SentimentSpec: sentiment,
+    SimilaritySpec: similarity,
+    ClassifierSpec: classifier,
+    JudgeSpec: judge,
+    PythonSpec: python,
+}
+
+
+def make(spec: Any, declared: Declared = NOTHING) -> Reward:
+    """The reward of some settings; it proposes only where they say so. Raises ValueError for what is not declared, not installed or no use."""
+    reward = REWARDS[type(spec)](spec, declared)
+    return reward if getattr(spec, "propose", False) else replace(reward, propose=None)
+
+
+def weighted_sum(specs: Sequence[Any], declared: Declared = NOTHING) -> Reward:
+    """The sum of the rewards times their weights. It proposes what any of them does."""
+    parts = [(spec.weight, make(spec, declared)) for spec in specs]
+
+    def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
+        columns = [[weight * value for value in reward.score(prompts, texts)] for weight, reward in parts]
+        return [sum((column[i] for column in columns), 0.0) for i in range(len(texts))]
+
+    def total(intervals: Sequence[Interval]) -> Interval:
+        ends = [sorted((weight * low, weight * high)) if weight else (0.0, 0.0) for (weight, _), (low, high) in zip(parts, intervals, strict=True)]
+        return sum((low for low, _ in ends), 0.0), sum((high for _, high in ends), 0.0)
+
+    def propose(text: str) -> list[str]:
+        return list(dict.fromkeys(proposal for _, reward in parts if reward.propose for proposal in reward.propose(text)))
+
+    return Reward(
+        score,
+        total([reward.bounds for _, reward in parts]),
+        lambda text: total([reward.of_any_continuation(text) for _, reward in parts]),
+        propose if any(reward.propose for _, reward in parts) else None,
+    )
+
+
+# What the rewards are made with.
+
+
+def _each(value: Callable[[str], float]) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
+    return lambda prompts, texts: [value(text) for text in texts]
+
+
+def _named(kind: str, name: str, declared: Mapping[str, Any], argument: str) -> Any:
+    if name not in declared:
+        known = ", ".join(declared) or "none yet"
+        raise ValueError(f"rewards.{kind}: {name!r} is not declared; declared: {known}; name it in Fader(declared=Declared({argument}={{...}}))")
+    return declared[name]
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _refuse_far(schema: Any, lookup: Callable[[str], Any]) -> None:
+    """Raises ValueError for a part of a schema that leads out of it, or whose patterns could not be stopped."""
+    parts = schema.items() if isinstance(schema, dict) else enumerate(schema) if isinstance(schema, list) else ()
+    for key, part in parts:
+        where = f"rewards.json-schema.of: {key} {short(part)}"
+        if key == "patternProperties":
+            raise ValueError(f"{where}: not supported; use `properties`, or `propertyNames` with a `pattern`")
+        if key in ("$ref", "$dynamicRef") and isinstance(part, str):
+            try:
+                lookup(part)
+            except Exception:
+                raise ValueError(f"{where} leads out of the schema; put what is meant under $defs and refer to it as #/$defs/NAME") from None
+        _refuse_far(part, lookup)
+
+
+def _pattern_in_time(validator: Any, wanted: str, instance: Any, schema: Any) -> Iterator[Exception]:
+    try:
+        fits = not isinstance(instance, str) or regex.search(wanted, instance, timeout=SECONDS)
+    except (TimeoutError, regex.error):
+        fits = False
+    if not fits:
+        yield package("jsonschema").ValidationError(f"{short(instance)} does not match {wanted!r}")
+
+
+@lru_cache(maxsize=1)
+def _vader(module: Any) -> Any:
+    return module.SentimentIntensityAnalyzer()
