@@ -25,11 +25,13 @@ from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Program, together
 from fader.methods.decode import Answer, Chunk, Task, TokenLogprob, decode, token_logprobs
 from fader.methods.guidance import Aligned, read, terms, trace
+from fader.methods.objective import Objective, objective
 from fader.methods.prompt import conversation
-from fader.methods.rewards import weighted_sum
-from fader.methods.search import best_of_n
+from fader.methods.rewards import NOTHING, Declared
+from fader.methods.search import rows, search
 from fader.methods.vector import Vector, find, mixture
-from fader.request import Alignment, PolicySpec, Prompt, Request, Sampling, load_alignment, parse
+from fader.request import Alignment, Lookahead, PolicySpec, Prompt, Request, Sampling, Search, load_alignment
+from fader.schema import parse
 
 Asked = str | Mapping[str, Any] | Request
 
@@ -50,9 +52,7 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """The result as plain JSON values: the first answer's fields, `samples` with all of them where there are several, usage, alignment."""
-        samples = [
-            {key: value for key, value in dataclasses.asdict(answer).items() if key != "logprobs" or value is not None} for answer in self.answers
-        ]
+        samples = [{key: value for key, value in dataclasses.asdict(answer).items() if value is not None} for answer in self.answers]
         usage = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": sum(len(answer.token_ids) for answer in self.answers),
@@ -101,13 +101,16 @@ class _Plan:
     aligned: Aligned
     backbone: Backbone
     task: Task
+    objective: Objective | None = None
+    """What the request's search is after."""
 
     def needs(self, length: int, samples: int) -> dict[str, tuple[int, int]]:
         """Rows and positions on each backbone, for `samples` answers of `length` tokens."""
         found: dict[str, tuple[int, int]] = {}
-        for policy in self.aligned.policies:
+        judges = self.objective.policies if self.objective else []
+        for policy, count in [*((policy, samples) for policy in self.aligned.policies), *((policy, 2 * samples) for policy in judges)]:
             rows, longest = found.get(policy.backbone, (0, 0))
-            found[policy.backbone] = rows + samples, max(longest, len(policy.prompt) + length)
+            found[policy.backbone] = rows + count, max(longest, len(policy.prompt) + length)
         return found
 
 
@@ -128,6 +131,7 @@ class Fader:
         dtype: str | None = None,
         kv_bytes: int | None = None,
         token_budget: int = 512,
+        declared: Declared = NOTHING,
     ) -> None:
         def loaded(source: str | Backbone, name: str) -> Backbone:
             backbone = source if isinstance(source, Backbone) else load(source, device, dtype, kv_bytes)
@@ -137,6 +141,7 @@ class Fader:
         self.model = model.name if isinstance(model, Backbone) else model
         self.backbones = {name: loaded(source, name) for name, source in {self.model: model, **(models or {})}.items()}
         self.engine = Engine(self.backbones, token_budget)
+        self.declared = declared
         self._vectors: dict[str, Vector] = {}
         for name, folder in (vectors or {}).items():
             self.add_vector(Vector.load(folder, name))
@@ -349,12 +354,17 @@ class Fader:
 
         base = resolve(PolicySpec())
         aligned = Aligned(base, terms(request.alignment.guides, resolve))
-        if request.alignment.search is not None and request.sampling.temperature == 0:
-            raise ValueError("sampling.temperature: 0 draws the same answer every time; best-of-n needs a temperature above 0, such as 0.8")
         end_tokens = frozenset(token for token in backbone.end_tokens if token < backbone.vocabulary)
         context = base.prompt[-8:] if request.prefill else ()
-        task = Task(request.sampling, end_tokens, backbone.decode, base.prompt if request.sampling.repetition_penalty != 1 else (), context)
-        return _Plan(request, aligned, backbone, task)
+        seen = base.prompt if request.sampling.repetition_penalty != 1 else ()
+        task = Task(request.sampling, end_tokens, backbone.decode, seen, backbone.encode, context)
+        wanted = request.alignment.search
+        if wanted is None:
+            return _Plan(request, aligned, backbone, task)
+        _drawn_as_searched(request.sampling, wanted)
+        with _under("search"):
+            aim = objective(wanted.rewards, resolve, self.declared, request.messages[-1].content, request.prefill or "")
+        return _Plan(request, aligned, backbone, task, aim)
 
     def _backbone(self, name: str | None, field: str) -> Backbone:
         name = name or self.model
@@ -364,12 +374,10 @@ class Fader:
 
     def _program(self, plan: _Plan) -> Program:
         """The program that answers a request and returns its answers."""
-        root, sampling, search = Prefix(), plan.request.sampling, plan.request.alignment.search
-        if search is None:
-            return together([decode(plan.aligned, root, plan.task, index) for index in range(sampling.n)])
-        reward, asked = weighted_sum(search.rewards), plan.request.messages[-1].content
-        programs = [best_of_n(plan.aligned, root, plan.task, index, search.n, reward, asked) for index in range(sampling.n)]
-        return together(programs)
+        root, samples, wanted = Prefix(), range(plan.request.sampling.n), plan.request.alignment.search
+        if wanted is None or plan.objective is None:
+            return together([decode(plan.aligned, root, plan.task, index) for index in samples])
+        return together([search(wanted, plan.aligned, root, plan.task, plan.objective, index) for index in samples])
 
     def _submit(self, plan: _Plan, on_item: Callable[[Chunk], None] = lambda _: None) -> tuple[Job, Future[Result]]:
         def finished(job: Job, answers: list[Answer]) -> Result:
@@ -426,8 +434,29 @@ _SAMPLING = frozenset(Sampling.model_fields)
 
 def _samples(request: Request) -> int:
     """How many answers are written at the same time."""
-    search = request.alignment.search
-    return request.sampling.n * (search.n if search else 1)
+    wanted = request.alignment.search
+    return request.sampling.n * (rows(wanted) if wanted else 1)
+
+
+def _drawn_as_searched(sampling: Sampling, wanted: Search) -> None:
+    """Raises ValueError where a search could not do anything with the sampling, or would not heed it."""
+    if isinstance(wanted, Lookahead) and wanted.drafts == "greedy":
+        if sampling.temperature > 0:
+            raise ValueError(
+                f"sampling.temperature: {sampling.temperature:g} has no effect on a greedy look-ahead search; set it to 0, or the search's `drafts` "
+                "to `sampled`"
+            )
+    elif sampling.temperature == 0:
+        raise ValueError(f"sampling.temperature: 0 draws the same answer every time; {wanted.kind} needs a temperature above 0, such as 0.8")
+
+
+@contextmanager
+def _under(field: str) -> Iterator[None]:
+    """Puts the field that is being resolved before a fault in it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{field}.{error}") from None
 
 
 @contextmanager

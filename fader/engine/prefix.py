@@ -67,6 +67,17 @@ class Prefix:
             yield node
             node = node.parent
 
+    def settle(self, until: Prefix) -> None:
+        """Let go of what prefixes on the way back to `until` remember for policies that have read farther: nobody goes on from there again."""
+        farther: set[Policy] = set()
+        for node in self.line():
+            if node is until:
+                break
+            for policy in list(node.memo):
+                if policy in farther:
+                    del node.memo[policy]
+                farther.add(policy)
+
     @property
     def tokens(self) -> list[int]:
         """All token ids of the sequence."""

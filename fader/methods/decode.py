@@ -15,7 +15,7 @@ from fader.engine.sampling import draw, uniform
 from fader.methods.guidance import Aligned, Reading, read
 from fader.request import Sampling
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "budget"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,20 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class SearchReport:
+    """How an answer was found by a search."""
+
+    reward: float
+    """h of the answer: the weighted sum of its rewards."""
+    drafted: int
+    """Tokens read as drafts, committed or not."""
+    proposed: int = 0
+    """Committed tokens that were candidates only because a reward proposed them."""
+    exhausted: str | None = None
+    """The limit of the budget that ended the search, if one did."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """A whole answer. `token_ids` ends with the end token if one was written; the text leaves it out."""
 
@@ -50,6 +64,7 @@ class Answer:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] | None = None
+    search: SearchReport | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,7 @@ class Task:
     decode: Callable[[Sequence[int]], str]
     seen: tuple[int, ...]
     """The prompt's tokens, for the repetition penalty."""
+    encode: Callable[[str], list[int]] = lambda _: []
     context: tuple[int, ...] = ()
     """The prompt's last tokens where the answer continues a forced beginning: they decide whether it starts with a space."""
 

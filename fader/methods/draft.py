@@ -1,0 +1,117 @@
+"""What all searches share: drafts of an answer, what may be spent on them, and what goes out of them as it is decided."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fader.engine.prefix import Prefix
+from fader.engine.program import Emit, Program
+from fader.methods.decode import Answer, Chunk, FinishReason, SearchReport, Task, TextStream, TokenLogprob
+from fader.methods.guidance import Aligned
+from fader.methods.objective import Objective
+from fader.request import Budget
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """An answer so far."""
+
+    prefix: Prefix
+    text: str = ""
+    finish: FinishReason | None = None
+    reports: tuple[TokenLogprob, ...] = ()
+    """On each of its tokens, where the request asks for them."""
+    reward: float = 0.0
+    """h of its text, once it was asked."""
+
+    def then(self, token: int, task: Task, report: Sequence[TokenLogprob] = ()) -> Draft:
+        """This draft continued by a token; it is finished by an end token, a stop string, or as the last that may be written."""
+        prefix = self.prefix.then(token)
+        reports = (*self.reports, *report)
+        if token in task.end_tokens:
+            return Draft(prefix, self.text, "stop", reports)
+        text = task.decode([*task.context, *prefix.tokens])[len(task.decode(task.context)) :]
+        found = min((place for stop in task.sampling.stop if (place := text.find(stop)) >= 0), default=-1)
+        if found >= 0:
+            return Draft(prefix, text[:found], "stop", reports)
+        return Draft(prefix, text, "length" if prefix.length == task.sampling.max_tokens else None, reports)
+
+
+class Purse:
+    """What a search may spend, and what it has spent."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.rows = self.tokens = 0
+        self.start = time.perf_counter()
+
+    def pay(self, rows: int, tokens: int) -> None:
+        """Note rows that were read, and the tokens that were drafted by them."""
+        self.rows += rows
+        self.tokens += tokens
+
+    @property
+    def exhausted(self) -> str | None:
+        """Which of the limits is reached, if one is."""
+        spent = {"rows": self.rows, "tokens": self.tokens, "seconds": time.perf_counter() - self.start}
+        return next((name for name, limit in self.budget if limit is not None and spent[name] >= limit), None)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a search works with: the policy, the start, its surroundings, what it is after and what it may spend."""
+
+    aligned: Aligned
+    root: Prefix
+    task: Task
+    objective: Objective
+    purse: Purse
+    index: int
+
+    def valued(self, drafts: Sequence[Draft]) -> Program:
+        """The drafts with their rewards."""
+        rewards = yield from self.objective.of([draft.prefix for draft in drafts], [draft.text for draft in drafts])
+        return [replace(draft, reward=reward) for draft, reward in zip(drafts, rewards, strict=True)]
+
+
+class Output:
+    """Hands out the tokens that are decided, each as a `Chunk`, and the `Answer` at the end."""
+
+    def __init__(self, task: Task, index: int) -> None:
+        self.task, self.index = task, index
+        self.written: list[int] = []
+        self._text = TextStream(task.decode, task.sampling.stop, task.context)
+
+    def decided(self, drafts: Sequence[Draft]) -> Program:
+        """Hand out what all the drafts that are kept have in common. The last token of a finished one waits for `end`."""
+        shortest = min(draft.prefix.length - (draft.finish is not None) for draft in drafts)
+        lines = [draft.prefix.tokens[:shortest] for draft in drafts]
+        common = next((place for place, tokens in enumerate(zip(*lines, strict=True)) if len(set(tokens)) > 1), shortest)
+        yield from self._hand_out(drafts[0], lines[0][:common], None)
+
+    def end(self, draft: Draft, report: SearchReport) -> Program:
+        """Hand out the rest of the draft that won; returns the `Answer`. A draft that is not finished was cut short by the budget."""
+        finish: FinishReason = draft.finish or "budget"
+        yield from self._hand_out(draft, draft.prefix.tokens, finish)
+        logprobs = None if self.task.sampling.logprobs is None else draft.reports
+        return Answer(self._text.emitted, tuple(self.written), finish, logprobs, report)
+
+    def _hand_out(self, draft: Draft, tokens: list[int], finish: FinishReason | None) -> Program:
+        new = tokens[len(self.written) :]
+        for place, token in enumerate(new, len(self.written)):
+            last = finish is not None and place == len(tokens) - 1
+            piece = "" if token in self.task.end_tokens else self._text.add(token)
+            if last:
+                piece += self._text.rest()
+            self.written.append(token)
+            yield Emit(Chunk(self.index, piece, (token,), draft.reports[place : place + 1], finish if last else None))
+        if finish is not None and not new:
+            yield Emit(Chunk(self.index, self._text.rest(), (), (), finish))
+
+
+def ends_sentence(text: str) -> bool:
+    """Whether the text ends where a sentence does."""
+    return re.search(r"[.!?\u3002\uff01\uff1f][\"')\]\u201d\u2019\u00bb]*\s*$", text) is not None
