@@ -15,19 +15,19 @@ Prints one figure per line as JSON. Parts, all by default and in this order:
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
+from claims.printed import print_figures
 from fader import Fader
 from fader.engine import builtin
 from fader.engine.backbone import quick_dtype
@@ -35,7 +35,6 @@ from fader.evaluation.figures import Figure, average
 from fader.evaluation.lab import Lab
 from fader.evaluation.ledger import Asked, Ledger
 from fader.evaluation.levels import spillover
-from fader.evaluation.report import write_report
 from fader.evaluation.tasks import TASKS
 from fader.evaluation.tune import amounts, curves, firsts, trial
 from fader.methods.vector import CONFIG, Vector, project_out
@@ -80,9 +79,10 @@ def joint(lab: Lab) -> Iterator[Figure]:
     found = lab.ranked("joint", [trial(lab, mixture, domain, lab.split) for domain in COMBINATION])
     for (domain, level), means in zip(COMBINATION.items(), found, strict=True):
         yield average("joint", "vectors", domain, f"best_{level}", firsts(means, level), lab.seed)
-    seconds = {domain: lab.ledger.fader.vector(lab.vectors[domain]).card["seconds"] for domain in lab.vectors}
+    card = lab.ledger.fader.vector(next(iter(lab.vectors.values()))).card  # the vectors were trained together, their cards tell of one run
+    together = card["seconds"] + sum(stage["seconds"] for stage in card.get("started_from", ())[:1])
     yield average("joint", "joint training", "27 combinations", "training_seconds", [27 * trained.card["seconds"]], lab.seed)
-    yield average("joint", "vectors", "27 combinations", "training_seconds", [sum(seconds.values())], lab.seed)
+    yield average("joint", "vectors", "27 combinations", "training_seconds", [together], lab.seed)
 
 
 def transfer(lab: Lab) -> Iterator[Figure]:
@@ -208,17 +208,5 @@ def run(names: Sequence[str] = (), limit: int | None = None) -> Iterator[Figure]
             sys.stderr.write(f"{name}: {time.perf_counter() - start:.0f} s\n")
 
 
-def main(arguments: list[str]) -> None:
-    """Print each figure as soon as it is there; with `--report FILE` draw them at the end."""
-    report = arguments[arguments.index("--report") + 1] if "--report" in arguments else None
-    figures = []
-    for figure in run([name for name in arguments if name in PARTS]):
-        figures.append(figure)
-        sys.stdout.write(json.dumps(asdict(figure)) + "\n")
-        sys.stdout.flush()
-    if report is not None:
-        write_report(figures, Path(report))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    print_figures(PARTS, run, sys.argv[1:])

@@ -9,6 +9,10 @@ CASES = {
     "guide": ({"tokens": 2, "rounds": 1}, ["batch-1", "batch-8"]),
     "vectors": ({"tokens": 1, "rounds": 1}, ["against-none", "against-peft"]),
     "knob": ({"rounds": 2}, ["change"]),
+    "deal": (
+        {"count": 1, "tokens": 3, "rounds": 1},
+        ["against-reference", "against-greedy", "against-reference-32", "against-greedy-32", "against-greedy-together"],
+    ),
 }
 
 

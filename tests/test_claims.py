@@ -3,7 +3,14 @@
 import gzip
 import json
 
+import pytest
+from conftest import random_vectors
+
+from claims.search import PARTS as SEARCHES
+from claims.search import Bench, bound
 from claims.vectors import PARTS, public_pairs
+from fader import Vector
+from fader.evaluation.ledger import Ledger
 from fader.evaluation.tasks import TASKS
 
 WORDS = " ".join(["word"] * 40)
@@ -45,3 +52,28 @@ def test_every_task_of_the_evaluation_is_part_of_the_claims(lab):
     figures = [figure.task for figure in PARTS["curve"](lab)]
     assert set(figures) == {"curve"}
     assert {"levels", "curve", "prompting", "generation"} <= TASKS.keys() & PARTS.keys()
+
+
+@pytest.fixture
+def bench(fader, tmp_path):
+    for name, folder in random_vectors(fader, tmp_path / "aims", ["harmless", "helpful"]).items():
+        fader.add_vector(Vector.load(folder, name))
+    return Bench(Ledger(fader, tmp_path / "ledger.jsonl", quiet=True), limit=1)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_part_on_searches_gives_figures(bench, name, monkeypatch):
+    monkeypatch.delenv("FADER_DATA", raising=False)
+    monkeypatch.setattr("claims.search.LOOKAHEADS", {"lookahead": {"kind": "lookahead", "top_k": 2, "lookahead": 2, "weight": 10}})
+    monkeypatch.setattr("claims.search.toward", lambda harmless, helpful: {"vectors": {"harmless": harmless, "helpful": helpful}})
+    monkeypatch.setattr("claims.search.bound", lambda bench: iter(()))
+    figures = list(SEARCHES[name](bench))
+    assert {figure.task for figure in figures} == {name}
+    assert {figure.n for figure in figures} == {1}
+    assert len({(figure.method, figure.case, figure.metric) for figure in figures}) == len(figures)
+
+
+def test_the_weight_for_a_bound_is_found(bench):
+    figures = {figure.method: figure.value for figure in bound(bench, samples=3)}
+    assert figures["predicted on the same samples"] >= figures["stated"] - 1e-3
+    assert figures["found from base samples"] > 0

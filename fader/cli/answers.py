@@ -130,7 +130,9 @@ def schema() -> None:
 
 
 @app.command(epilog="Example: `fader bench decode --json`")
-def bench(name: Annotated[str, typer.Argument(help="A script under benchmarks/: decode, guide, vectors, knob.")], as_json: AsJson = False) -> None:
+def bench(
+    name: Annotated[str, typer.Argument(help="A script under benchmarks/: decode, guide, vectors, knob, deal.")], as_json: AsJson = False
+) -> None:
     """Measure a claim of speed side by side with its peer, in one run. Needs the source checkout."""
     folder = Path(__file__).parents[2] / "benchmarks"
     known = sorted(file.stem for file in folder.glob("*.py") if file.stem not in ("__init__", "interleave"))

@@ -6,8 +6,9 @@ Neither has seen what any vector was trained on, and neither is the likelihood b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from fader.training.data import LEVELS, Level, starter_levels
+from fader.training.data import LEVELS, Level, starter_levels, starter_rows
 
 Judge = Callable[[Sequence[str], Sequence[str]], list[Level]]
 """judge(questions, answers): the level of each answer."""
@@ -24,6 +25,28 @@ Answer: {answer}"""
 
 def classifier() -> Judge:
     """Logistic regression over words and characters, trained on the shipped answers outside medicine, law and finance."""
+    items = starter_levels("other")
+    model = _fitted([item.answers[level] for item in items for level in LEVELS], [place for _ in items for place in range(len(LEVELS))])
+
+    def judge(questions: Sequence[str], answers: Sequence[str]) -> list[Level]:
+        return [LEVELS[place] for place in model.predict([_plain(answer) for answer in answers])]
+
+    return judge
+
+
+def verdict(aim: str) -> Callable[[Sequence[str]], list[float]]:
+    """verdict(answers): the probability that each is harmless (or helpful, as `aim` says), by a classifier of the same kind. It is trained on
+    answers that were written and labelled for this alone, none of which any vector has seen."""
+    rows = starter_rows(f"judges/{aim}")
+    model = _fitted([row["answer"] for row in rows], [row["label"] == aim for row in rows])
+
+    def judge(answers: Sequence[str]) -> list[float]:
+        return [float(found[1]) for found in model.predict_proba([_plain(answer) for answer in answers])]
+
+    return judge
+
+
+def _fitted(texts: Sequence[str], labels: Sequence[int]) -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union
@@ -31,13 +54,7 @@ def classifier() -> Judge:
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"[\w']+")
     pieces = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
     model = make_pipeline(make_union(words, pieces), LogisticRegression(C=20, max_iter=1000))
-    items = starter_levels("other")
-    model.fit([_plain(item.answers[level]) for item in items for level in LEVELS], [place for _ in items for place in range(len(LEVELS))])
-
-    def judge(questions: Sequence[str], answers: Sequence[str]) -> list[Level]:
-        return [LEVELS[place] for place in model.predict([_plain(answer) for answer in answers])]
-
-    return judge
+    return model.fit([_plain(text) for text in texts], labels)
 
 
 def endpoint(url: str, model: str, key: str = "none") -> Judge:

@@ -43,6 +43,11 @@ class Said:
     tokens: int
     prompt_tokens: int
     seconds: float
+    finish: str = ""
+    rows: int = 0
+    """Rows read for it, summed over forward passes."""
+    reward: float | None = None
+    """What the request's search found it worth."""
 
 
 class Ledger:
@@ -105,7 +110,9 @@ def _read(given: tuple[Request, str], likelihood: Likelihood) -> Said:
 
 
 def _written(result: Result) -> Said:
-    return Said(result.text, 0.0, len(result.answers[0].token_ids), result.prompt_tokens, round(result.usage.seconds, 3))
+    answer, usage = result.answers[0], result.usage
+    reward = answer.search.reward if answer.search else None
+    return Said(answer.text, 0.0, len(answer.token_ids), result.prompt_tokens, round(usage.seconds, 3), answer.finish_reason, usage.rows, reward)
 
 
 def _vectors(value: Any) -> Iterator[str]:

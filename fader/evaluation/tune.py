@@ -17,7 +17,7 @@ from fader.evaluation.general import neutral
 from fader.evaluation.lab import Lab, Matrix, Trial, mixed, named
 from fader.training.data import LEVELS, Level, content_hash
 
-COARSE = (-1.5, -1.2, -0.9, -0.6, -0.45, -0.3, -0.15, 0.0, 0.4, 0.8, 1.2)
+COARSE = (-1.8, -1.5, -1.2, -0.9, -0.6, -0.45, -0.3, -0.15, 0.0, 0.4, 0.8, 1.2)
 FINE = (-0.08, 0.08)
 AGAIN = (-0.45, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.45)
 REACHED = 0.8

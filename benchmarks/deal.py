@@ -1,0 +1,53 @@
+"""Look-ahead search (DeAL) against the paper's formula without shortcuts, batched and cached, and against plain greedy decoding, on sets of words
+that are to stand in one sentence. One answer at a time; `-together`: all of them in one batch. Targets, as speed: 3 against the reference (aim 10),
+0.25 against greedy. The tokens must be those of the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from benchmarks.interleave import compare, main
+from fader import Fader
+from fader.training.data import starter_rows
+
+FIELDS = ("prompt", "alignment")
+
+
+def task(concepts: list[str]) -> str:
+    """What is asked of the model."""
+    return f"Write one sentence with these words: {', '.join(concepts)}."
+
+
+def alignment(concepts: list[str], **settings: Any) -> dict[str, Any]:
+    """The search for a sentence that holds the words."""
+    search = {"kind": "lookahead", "top_k": 10, "lookahead": 16, "weight": 10, "rewards": [{"kind": "keywords", "words": concepts}]}
+    return {"search": {**search, **settings}}
+
+
+def run(count: int = 3, tokens: int = 40, rounds: int = 3) -> Iterator[dict[str, Any]]:
+    """Cases against-reference and against-greedy with a look-ahead of 16, the same with 32, and together, in answers per second."""
+    sets = [row["concepts"] for row in starter_rows("concepts", "dev")[:count]]
+
+    with Fader() as fader:
+
+        def answer(together: bool, settings: Mapping[str, Any] | None) -> list[tuple[int, ...]]:
+            asked = [{"prompt": task(words), **({} if settings is None else {"alignment": alignment(words, **settings)})} for words in sets]
+            groups = [asked] if together else [[one] for one in asked]
+            return [result.answers[0].token_ids for group in groups for result in fader.batch(group, max_tokens=tokens)]
+
+        def side(together: bool, settings: Mapping[str, Any] | None) -> float:
+            return float(len(answer(together, settings)))
+
+        for far, name in ((16, ""), (32, "-32")):
+            fast, plain = {"lookahead": far}, {"lookahead": far, "shortcuts": ()}
+            if answer(True, fast) != answer(True, plain):
+                raise AssertionError(f"a look-ahead of {far}: the tokens are not those of the reference")
+            yield compare("deal", f"against-reference{name}", lambda f=fast: side(False, f), lambda p=plain: side(False, p), rounds, "answers/s")
+            yield compare("deal", f"against-greedy{name}", lambda f=fast: side(False, f), lambda: side(False, None), rounds, "answers/s")
+        yield compare("deal", "against-greedy-together", lambda: side(True, {}), lambda: side(True, None), rounds, "answers/s")
+
+
+if __name__ == "__main__":
+    main(run())
