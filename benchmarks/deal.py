@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.interleave import compare, main
+from benchmarks.interleave import Side, compare, main
 from fader import Fader
 from fader.training.data import starter_rows
 
@@ -37,16 +37,16 @@ def run(count: int = 3, tokens: int = 40, rounds: int = 3) -> Iterator[dict[str,
             groups = [asked] if together else [[one] for one in asked]
             return [result.answers[0].token_ids for group in groups for result in fader.batch(group, max_tokens=tokens)]
 
-        def side(together: bool, settings: Mapping[str, Any] | None) -> float:
-            return float(len(answer(together, settings)))
+        def side(settings: Mapping[str, Any] | None, together: bool = False) -> Side:
+            return lambda: float(len(answer(together, settings)))
 
         for far, name in ((16, ""), (32, "-32")):
             fast, plain = {"lookahead": far}, {"lookahead": far, "shortcuts": ()}
             if answer(True, fast) != answer(True, plain):
                 raise AssertionError(f"a look-ahead of {far}: the tokens are not those of the reference")
-            yield compare("deal", f"against-reference{name}", lambda f=fast: side(False, f), lambda p=plain: side(False, p), rounds, "answers/s")
-            yield compare("deal", f"against-greedy{name}", lambda f=fast: side(False, f), lambda: side(False, None), rounds, "answers/s")
-        yield compare("deal", "against-greedy-together", lambda: side(True, {}), lambda: side(True, None), rounds, "answers/s")
+            yield compare("deal", f"against-reference{name}", side(fast), side(plain), rounds, "answers/s")
+            yield compare("deal", f"against-greedy{name}", side(fast), side(None), rounds, "answers/s")
+        yield compare("deal", "against-greedy-together", side({}, True), side(None, True), rounds, "answers/s")
 
 
 if __name__ == "__main__":

@@ -270,7 +270,8 @@ def _covered(
     scored = [(prompt, one.text) for prompt, one in zip(prompts, said, strict=True) if one.text.strip()]
     asked = [Asked("commongen", method, case, str(place), Fader.request(prompt), text) for place, (prompt, text) in enumerate(scored)]
     read = bench.ledger.ask(asked)
-    for metric, values in {"soft": shares, "hard": hard, "finished": finished, "distinct_2": [distinct(one.text) for one in said]}.items():
+    found: dict[str, Sequence[float]] = {"soft": shares, "hard": hard, "finished": finished, "distinct_2": [distinct(one.text) for one in said]}
+    for metric, values in found.items():
         yield bench.figure("commongen", method, case, metric, values)
     yield perplexity("commongen", method, case, [one.mean for one in read], [one.tokens for one in read], bench.seed)
     yield from bench.costs("commongen", method, case, said)

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from fader.engine.prefix import Policy, Prefix
-from fader.engine.program import Next, Program, Score, Trace
+from fader.engine.program import Ask, Next, Program, Score, Trace
 from fader.methods.guidance import Resolve
 from fader.methods.rewards import ANY, Declared, Interval, Reward, weighted_sum
 from fader.request import ImplicitSpec, RewardSpec
@@ -52,7 +52,7 @@ class Implicit:
         unread = [node for node in dict.fromkeys(known.values()) if not all(policy in node.memo for policy in both)]
         yield [Next(policy, unread) for policy in both if unread]  # once, for all that go on from there
         counts = [prefix.length - known[prefix].length for prefix in new]
-        asks = [Trace(policy, prefix, count) for policy in both for prefix, count in zip(new, counts, strict=True) if count]
+        asks: list[Ask] = [Trace(policy, prefix, count) for policy in both for prefix, count in zip(new, counts, strict=True) if count]
         found = iter((yield asks))
         logs = {policy: {prefix: next(found) if count else None for prefix, count in zip(new, counts, strict=True)} for policy in both}
         for prefix in new:

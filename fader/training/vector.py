@@ -133,7 +133,7 @@ def train_vectors(
     return found
 
 
-def _go_on(model: nn.Module, vectors: Sequence[Vector]) -> None:
+def _go_on(model: Any, vectors: Sequence[Vector]) -> None:
     """Put these vectors into the LoRA layers in place of its fresh factors. Raises ValueError where they are of another rank or of other layers."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     layers: dict[str, Any] = {name.removeprefix("base_model.model."): module for name, module in found.items()}
