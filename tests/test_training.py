@@ -4,16 +4,19 @@ import gzip
 import json
 import tempfile
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from test_cli import rows, run
+from transformers import AutoModelForCausalLM
 
 from fader import Fader, load
+from fader.engine.builtin import fetch
 from fader.methods.prompt import conversation
 from fader.methods.vector import Vector
 from fader.request import Message
-from fader.training.data import DOMAINS, LEVELS, STARTER, STYLES, Pair, read_levels, read_pairs, split, starter_levels, starter_pairs
+from fader.training.data import AIMS, DOMAINS, LEVELS, STARTER, STYLES, Pair, read_levels, read_pairs, split, starter_levels, starter_pairs
 from fader.training.lessons import PLACES, at_one, lessons_of, panel
 
 warnings_of_the_trainer = pytest.mark.filterwarnings("ignore")
@@ -245,7 +248,7 @@ SHIPPED = sorted(file.parent.name for file in (STARTER.parent / "vectors").glob(
 
 
 def test_the_domains_are_shipped():
-    assert set(DOMAINS) <= set(SHIPPED) <= {*DOMAINS, *STYLES}
+    assert set(SHIPPED) == {*DOMAINS, *STYLES, *AIMS}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -256,15 +259,68 @@ def test_starter_vectors_fit_and_move(name, builtin):
     vector = Vector.load(folder)
     vector.check(builtin.backbones[builtin.model])
     assert {"data", "recipe", "curve", "lessons", "effect"} <= vector.card.keys()
-    file = STARTER / ("levels" if name in DOMAINS else "styles") / f"{name}.jsonl"
+    items = split(starter_levels(name), "dev") if name in DOMAINS else split(starter_pairs(name), "dev")
+    pairs = [item if isinstance(item, Pair) else item.pair() for item in items[:4]]
     margins = {}
     for amount in (-1.0, 1.0):
-        asked = [
-            ({"prompt": pair.messages[-1].content, "alignment": {"vectors": {name: amount}}}, pair) for pair in split(read_pairs(file), "dev")[:4]
-        ]
+        asked = [({"prompt": pair.messages[-1].content, "alignment": {"vectors": {name: amount}}}, pair) for pair in pairs]
         found = builtin.score_batch([(request, text) for request, pair in asked for text in (pair.chosen, pair.rejected)])
         margins[amount] = sum(good.mean - bad.mean for good, bad in zip(found[::2], found[1::2], strict=True))
     assert margins[1.0] > margins[-1.0]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The built-in model as transformers loads it."""
+    return AutoModelForCausalLM.from_pretrained(fetch(), dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_laws_5_and_6_hold_for_starter_vectors(name, builtin, whole, tmp_path):
+    """A mixture in the batch equals the merged weights; a + b - b = a; what is saved and loaded is equal."""
+    vector, other = (Vector.load(STARTER.parent / "vectors" / found) for found in (name, "warm" if name == "formal" else "formal"))
+    vector.save(tmp_path / name)
+    assert Vector.load(tmp_path / name).digest == vector.digest
+    back = vector + other - other
+    for module, norm in vector.norms().items():
+        assert (back - vector).norm(module) <= 1e-4 * norm
+    mixture = {name: 0.7, "concise": -0.4}
+    if name == "concise":
+        mixture = {name: 0.7}
+    prompt, answer = "My neighbour plays the drums at night.", " Talk to them first, calmly and at a good moment."
+    found = builtin.score(prompt, answer, alignment={"vectors": mixture})
+    backbone = builtin.backbones[builtin.model]
+    ids = [*builtin._plan(builtin.request(prompt)).aligned.base.prompt, *backbone.encode(answer)]
+    layers = dict(whole.named_modules())
+    kept = {}
+    with torch.inference_mode():
+        for part, amount in mixture.items():
+            for module, (down, up) in Vector.load(STARTER.parent / "vectors" / part).factors.items():
+                kept.setdefault(module, layers[module].weight.clone())
+                layers[module].weight += amount * up.float() @ down.float()
+        log = whole(torch.tensor([ids])).logits[0].log_softmax(-1)
+        for module, weight in kept.items():
+            layers[module].weight.copy_(weight)
+    places = range(len(ids) - len(found.logprobs), len(ids))
+    assert [float(log[place - 1, ids[place]]) for place in places] == pytest.approx(list(found.logprobs), abs=2e-3)
+
+
+@warnings_of_the_trainer
+def test_a_vector_goes_on_from_another(tmp_path, tiny_folder):
+    from fader.training.vector import Recipe, train_vector
+
+    lessons = lessons_of(read_pairs_of(SAYINGS, tmp_path))
+    recipe = Recipe(rank=2, epochs=2, learning_rate=5e-3)
+    common = {"model": str(tiny_folder), "dtype": "float32", "progress": False}
+    first = train_vector("v", lessons, tmp_path / "first", recipe, **common)
+    still = train_vector("v", lessons, tmp_path / "still", replace(recipe, epochs=0.2, learning_rate=1e-12), start=[first], **common)
+    assert (still - first).norm() < 1e-3 * first.norm()
+    assert still.card["started_from"][0]["recipe"] == first.card["recipe"]
+    moved = train_vector("v", lessons, tmp_path / "moved", recipe, start=[first], **common)
+    assert (moved - first).norm() > 0.05 * first.norm()
+    for other, said in (({"rank": 3}, "the same `rank`"), ({"targets": ("q_proj",)}, "the same `targets`")):
+        with pytest.raises(ValueError, match=said):
+            train_vector("v", lessons, tmp_path / "other", replace(recipe, **other), start=[first], **common)
 
 
 @warnings_of_the_trainer

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fader.request import Message, parse
+from fader.request import Message
+from fader.schema import parse
 
 Level = Literal["avoidance", "generic", "expert"]
 LEVELS: tuple[Level, ...] = ("avoidance", "generic", "expert")
 STARTER = Path(__file__).parent.parent / "starter" / "data"
 DOMAINS = ("medical", "legal", "financial")
 STYLES = ("concise", "formal", "warm", "humorous", "cautious", "plain")
+AIMS = ("harmless", "helpful")
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,14 @@ def starter_levels(domain: str) -> list[LevelItem]:
     return read_levels(STARTER / "levels" / f"{domain}.jsonl")
 
 
-def starter_pairs(style: str) -> list[Pair]:
-    """The shipped pairs of one style axis."""
-    return read_pairs(STARTER / "styles" / f"{style}.jsonl")
+def starter_pairs(name: str) -> list[Pair]:
+    """The shipped pairs of one style axis, or of one aim."""
+    return read_pairs(STARTER / ("aims" if name in AIMS else "styles") / f"{name}.jsonl")
+
+
+def starter_rows(name: str, part: str | None = None) -> list[dict[str, Any]]:
+    """The records of one of the shipped files that are neither pairs nor levels, all or those of a split."""
+    return [row for _, row in read_rows(STARTER / f"{name}.jsonl") if part in (None, row.get("split"))]
 
 
 def read_any(source: Path | str) -> list[Item]:

@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
 from fader.evaluation.effect import note_effect
-from fader.methods.vector import CONFIG
-from fader.training.data import DOMAINS, STARTER, STYLES, Item, split, starter_levels, starter_pairs
+from fader.methods.vector import CONFIG, Vector
+from fader.training.data import AIMS, DOMAINS, STARTER, STYLES, Item, split, starter_levels, starter_pairs
 from fader.training.lessons import Lesson, from_levels, from_pairs, panel
-from fader.training.vector import train_vector, train_vectors
+from fader.training.vector import Recipe, train_vector, train_vectors
 
 FOLDER = STARTER.parent / "vectors"
+SMOOTHER = Recipe(learning_rate=6e-4)
+"""The domains' last pass: at the usual rate a few large drifts of held lessons throw back what one of the vectors has learned."""
 
 
-def domain_lessons() -> list[Lesson]:
+def domain_lessons(passes: range) -> list[Lesson]:
     """What the domains' vectors are taught, side by side, from the training splits: each its levels whatever the others do, and to leave further
-    subjects and everyday questions alone."""
+    subjects and everyday questions alone. Every pass through the data draws its own amounts."""
     others: list[Item] = [*split(starter_levels("other"), "train")]
     others += [pair for style in STYLES for pair in split(starter_pairs(style), "train")[:8]]
-    return panel([from_levels(split(starter_levels(domain), "train")) for domain in DOMAINS], others)
+    taught = [split(starter_levels(domain), "train") for domain in DOMAINS]
+    lessons = [panel([from_levels(items, seed) for items in taught], others, seed) for seed in passes]
+    return [lesson for one in lessons for lesson in one]
+
+
+def train_domains(folder: Path, first: range = range(2), last: range = range(2, 3)) -> list[Vector]:
+    """The domains' vectors, trained together: passes at the usual rate, then at a lower one."""
+    rough = {domain: folder / f".{domain}.rough" for domain in DOMAINS}
+    if not all((place / CONFIG).is_file() for place in rough.values()):
+        train_vectors(rough, domain_lessons(first))
+    begun = [Vector.load(place, domain) for domain, place in rough.items()]
+    vectors = train_vectors({domain: folder / domain for domain in DOMAINS}, domain_lessons(last), SMOOTHER, start=begun)
+    for place in rough.values():
+        shutil.rmtree(place)
+    return vectors
 
 
 def main(names: list[str], folder: Path = FOLDER) -> None:
     """Train the named starter vectors, all by default; the domains' are trained together if any of them is wanted and missing."""
     for name in names:
-        if name not in (*DOMAINS, *STYLES):
-            raise ValueError(f"{name}: not a starter vector; those are {', '.join((*DOMAINS, *STYLES))}")
-    missing = [name for name in names or [*DOMAINS, *STYLES] if not (folder / name / CONFIG).is_file()]
+        if name not in (*DOMAINS, *STYLES, *AIMS):
+            raise ValueError(f"{name}: not a starter vector; those are {', '.join((*DOMAINS, *STYLES, *AIMS))}")
+    missing = [name for name in names or [*DOMAINS, *STYLES, *AIMS] if not (folder / name / CONFIG).is_file()]
     if any(name in DOMAINS for name in missing):
-        for vector in train_vectors({domain: folder / domain for domain in DOMAINS}, domain_lessons()):
+        for vector in train_domains(folder):
             note_effect(vector, folder / vector.name, split(starter_levels(vector.name), "dev"))
     for name in missing:
-        if name in STYLES:
+        if name not in DOMAINS:
             vector = train_vector(name, from_pairs(split(starter_pairs(name), "train")), folder / name)
             note_effect(vector, folder / name, split(starter_pairs(name), "dev"))
 
