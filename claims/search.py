@@ -73,7 +73,7 @@ def commongen(bench: Bench) -> Iterator[Figure]:
     prompts = [_sentence_of(words) for words, _ in sets]
 
     def found(method: str, search: Mapping[str, Any] | None, sampling: Mapping[str, Any] = {}) -> tuple[list[Said], list[Figure]]:
-        wishes = [{} if search is None else {"alignment": {"search": {**search, "rewards": [_keywords(words, search)]}}} for words, _ in sets]
+        wishes = [{} if search is None else {"alignment": {"search": _after(words, search)}} for words, _ in sets]
         asked = [{"prompt": prompt, "sampling": {"max_tokens": 48, **sampling}, **wish} for prompt, wish in zip(prompts, wishes, strict=True)]
         said = bench.wrote("commongen", method, asked)
         return said, list(_covered(bench, case, method, prompts, sets, said))
@@ -92,11 +92,21 @@ def commongen(bench: Bench) -> Iterator[Figure]:
     yield from found(f"segments, {n} tries", {"kind": "segments", "tries": n}, SAMPLED)[1]
 
 
+FINISHED = {"kind": "regex", "pattern": ".*[.!?]", "match": "fullmatch", "weight": 0.5}
+"""A second reward beside the words: that the text is one paragraph which ends as a sentence does."""
 LOOKAHEADS: Mapping[str, Mapping[str, Any]] = {
     "lookahead": {"kind": "lookahead", "top_k": 10, "lookahead": 16, "weight": 10},
     "lookahead 32": {"kind": "lookahead", "top_k": 10, "lookahead": 32, "weight": 10},
     "lookahead to the end": {"kind": "lookahead", "top_k": 10, "lookahead": "end", "weight": 10},
-    "lookahead to the end, proposals": {"kind": "lookahead", "top_k": 10, "lookahead": "end", "weight": 10, "propose": True},
+    "lookahead to the end, finished": {"kind": "lookahead", "top_k": 10, "lookahead": "end", "weight": 10, "finished": True},
+    "lookahead to the end, finished, proposals": {
+        "kind": "lookahead",
+        "top_k": 10,
+        "lookahead": "end",
+        "weight": 10,
+        "finished": True,
+        "propose": True,
+    },
 }
 
 
@@ -303,8 +313,12 @@ def _by_lemma(concepts: Sequence[str]) -> Covers:
     return lambda text: reward.score([""], [text])[0]
 
 
-def _keywords(words: Sequence[str], search: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": "keywords", "words": list(words), "propose": bool(search.get("propose"))}
+def _after(words: Sequence[str], search: Mapping[str, Any]) -> dict[str, Any]:
+    """The search for these words; `propose` and `finished` say what its rewards are."""
+    rewards: list[dict[str, Any]] = [{"kind": "keywords", "words": list(words), "propose": bool(search.get("propose"))}]
+    if search.get("finished"):
+        rewards.append(FINISHED)
+    return {**{key: value for key, value in search.items() if key not in ("propose", "finished")}, "rewards": rewards}
 
 
 def _sentence_of(words: Sequence[str]) -> str:

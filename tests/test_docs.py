@@ -5,24 +5,29 @@ from pathlib import Path
 
 import pytest
 
-from fader import request
+from fader import request, reward_specs
 from fader.cli import app
 
 ROOT = Path(__file__).parent.parent
 
 
-def schema_classes():
-    found = {name: value for name, value in vars(request).items() if isinstance(value, type) and issubclass(value, request.Frozen)}
-    return {name: value for name, value in found.items() if value.model_fields and not name.startswith("_")}
+def schema_classes(module):
+    found = {name: value for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, request.Frozen)}
+    return {name: value for name, value in found.items() if value.model_fields and not name.startswith("_") and value.__module__ == module.__name__}
 
 
-@pytest.mark.parametrize("name", schema_classes())
-def test_every_field_is_documented(name):
-    text = (ROOT / "docs" / "request.md").read_text()
+DOCUMENTED = [
+    (file, name, value) for file, module in (("request.md", request), ("rewards.md", reward_specs)) for name, value in schema_classes(module).items()
+]
+
+
+@pytest.mark.parametrize(("file", "name", "value"), DOCUMENTED, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_field_is_documented(file, name, value):
+    text = (ROOT / "docs" / file).read_text()
     section = re.search(rf"^#+ `{name}`$(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
-    assert section, f"docs/request.md has no section on {name}"
+    assert section, f"docs/{file} has no section on {name}"
     listed = set(re.findall(r"^\| `(\w+)`", section[1], re.MULTILINE))
-    assert listed == set(schema_classes()[name].model_fields)
+    assert listed == set(value.model_fields)
 
 
 def test_the_readme_lists_every_module():

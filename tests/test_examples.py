@@ -13,6 +13,7 @@ SHOWS = {
     "logprobs": "the guide added +",
     "vectors": "{'sum': 1.0}",
     "best_of_n": "rows: ",
+    "lookahead": "rows: ",
     "streaming": "fruit",
     "program": " ",
 }
