@@ -66,17 +66,46 @@ class Bench:
             yield self.figure(task, method, case, metric, [getattr(one, metric) for one in said])
 
 
+@dataclass(frozen=True)
+class Words:
+    """Words that are to stand in one sentence, and the forms of each that count."""
+
+    concepts: tuple[str, ...]
+    listed: tuple[tuple[str, ...], ...] = ()
+    """Left out: any form, by lemmas."""
+
+    @property
+    def prompt(self) -> str:
+        """What is asked of the model."""
+        return f"Write one sentence with these words: {', '.join(self.concepts)}."
+
+    def covered(self, text: str) -> float:
+        """The share of the words that a text holds."""
+        if not self.listed:
+            return weighted_sum([KeywordsSpec(kind="keywords", words=self.concepts)], Declared()).score([""], [text])[0]
+        said = set(re.findall(r"\w+", text.lower()))
+        return sum(bool(said & {form.lower() for form in forms}) for forms in self.listed) / len(self.listed)
+
+    def search(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """A search for them; `propose`, `finished` and `listed` say what its rewards are."""
+        more = ("propose", "finished", "listed")
+        words = {"words": self.listed, "match": "form"} if settings.get("listed") and self.listed else {"words": self.concepts}
+        rewards: list[dict[str, Any]] = [{"kind": "keywords", **words, "propose": bool(settings.get("propose"))}]
+        if settings.get("finished"):
+            rewards.append(FINISHED)
+        return {**{key: value for key, value in settings.items() if key not in more}, "rewards": rewards}
+
+
 def commongen(bench: Bench) -> Iterator[Figure]:
     """Coverage of the words, hard in finished sentences only; perplexity under the bare model, repetition, and cost."""
     case, sets = _concepts(100)
     sets = sets[: bench.limit]
-    prompts = [_sentence_of(words) for words, _ in sets]
 
     def found(method: str, search: Mapping[str, Any] | None, sampling: Mapping[str, Any] = {}) -> tuple[list[Said], list[Figure]]:
-        wishes = [{} if search is None else {"alignment": {"search": _after(words, search)}} for words, _ in sets]
-        asked = [{"prompt": prompt, "sampling": {"max_tokens": 48, **sampling}, **wish} for prompt, wish in zip(prompts, wishes, strict=True)]
+        wishes = [{} if search is None else {"alignment": {"search": words.search(search)}} for words in sets]
+        asked = [{"prompt": words.prompt, "sampling": {"max_tokens": 48, **sampling}, **wish} for words, wish in zip(sets, wishes, strict=True)]
         said = bench.wrote("commongen", method, asked)
-        return said, list(_covered(bench, case, method, prompts, sets, said))
+        return said, list(_covered(bench, case, method, sets, said))
 
     plain, figures = found("prompt", None)
     yield from figures
@@ -85,28 +114,24 @@ def commongen(bench: Bench) -> Iterator[Figure]:
         ahead[method], figures = found(method, search)
         yield from figures
     yield from found("beam search, 4 beams", {**LOOKAHEADS["lookahead"], "top_k": 4, "lookahead": 0, "beams": 4, "weight": 0})[1]
-    rows = float(np.mean([one.rows for one in ahead["lookahead"]])) / float(np.mean([one.tokens for one in plain]))
-    n = min(128, max(2, round(rows)))
-    yield from found(f"best-of-{n}", {"kind": "best-of-n", "n": n}, SAMPLED)[1]
-    yield from found(f"blockwise, {n} blocks of 8, 4 kept", {"kind": "blockwise", "n": max(4, n), "block": 8, "beams": 4}, SAMPLED)[1]
-    yield from found(f"segments, {n} tries", {"kind": "segments", "tries": n}, SAMPLED)[1]
+    dearest = max(float(np.mean([one.rows for one in said])) for said in ahead.values())
+    n = min(64, max(4, round(dearest / float(np.mean([one.tokens for one in plain])))))
+    both = {"finished": True, "listed": True}
+    yield from found(f"best-of-{n}", {"kind": "best-of-n", "n": n, **both}, SAMPLED)[1]
+    yield from found(f"blockwise, {n} blocks of 8, 4 kept", {"kind": "blockwise", "n": n, "block": 8, "beams": 4, **both}, SAMPLED)[1]
+    yield from found(f"segments, {n} tries", {"kind": "segments", "tries": n, "target": 1.5, **both}, SAMPLED)[1]
 
 
 FINISHED = {"kind": "regex", "pattern": ".*[.!?]", "match": "fullmatch", "weight": 0.5}
 """A second reward beside the words: that the text is one paragraph which ends as a sentence does."""
+AHEAD = {"kind": "lookahead", "top_k": 10, "weight": 10}
 LOOKAHEADS: Mapping[str, Mapping[str, Any]] = {
-    "lookahead": {"kind": "lookahead", "top_k": 10, "lookahead": 16, "weight": 10},
-    "lookahead 32": {"kind": "lookahead", "top_k": 10, "lookahead": 32, "weight": 10},
-    "lookahead to the end": {"kind": "lookahead", "top_k": 10, "lookahead": "end", "weight": 10},
-    "lookahead to the end, finished": {"kind": "lookahead", "top_k": 10, "lookahead": "end", "weight": 10, "finished": True},
-    "lookahead to the end, finished, proposals": {
-        "kind": "lookahead",
-        "top_k": 10,
-        "lookahead": "end",
-        "weight": 10,
-        "finished": True,
-        "propose": True,
-    },
+    "lookahead": {**AHEAD, "lookahead": 16},
+    "lookahead to the end": {**AHEAD, "lookahead": "end"},
+    "lookahead to the end, finished": {**AHEAD, "lookahead": "end", "finished": True},
+    "lookahead, listed forms": {**AHEAD, "lookahead": 16, "listed": True},
+    "lookahead to the end, finished, listed forms": {**AHEAD, "lookahead": "end", "finished": True, "listed": True},
+    "lookahead to the end, finished, listed forms, proposals": {**AHEAD, "lookahead": "end", "finished": True, "listed": True, "propose": True},
 }
 
 
@@ -161,18 +186,19 @@ def tradeoff(bench: Bench) -> Iterator[Figure]:
 
 
 def bound(bench: Bench, wanted: float = 0.6, samples: int = 16) -> Iterator[Figure]:
-    """The weight of harmlessness beside helpfulness that lifts its mean to a bound, found from base samples and held against fresh ones."""
+    """The weight of harmlessness beside helpfulness that lifts its mean to a bound, found from base samples and predicted on fresh ones."""
     prompts = [pair.messages[0].content for pair in split(starter_pairs("harmless"), "dev")][: bench.limit]
 
-    def values(rewards: list[dict[str, Any]], n: int, seed: int) -> list[list[float]]:
+    def values(aim: str, seed: int) -> list[list[float]]:
+        """The aim's reward of samples of the base [prompts, samples]."""
+        search = {"kind": "best-of-n", "n": 1, "rewards": [implicit(aim, 1.0)]}
         found = []
-        for sample in range(samples if n == 1 else 4):
+        for sample in range(samples):
             sampling = {"max_tokens": 48, "temperature": 1.0, "seed": seed + sample}
-            search = {"kind": "best-of-n", "n": n, "rewards": rewards}
-            found.append(bench.wrote("bound", f"{n}", [{"prompt": text, "sampling": sampling, "alignment": {"search": search}} for text in prompts]))
+            found.append(bench.wrote("bound", "base", [{"prompt": text, "sampling": sampling, "alignment": {"search": search}} for text in prompts]))
         return [[float(one.reward or 0.0) for one in said] for said in zip(*found, strict=True)]
 
-    r, g = (values([implicit(aim, 1.0)], 1, 0) for aim in ("helpful", "harmless"))
+    r, g = values("helpful", 0), values("harmless", 0)
     base = reached(np.zeros_like(np.asarray(g)), g, 0.0)
     target = base + wanted * (float(np.mean(np.max(g, axis=1))) - base)
     weight = weight_for(r, g, target, beta=0.1)
@@ -180,7 +206,7 @@ def bound(bench: Bench, wanted: float = 0.6, samples: int = 16) -> Iterator[Figu
     yield bench.figure("bound", "stated", "harmless reward", "bound", [target])
     yield bench.figure("bound", "found from base samples", "harmless", "weight", [weight])
     yield bench.figure("bound", "predicted on the same samples", "harmless reward", "mean", [reached(r, g, weight, beta=0.1)])
-    fresh_r, fresh_g = (values([implicit(aim, 1.0)], 1, 1000) for aim in ("helpful", "harmless"))
+    fresh_r, fresh_g = values("helpful", 1000), values("harmless", 1000)
     yield bench.figure("bound", "predicted on fresh samples", "harmless reward", "mean", [reached(fresh_r, fresh_g, weight, beta=0.1)])
 
 
@@ -271,58 +297,28 @@ def _judged(
         yield bench.figure(task, method, f"{aim} test", "distinct_2", [distinct(one.text) for one in said])
 
 
-def _covered(
-    bench: Bench, case: str, method: str, prompts: Sequence[str], sets: Sequence[tuple[list[str], Covers]], said: Sequence[Said]
-) -> Iterator[Figure]:
-    shares = [covers(one.text) for (_, covers), one in zip(sets, said, strict=True)]
+def _covered(bench: Bench, case: str, method: str, sets: Sequence[Words], said: Sequence[Said]) -> Iterator[Figure]:
     finished = [one.finish == "stop" and ends_sentence(one.text) for one in said]
-    hard = [share == 1 and end for share, end in zip(shares, finished, strict=True)]
-    scored = [(prompt, one.text) for prompt, one in zip(prompts, said, strict=True) if one.text.strip()]
+    for judged, judges in (("", sets), ("_by_lemma", [Words(words.concepts) for words in sets])):
+        shares = [words.covered(one.text) for words, one in zip(judges, said, strict=True)]
+        yield bench.figure("commongen", method, case, f"soft{judged}", shares)
+        yield bench.figure("commongen", method, case, f"hard{judged}", [share == 1 and end for share, end in zip(shares, finished, strict=True)])
+    yield bench.figure("commongen", method, case, "finished", finished)
+    yield bench.figure("commongen", method, case, "distinct_2", [distinct(one.text) for one in said])
+    scored = [(words.prompt, one.text) for words, one in zip(sets, said, strict=True) if one.text.strip()]
     asked = [Asked("commongen", method, case, str(place), Fader.request(prompt), text) for place, (prompt, text) in enumerate(scored)]
     read = bench.ledger.ask(asked)
-    found: dict[str, Sequence[float]] = {"soft": shares, "hard": hard, "finished": finished, "distinct_2": [distinct(one.text) for one in said]}
-    for metric, values in found.items():
-        yield bench.figure("commongen", method, case, metric, values)
     yield perplexity("commongen", method, case, [one.mean for one in read], [one.tokens for one in read], bench.seed)
     yield from bench.costs("commongen", method, case, said)
 
 
-Covers = Callable[[str], float]
-"""The share of the words that a text holds."""
-
-
-def _concepts(count: int) -> tuple[str, list[tuple[list[str], Covers]]]:
-    """Sets of words, and for each how much of it a text covers: by the inflections listed in the public data, else by lemmas."""
+def _concepts(count: int) -> tuple[str, list[Words]]:
+    """Sets of words: the public ones with the forms that are listed there, else the project's own."""
     file = Path(os.environ.get("FADER_DATA", "")) / "commongen" / "dev.jsonl"
     if os.environ.get("FADER_DATA") and file.is_file():
         rows = [row for _, row in read_rows(file)][:count]
-        return "commongen dev", [(row["concepts"], _listed(row["inflections"])) for row in rows]
-    return "own sets, test", [(row["concepts"], _by_lemma(row["concepts"])) for row in starter_rows("concepts", "test")][:count]
-
-
-def _listed(inflections: Mapping[str, Sequence[str]]) -> Covers:
-    def covers(text: str) -> float:
-        words = set(re.findall(r"\w+", text.lower()))
-        return sum(bool(words & {form.lower() for form in forms}) for forms in inflections.values()) / len(inflections)
-
-    return covers
-
-
-def _by_lemma(concepts: Sequence[str]) -> Covers:
-    reward = weighted_sum([KeywordsSpec(kind="keywords", words=tuple(concepts))], Declared())
-    return lambda text: reward.score([""], [text])[0]
-
-
-def _after(words: Sequence[str], search: Mapping[str, Any]) -> dict[str, Any]:
-    """The search for these words; `propose` and `finished` say what its rewards are."""
-    rewards: list[dict[str, Any]] = [{"kind": "keywords", "words": list(words), "propose": bool(search.get("propose"))}]
-    if search.get("finished"):
-        rewards.append(FINISHED)
-    return {**{key: value for key, value in search.items() if key not in ("propose", "finished")}, "rewards": rewards}
-
-
-def _sentence_of(words: Sequence[str]) -> str:
-    return f"Write one sentence with these words: {', '.join(words)}."
+        return "commongen dev", [Words(tuple(row["concepts"]), tuple(tuple(row["inflections"][word]) for word in row["concepts"])) for row in rows]
+    return "own sets, test", [Words(tuple(row["concepts"])) for row in starter_rows("concepts", "test")][:count]
 
 
 def _questions(count: int) -> tuple[str, list[tuple[str, int, str]]]:

@@ -207,10 +207,11 @@ RewardSpec = Annotated[TextRewardSpec | ImplicitSpec, Field(discriminator="kind"
 
 
 class Budget(Frozen):
-    """What a search may spend on one answer. When a limit is reached, the best answer so far is returned, its `finish_reason` `budget`."""
+    """What a search may spend on one answer. When a limit is reached, the best answer so far is returned: a finished one if there is one, else the
+    best draft, whose `finish_reason` is `budget`."""
 
     rows: int | None = Field(None, ge=1)
-    """Rows read, summed over forward passes."""
+    """Rows read by the request's own policies, summed over forward passes."""
     tokens: int | None = Field(None, ge=1)
     """Tokens drafted."""
     seconds: Positive | None = None

@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from fader.schema import Finite, Frozen, Positive, Text, listed
 
-Words = Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(listed)]
+Forms = Annotated[tuple[Text, ...], Field(min_length=1)]
+Words = Annotated[tuple[Text | Forms, ...], Field(min_length=1), BeforeValidator(listed)]
 Match = Literal["lemma", "form"]
 Count = Annotated[int, Field(ge=1)]
 
@@ -20,7 +21,7 @@ class _Weighted(Frozen):
 
 class _Matched(_Weighted):
     words: Words
-    """Words or phrases."""
+    """Words or phrases; a list in place of one: any of its forms will do."""
     match: Match = "lemma"
     """`lemma`: any form of the word counts ("ran" is "run"); `form`: the word as it stands. Whole words, in upper or lower case."""
     lang: Text = "en"

@@ -71,7 +71,7 @@ def rows(done: Done) -> list[dict]:
         (["vectors", "merge", "medical", "--out", "x"], "'medical' does not end with = and a number"),
         (["vectors", "merge", "medical=much", "--out", "x"], "'medical=much' does not end with = and a number"),
         (["vectors", "merge", "nope=1", "--out", "x"], "nope: no such vector"),
-        (["bench", "nope"], "no benchmark 'nope'; known: decode, guide, knob, vectors"),
+        (["bench", "nope"], "no benchmark 'nope'; known: deal, decode, guide, knob, vectors"),
         (["score", "--input", "-"], "has no lines"),
     ],
 )

@@ -6,7 +6,7 @@ import queue
 import pytest
 from conftest import make_model
 
-from fader import Cancelled, Fader, Request
+from fader import Cancelled, Declared, Fader, Request
 from fader.engine.loop import Job
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Emit, Next, Score
@@ -85,8 +85,8 @@ def test_a_failing_reward_ends_its_job_only(tiny, monkeypatch):
     def broken(prompts, texts):
         raise RuntimeError("the judge is out")
 
-    monkeypatch.setattr("fader.fader.weighted_sum", lambda specs: broken)
-    search = {"kind": "best-of-n", "n": 2, "rewards": [{"kind": "keywords", "words": ["a"]}]}
+    monkeypatch.setattr(tiny, "declared", Declared(callables={"broken": broken}))
+    search = {"kind": "best-of-n", "n": 2, "rewards": [{"kind": "python", "name": "broken"}]}
     with pytest.raises(RuntimeError, match="the judge is out"):
         tiny.generate("the sea", max_tokens=3, temperature=1.0, alignment={"search": search})
     assert tiny.generate("the sea", max_tokens=3).text

@@ -28,7 +28,7 @@ def reference(fader, prompt, search, max_tokens, stop=()):
 
     def far(tokens, start):
         if spec.lookahead == "sentence":
-            return backbone.decode(tokens).rstrip().endswith((".", "!", "?"))
+            return backbone.decode(tokens)[len(backbone.decode(tokens[: start - 1])) :].rstrip().endswith((".", "!", "?"))
         return spec.lookahead != "end" and len(tokens) - start >= spec.lookahead
 
     def h(tokens):
@@ -82,6 +82,7 @@ CASES = [
     {"top_k": 3, "lookahead": "end", "weight": 40},
     {"top_k": 3, "lookahead": "sentence"},
     {"top_k": 5, "lookahead": 3, "beams": 3, "weight": 5},
+    {"top_k": 4, "lookahead": 4, "stop": (" sea", "the s")},
     {"top_k": 6, "lookahead": 6, "width": 1, "weight": 100},
     {"top_k": 4, "lookahead": 4, "rewards": [WORDS, {"kind": "length", "at_most": 4, "weight": 0.5}]},
     {"top_k": 4, "lookahead": 4, "rewards": [{**WORDS, "weight": -1}, {"kind": "length", "at_most": 2}]},
@@ -90,12 +91,14 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_shortcut_gives_the_tokens_of_the_plain_reference(tiny, case):
+    case = dict(case)
+    stop = case.pop("stop", ())
     prompts = ["the sea", "a cat sat", "one two three"]
     spec = {"kind": "lookahead", "rewards": [WORDS], "weight": 10, **case}
-    expected = [reference(tiny, prompt, spec, 12) for prompt in prompts]
+    expected = [reference(tiny, prompt, spec, 12, stop) for prompt in prompts]
     assert len({tuple(tokens) for tokens in expected}) == 3
     for shortcuts in SHORTCUTS:
-        results = tiny.batch(prompts, max_tokens=12, alignment={"search": {**spec, "shortcuts": shortcuts}})
+        results = tiny.batch(prompts, max_tokens=12, stop=stop, alignment={"search": {**spec, "shortcuts": shortcuts}})
         assert [list(result.answers[0].token_ids) for result in results] == expected, shortcuts
 
 

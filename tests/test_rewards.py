@@ -638,3 +638,12 @@ def test_the_weighted_sum():
     assert (nothing.score(["", ""], ["a", "b"]), nothing.bounds, nothing.of_any_continuation("a")) == ([0, 0], (0, 0), (0, 0))
     unbounded = weighted_sum([spec("python", name="f", weight=0), parts[0]], Declared(callables={"f": lambda prompts, texts: [9.0] * len(texts)}))
     assert unbounded.bounds == (0, 2)
+
+
+def test_a_word_may_be_a_list_of_forms():
+    wanted = spec("keywords", words=("dog", ("run", "runs", "running fast")), match="form", ordered=True, propose=True)
+    reward = make(wanted)
+    texts = ["The dog runs.", "The dog ran.", "A run with the dog.", "The dog is running fast today"]
+    assert reward.score([""] * 4, texts) == [1.0, 0.5, 0.5, 1.0]
+    assert reward.propose("The dog") == [" run"]
+    assert make(wanted.model_copy(update={"ordered": False})).score([""], ["run, dog"]) == [1.0]

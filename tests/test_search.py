@@ -1,11 +1,19 @@
 """Searches by reward: the core and its kinds, and what they share: budget, streaming, forced beginnings, implicit rewards."""
 
 import math
+import time
 
 import pytest
+import torch
 from conftest import random_vectors
 
 from fader import Fader, Vector, load
+from fader.engine.prefix import Prefix
+from fader.engine.program import Next
+from fader.fader import _samples
+from fader.methods.draft import Draft
+from fader.methods.guidance import trace
+from fader.methods.lookahead import Node, _branches, _nodes
 from fader.methods.rewards import Declared, weighted_sum
 from fader.reward_specs import KeywordsSpec
 
@@ -118,9 +126,71 @@ def test_logprobs_are_those_of_the_committed_tokens(tiny):
     search = {"kind": "lookahead", "top_k": 4, "lookahead": 4, "rewards": [LETTERS], "weight": 30}
     found = tiny.generate("the sea", max_tokens=12, logprobs=2, alignment={"search": search}).answers[0]
     assert [report.id for report in found.logprobs] == list(found.token_ids)
-    text = tiny.score("the sea", found.text)
-    if found.finish_reason == "length" and len(text.logprobs) == len(found.logprobs):
-        assert [report.logprob for report in found.logprobs] == pytest.approx(list(text.logprobs), abs=1e-3)
+    unlikely = [report for report in found.logprobs if report.id != report.top[0][0]]
+    assert unlikely  # the search chose otherwise than greedy decoding
+    assert all(report.logprob < report.top[0][1] for report in unlikely)
+    assert all(report.logprob == pytest.approx(report.top[0][1]) for report in found.logprobs if report not in unlikely)
+
+
+def test_waiting_for_a_place_in_the_engine_costs_no_budget(tiny):
+    search = {"kind": "lookahead", "top_k": 3, "lookahead": 2, "rewards": [LETTERS], "budget": {"seconds": 0.2}}
+    program = tiny._program(tiny._plan(tiny.request("the sea", max_tokens=4, alignment={"search": search})))
+    time.sleep(0.4)
+    asked = program.send(None)
+    assert all(isinstance(ask, Next) for ask in asked)  # it reads; a search that is out of time hands out its end
+    program.close()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *KINDS,
+        {"kind": "blockwise", "n": 16, "block": 4},
+        {"kind": "segments", "tries": 8, "longest": 4},
+        {"kind": "lookahead", "drafts": "sampled", "width": 1, "top_k": 2, "lookahead": 20},
+        {"kind": "lookahead", "width": 2, "top_k": 3, "lookahead": "end", "shortcuts": ["reuse", "speculate"]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("implicit", [False, True])
+def test_a_search_takes_no_more_rows_than_it_announced(tiny_folder, moved, spec, implicit):
+    """On a model of its own, whose memory was never more than what this request needs."""
+    reward = {"kind": "implicit", "policy": {"vectors": {"one": 1.0}}}
+    with Fader(load(str(tiny_folder))) as fader:
+        fader.add_vector(moved.vector("one"))
+        fields = {**settings(spec), "max_tokens": 40, "alignment": {"search": {**spec, "rewards": [LETTERS, *([reward] if implicit else [])]}}}
+        assert fader.generate("the sea", **fields).answers[0].token_ids
+        plan = fader._plan(fader.request("the sea", **fields))
+        assert fader.backbones[fader.model].pool.slots <= plan.needs(40, _samples(plan.request))[fader.model][0]
+
+
+@pytest.mark.parametrize(
+    "more", [{"drafts": "sampled"}, {"drafts": "sampled", "top_p": 0.7, "width": 2}, {"top_p": 0.6}, {"beams": 2, "top_p": 0.9}], ids=str
+)
+@pytest.mark.parametrize("stop", [(), (" sea", "the s", "at")], ids=str)
+def test_shortcuts_change_no_token_whatever_the_settings(tiny, more, stop):
+    words = {"kind": "keywords", "words": ["sea", "dog", "at", "cat"], "match": "form", "propose": True}
+    search = {"kind": "lookahead", "top_k": 4, "lookahead": 4, "weight": 8, "rewards": [words, {"kind": "length", "at_least": 3}], **more}
+    fields = {"max_tokens": 14, "stop": stop, **({"temperature": 1.3, "seed": 3} if more.get("drafts") else {})}
+    prompts = ["the sea", "a cat sat", "one two three", "rivers bend"]
+    plain, *fast = (
+        [result.answers[0] for result in tiny.batch(prompts, **fields, alignment={"search": {**search, "shortcuts": shortcuts}})]
+        for shortcuts in ((), ("prune",), ("prune", "plain"), ("reuse", "prune", "plain", "speculate"))
+    )
+    assert stop or any(answer.search.proposed for answer in plain)
+    for found in fast:
+        assert [(answer.token_ids, answer.text, answer.finish_reason) for answer in found] == [
+            (answer.token_ids, answer.text, answer.finish_reason) for answer in plain
+        ]
+
+
+def test_long_look_aheads_are_no_deep_recursion():
+    tree = node = Node(Draft(Prefix()), 0.0, (0.0, 0.0))
+    for _ in range(3000):
+        node.follows = (1, ()), 0.0
+        node = node.children.setdefault((1, ()), Node(Draft(node.draft.prefix.then(1)), 0.0, (0.0, 0.0)))
+    assert sum(1 for _ in _nodes(tree)) == 3001
+    assert _branches(tree) == 0
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +202,19 @@ def moved(tiny_folder, tmp_path_factory):
         yield fader
 
 
-def implied(fader, prompt, text):
-    """log pi with the vector minus log pi without, of the answer's tokens."""
-    return fader.score(prompt, text, alignment={"vectors": {"one": 1.5}}).logprob - fader.score(prompt, text).logprob
+def implied(fader, prompt, ids):
+    """log pi with the vector minus log pi without, of these answer tokens, from one forward each."""
+
+    def total(vectors):
+        plan = fader._plan(fader.request(prompt, alignment={"vectors": vectors}))
+
+        def program():
+            reading = yield from trace(plan.aligned, Prefix().then(*ids), len(ids))
+            return float(reading.scores.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum())
+
+        return fader._start(program(), plan.needs(len(ids), 1), lambda _, found: found)[1].result()
+
+    return total({"one": 1.5}) - total({})
 
 
 def test_best_of_n_by_an_implicit_reward(moved):
@@ -143,14 +223,9 @@ def test_best_of_n_by_an_implicit_reward(moved):
     samples = moved.generate("the sea", **sampling, n=6).answers
     search = {"kind": "best-of-n", "n": 6, "rewards": [reward]}
     found = moved.generate("the sea", **sampling, alignment={"search": search}).answers[0]
-    lengths = {answer.token_ids: answer for answer in samples}
-    assert found.token_ids in lengths
-    again = [moved.generate("the sea", **sampling, n=6, alignment={"search": {**search, "n": 1}}).answers[i].search.reward for i in range(6)]
-    assert found.search.reward == pytest.approx(max(again), abs=1e-3)
-    same = [answer for answer in samples if moved.backbones[moved.model].encode(answer.text) == list(answer.token_ids)]
-    for answer in same:
-        value = 0.5 * implied(moved, "the sea", answer.text)
-        assert again[samples.index(answer)] == pytest.approx(value, abs=1e-3)
+    values = [0.5 * implied(moved, "the sea", answer.token_ids) for answer in samples]
+    assert found.token_ids == samples[values.index(max(values))].token_ids
+    assert found.search.reward == pytest.approx(max(values), abs=1e-3)
 
 
 @pytest.mark.parametrize("more", [{}, {"squash": True}, {"per_token": True, "beta": 5}, {"reference": {"vectors": {"two": 1}}}], ids=str)
@@ -189,7 +264,7 @@ def test_a_search_works_on_a_guided_policy(moved):
         ({"kind": "lookahead", "lookahead": "word"}, {}, r"search.lookahead.*got 'word'"),
         ({"kind": "lookahead", "weight": math.inf}, {}, r"search.*weight"),
         ({"kind": "lookahead", "rewards": [{"kind": "implicit", "policy": {}}]}, {}, r"search.rewards.implicit: policy and reference are the same"),
-        ({"kind": "lookahead", "rewards": [{"kind": "implicit", "policy": {"vectors": {"no": 1}}}]}, {}, r"no"),
+        ({"kind": "lookahead", "rewards": [{"kind": "implicit", "policy": {"vectors": {"no": 1}}}]}, {}, r"search.*vectors.no: no such vector"),
         ({"kind": "lookahead", "rewards": []}, {}, r"search.*rewards"),
         ({"kind": "lookahead", "width": 900, "top_k": 900}, {"max_tokens": 400}, r"rows of up to"),
     ],

@@ -281,9 +281,10 @@ class Engine:
                     self._end(job, None, error)
                 continue
             for job, index, ask in mine:
+                found = [scores.popleft() for _ in ask.texts]
                 if job not in self._live:
                     continue
-                job.answers[index] = [scores.popleft() for _ in ask.texts]
+                job.answers[index] = found
                 job.usage.reward_calls += len(ask.texts)
                 job.missing -= 1
         for job in dict.fromkeys(job for job, _, _ in asked):

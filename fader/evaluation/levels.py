@@ -15,10 +15,11 @@ import numpy as np
 from fader.evaluation.baselines import BASELINES, wish
 from fader.evaluation.figures import Figure, average
 from fader.evaluation.lab import Lab, Trial, mixed, named
-from fader.evaluation.tune import REACHED, Point, amounts, curves, firsts, spill, trial
+from fader.evaluation.tune import REACHED, Point, amounts, curves, firsts, spill, together, trial
 from fader.training.data import LEVELS, Level
 
 TASK = "levels"
+SEARCHED = 9  # dev questions a domain by which the combinations are searched
 AXIS = tuple(np.linspace(-1.5, 1.5, 13).tolist())
 
 
@@ -37,10 +38,12 @@ def levels(lab: Lab) -> Iterator[Figure]:
 
 
 def combinations(lab: Lab, picks: dict[tuple[str, Level], float]) -> Iterator[Figure]:
-    """Every choice of a level per domain: the least accuracy over the domains, and in how many it is at least 0.8 everywhere."""
+    """Every choice of a level per domain, its mixture searched on the dev split: the least accuracy over the domains, and in how many of them it
+    is at least 0.8 everywhere."""
     domains = list(lab.vectors)
     wanted = [dict(zip(domains, choice, strict=True)) for choice in product(LEVELS, repeat=len(domains))]
-    mixtures = [{lab.vectors[domain]: picks[domain, level] for domain, level in choice.items()} for choice in wanted]
+    few = SEARCHED if lab.limit is None else min(lab.limit, SEARCHED)
+    mixtures = together(replace(lab, limit=few), TASK, picks, wanted, rounds=1)
     found = iter(lab.ranked(TASK, [trial(lab, mixture, domain, lab.split) for mixture in mixtures for domain in domains]))
     reached = []
     for choice, mixture in zip(wanted, mixtures, strict=True):

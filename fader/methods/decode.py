@@ -137,6 +137,11 @@ def token_logprobs(reading: Reading, tokens: Sequence[int], alternatives: int, t
     ]
 
 
+def uncertain(text: str, stop: Sequence[str]) -> int:
+    """How many of the last characters may turn out to be the beginning of a stop string."""
+    return max((n for one in stop for n in range(1, len(one)) if text.endswith(one[:n])), default=0)
+
+
 class TextStream:
     """Text from tokens as they come: holds back unfinished characters and anything that may turn into a stop string."""
 
@@ -177,7 +182,7 @@ class TextStream:
         if found >= 0:
             self.stopped, out, self._held = True, text[:found], ""
         else:
-            hold = max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+            hold = uncertain(text, self._stop)
             out, self._held = text[: len(text) - hold], text[len(text) - hold :]
         self.emitted += out
         return out

@@ -46,7 +46,7 @@ class Purse:
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.rows = self.tokens = 0
-        self.start = time.perf_counter()
+        self._started: float | None = None
 
     def pay(self, rows: int, tokens: int) -> None:
         """Note rows that were read, and the tokens that were drafted by them."""
@@ -55,8 +55,11 @@ class Purse:
 
     @property
     def exhausted(self) -> str | None:
-        """Which of the limits is reached, if one is."""
-        spent = {"rows": self.rows, "tokens": self.tokens, "seconds": time.perf_counter() - self.start}
+        """Which of the limits is reached, if one is. Seconds count from when this is first asked: waiting for a place in the engine is free."""
+        now = time.perf_counter()
+        if self._started is None:
+            self._started = now
+        spent = {"rows": self.rows, "tokens": self.tokens, "seconds": now - self._started}
         return next((name for name, limit in self.budget if limit is not None and spent[name] >= limit), None)
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fader.engine.program import Program
 from fader.engine.sampling import draw, penalize, uniform
-from fader.methods.decode import SearchReport, token_logprobs
+from fader.methods.decode import SearchReport, token_logprobs, uncertain
 from fader.methods.draft import Draft, Output, Scene, ends_sentence
 from fader.methods.guidance import Reading, read
 from fader.methods.rewards import END, Interval
@@ -51,6 +51,8 @@ class Node:
     """Between which values h lies for any answer that begins like this."""
     forced: tuple[int, ...] = ()
     """How it goes on where it is part of a proposal."""
+    proposed: int = 0
+    """Tokens that were candidates only because a reward proposed them."""
     value: float | None = None
     """h of this text itself, once it was asked."""
     candidates: dict[Step, float] = field(default_factory=dict)
@@ -86,15 +88,14 @@ def lookahead(spec: Lookahead, scene: Scene) -> Program:
     """Write one answer, emitting a `Chunk` for each token as it is committed; returns the `Answer`."""
     tree, out = Tree(spec, scene), Output(scene.task, scene.index)
     beams = [tree.root()]
-    proposed = 0
+    exhausted: str | None = None
     while any(beam.draft.finish is None for beam in beams):
         kept = tree.decided(beams)
         if kept is not None:
-            proposed += sum(entry.step in entry.parent.proposals for entry in kept[:1])
             beams = [tree.commit(entry) for entry in kept]
             yield from out.decided([beam.draft for beam in beams])
             continue
-        if scene.purse.exhausted:
+        if exhausted := scene.purse.exhausted:
             beams = [tree.best_so_far(beams)]
             break
         unread, unvalued = tree.wanted(beams)
@@ -106,7 +107,7 @@ def lookahead(spec: Lookahead, scene: Scene) -> Program:
             tree.note(unread, reading)
     yield from tree.value([beam for beam in beams if beam.value is None])
     best = max(beams, key=tree.worth)
-    report = SearchReport(best.value or 0.0, scene.purse.tokens, proposed, scene.purse.exhausted)
+    report = SearchReport(best.value or 0.0, scene.purse.tokens, best.proposed, exhausted)
     return (yield from out.end(best.draft, report))
 
 
@@ -122,7 +123,7 @@ class Tree:
 
     def root(self) -> Node:
         """The empty answer."""
-        return self._node(Draft(self.scene.root), 0.0, ())
+        return self._node(Draft(self.scene.root), 0.0, (), 0)
 
     def decided(self, beams: Sequence[Node]) -> list[Entry] | None:
         """The candidates that are kept after these beams, if that is certain."""
@@ -138,7 +139,7 @@ class Tree:
         """The candidate as the beam to go on from; memory of what lies behind it is let go."""
         node = entry.node
         node.draft.prefix.settle(self.scene.root)
-        return node if self._reuse or entry.step is None else self._node(node.draft, node.logprob, ())
+        return node if self._reuse or entry.step is None else self._node(node.draft, node.logprob, (), node.proposed)
 
     def wanted(self, beams: Sequence[Node]) -> tuple[list[Node], list[Node]]:
         """The nodes to read next, and those whose reward is to be asked first."""
@@ -161,7 +162,9 @@ class Tree:
                     unread[entry.tip] = None
                     room -= 1
             lead = max(entries, key=lambda entry: entry.low)
-            position = [lead.node] if self._speculate and lead.node.draft.finish is None else []
+            beside = lead.node.open and lead.step != _followed(lead.parent)  # to read on after it begins a draft of its own
+            position = [lead.node] if self._speculate and lead.node.draft.finish is None and (room > 0 or not beside) else []
+            room -= beside and lead.tip not in unread
             first = False
         return list(unread), list(unvalued)
 
@@ -192,6 +195,10 @@ class Tree:
             added = [((token, proposed[token]), float(log[place, token])) for token in proposed if token not in likely]
             added = [(step, value) for step, value in added if value > -math.inf]
             node.candidates, node.proposals = dict([*steps, *added]), frozenset(step for step, _ in added)
+            if not node.candidates:
+                raise ValueError(
+                    "search: the policy gives no token a probability after this text (its scores are not numbers, or a guide excludes all)"
+                )
             if node.forced:
                 follows = node.forced[0], node.forced[1:]
             elif self.spec.drafts == "sampled":
@@ -201,7 +208,8 @@ class Tree:
                 follows = ids[place][0], ()
             node.follows = follows, float(log[place, follows[0]])
             if sampling.logprobs is not None:
-                node.reading = Reading(reading.scores[place : place + 1], {label: added[place : place + 1] for label, added in reading.added.items()})
+                row = slice(place, place + 1)
+                node.reading = Reading(reading.scores[row].clone(), {label: added[row].clone() for label, added in reading.added.items()})
 
     def best_so_far(self, beams: Sequence[Node]) -> Node:
         """The best of the finished drafts whose reward is known; if there is none, the leading candidate with its look-ahead."""
@@ -231,7 +239,7 @@ class Tree:
         return [entry for entry in entries if entry.high + MARGIN >= enough]
 
     def _entry(self, parent: Node, step: Step | None, node: Node) -> Entry:
-        tip, complete = self._tip(node) if step is not None else (node, True)
+        tip, complete = self._tip(parent, node) if step is not None else (node, True)
         if complete and tip.value is not None:
             low = high = tip.value
         else:
@@ -240,11 +248,11 @@ class Tree:
         worth = [node.logprob + weight * value if weight else node.logprob for value in (low, high)]
         return Entry(parent, step, node, tip, complete, *worth)
 
-    def _tip(self, node: Node) -> tuple[Node, bool]:
+    def _tip(self, parent: Node, node: Node) -> tuple[Node, bool]:
         """How far the look-ahead of a candidate has come, and whether that is all of it."""
-        start, far = node.draft.prefix.length, self.spec.lookahead
+        start, begun, far = node.draft.prefix.length, len(parent.draft.text), self.spec.lookahead
         while not node.draft.finish:
-            if ends_sentence(node.draft.text) if far == "sentence" else far != "end" and node.draft.prefix.length - start >= far:
+            if ends_sentence(node.draft.text[begun:]) if far == "sentence" else far != "end" and node.draft.prefix.length - start >= far:
                 break
             if node.follows is None:
                 return node, False
@@ -257,11 +265,12 @@ class Tree:
             sampling = self.scene.task.sampling
             reports = token_logprobs(node.reading, [step[0]], sampling.logprobs or 0, self.scene.task.decode) if node.reading else ()
             draft = node.draft.then(step[0], self.scene.task, reports)
-            child = node.children[step] = self._node(draft, node.logprob + logprob, step[1])
+            child = node.children[step] = self._node(draft, node.logprob + logprob, step[1], node.proposed + (step in node.proposals))
         return child
 
-    def _node(self, draft: Draft, logprob: float, forced: tuple[int, ...]) -> Node:
-        return Node(draft, logprob, self.scene.objective.ahead(draft.text) if self._plain else self._everything, forced)
+    def _node(self, draft: Draft, logprob: float, forced: tuple[int, ...], proposed: int) -> Node:
+        certain = draft.text if draft.finish else draft.text[: len(draft.text) - uncertain(draft.text, self.scene.task.sampling.stop)]
+        return Node(draft, logprob, self.scene.objective.ahead(certain) if self._plain else self._everything, forced, proposed)
 
     def _proposals(self, text: str, log: Tensor) -> dict[int, tuple[int, ...]]:
         """What rewards propose after this text, as first token and those after it; no more of them than there are candidates."""
@@ -280,19 +289,16 @@ def _followed(node: Node) -> Step | None:
     return node.follows[0] if node.follows else None
 
 
-def _branches(node: Node) -> int:
+def _branches(root: Node) -> int:
     """Drafts in memory below a node, beside the one that its look-ahead goes along."""
-    count = 0
-    for step, child in node.children.items():
-        if child.follows is not None:
-            count += (step != _followed(node)) + _branches(child)
-    return count
+    return sum(child.follows is not None and step != _followed(node) for node in _nodes(root) for step, child in node.children.items())
 
 
-def _nodes(node: Node) -> Iterator[Node]:
-    yield node
-    for child in node.children.values():
-        yield from _nodes(child)
+def _nodes(root: Node) -> Iterator[Node]:
+    waiting = [root]
+    while waiting:
+        yield (node := waiting.pop())
+        waiting += node.children.values()
 
 
 def _nucleus(steps: Iterable[tuple[int, float]], top_p: float) -> Iterator[tuple[int, float]]:

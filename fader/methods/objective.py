@@ -49,12 +49,16 @@ class Implicit:
         new = [prefix for prefix in dict.fromkeys(prefixes) if prefix not in self.sums]
         known = {prefix: next(node for node in prefix.line() if node in self.sums or node.parent is None) for prefix in new}
         both = (self.policy, self.reference)
-        unread = [node for node in dict.fromkeys(known.values()) if not all(policy in node.memo for policy in both)]
-        yield [Next(policy, unread) for policy in both if unread]  # once, for all that go on from there
+        unread = {policy: [node for node in dict.fromkeys(known.values()) if policy not in node.memo] for policy in both}
+        yield [Next(policy, nodes) for policy, nodes in unread.items() if nodes]  # once, for all that go on from there
         counts = [prefix.length - known[prefix].length for prefix in new]
         asks: list[Ask] = [Trace(policy, prefix, count) for policy in both for prefix, count in zip(new, counts, strict=True) if count]
         found = iter((yield asks))
         logs = {policy: {prefix: next(found) if count else None for prefix, count in zip(new, counts, strict=True)} for policy in both}
+        for policy, nodes in unread.items():  # their drafts have gone on: what they remember would only take room
+            for node in nodes:
+                if node.length:
+                    node.memo.pop(policy, None)
         for prefix in new:
             self._note(prefix, known[prefix], *(logs[policy][prefix] for policy in both))
 
@@ -115,7 +119,7 @@ class Objective:
 def objective(specs: Sequence[RewardSpec], resolve: Resolve, declared: Declared, prompt: str, prefill: str = "") -> Objective:
     """What the rewards of a request are after. Raises ValueError for a reward that cannot be had."""
     texts = [spec for spec in specs if not isinstance(spec, ImplicitSpec)]
-    implied = [Implicit(spec, resolve(spec.policy), resolve(spec.reference)) for spec in specs if isinstance(spec, ImplicitSpec)]
+    implied = [Implicit(spec, resolve(spec.policy), resolve(spec.reference)) for spec in specs if isinstance(spec, ImplicitSpec) and spec.weight]
     for term in implied:
         if term.policy == term.reference:
             raise ValueError("rewards.implicit: policy and reference are the same; give the policy other vectors, another prompt or another model")

@@ -89,7 +89,11 @@ def keywords(spec: KeywordsSpec, declared: Declared) -> Reward:
 
     def propose(text: str) -> list[str]:
         missing = [word for word, there in zip(spec.words, held(text), strict=True) if not there]
-        return [] if text.endswith("\ufffd") else [rest(text, word) for word in (missing[:1] if spec.ordered else dict.fromkeys(missing))]
+        return (
+            []
+            if text.endswith("\ufffd")
+            else [rest(text, word if isinstance(word, str) else word[0]) for word in (missing[:1] if spec.ordered else dict.fromkeys(missing))]
+        )
 
     return Reward(_each(value), UNIT, lambda text: (value(settled(text)), 1.0), propose)
 
@@ -321,7 +325,10 @@ def weighted_sum(specs: Sequence[Any], declared: Declared = NOTHING) -> Reward:
 
     def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
         columns = [[weight * value for value in reward.score(prompts, texts)] for weight, reward in parts]
-        return [sum((column[i] for column in columns), 0.0) for i in range(len(texts))]
+        sums = [sum((column[i] for column in columns), 0.0) for i in range(len(texts))]
+        if not all(map(math.isfinite, sums)):
+            raise ValueError(f"rewards: a reward is no finite number (got {short(sums)}), so nothing can be compared by it")
+        return sums
 
     def total(intervals: Sequence[Interval]) -> Interval:
         ends = [sorted((weight * low, weight * high)) if weight else (0.0, 0.0) for (weight, _), (low, high) in zip(parts, intervals, strict=True)]

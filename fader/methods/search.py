@@ -40,23 +40,26 @@ def search(spec: Search, aligned: Aligned, root: Prefix, task: Task, objective: 
     """Write one answer as `spec` says, emitting a `Chunk` for each decided token; returns the `Answer`. `index` tells a request's samples apart."""
     scene = Scene(aligned, root, task, objective, Purse(spec.budget), index)
     if isinstance(spec, Lookahead):
-        return lookahead(spec, scene)
-    return propose_score_keep(spec, scene, *KINDS[type(spec)])
+        return (yield from lookahead(spec, scene))
+    return (yield from propose_score_keep(spec, scene, *KINDS[type(spec)]))
 
 
 def propose_score_keep(spec: Search, scene: Scene, propose: Propose, keep: Keep) -> Program:
     """The core. When the budget is used up the best draft so far ends it, a finished one if there is one."""
     out = Output(scene.task, scene.index)
     kept = [Draft(scene.root)]
-    while any(draft.finish is None for draft in kept) and not scene.purse.exhausted:
+    exhausted: str | None = None
+    while any(draft.finish is None for draft in kept) and not exhausted:
         drafts = yield from propose(spec, scene, kept)
         drafts = yield from scene.valued(drafts)
-        kept = _best([draft for draft in drafts if draft.finish] or drafts, 1) if scene.purse.exhausted else keep(spec, scene, drafts)
+        exhausted = scene.purse.exhausted if any(draft.finish is None for draft in drafts) else None
+        kept = _best([draft for draft in drafts if draft.finish] or drafts, 1) if exhausted else keep(spec, scene, drafts)
+        drafts = []  # what was not kept is let go of before the next are proposed
         for draft in kept:
             draft.prefix.settle(scene.root)
         yield from out.decided(kept)
     best = _best(kept, 1)[0]
-    return (yield from out.end(best, SearchReport(best.reward, scene.purse.tokens, exhausted=scene.purse.exhausted)))
+    return (yield from out.end(best, SearchReport(best.reward, scene.purse.tokens, exhausted=exhausted)))
 
 
 def rows(spec: Search) -> int:
@@ -84,20 +87,23 @@ def _keep_best(spec: BestOfN, scene: Scene, drafts: Sequence[Draft]) -> list[Dra
 def _blocks(spec: Blockwise, scene: Scene, kept: Sequence[Draft]) -> Program:
     open_ones = [draft for draft in kept if not draft.finish]
 
-    def full(draft: Draft, start: int) -> bool:
-        return ends_sentence(draft.text) if spec.block == "sentence" else draft.prefix.length - start >= spec.block
+    def full(draft: Draft, start: Draft) -> bool:
+        if spec.block == "sentence":
+            return ends_sentence(draft.text[len(start.text) :])
+        return draft.prefix.length - start.prefix.length >= spec.block
 
     blocks = [write(scene, open_ones[place % len(open_ones)], scene.index * spec.n + place, full) for place in range(spec.n)]
     return [draft for draft in kept if draft.finish] + (yield from together(blocks))
 
 
 def _keep_beams(spec: Blockwise, scene: Scene, drafts: Sequence[Draft]) -> list[Draft]:
-    return _best(drafts, spec.beams)
+    different = {tuple(draft.prefix.tokens): draft for draft in reversed(drafts)}  # of equals the first
+    return _best([draft for draft in drafts if different[tuple(draft.prefix.tokens)] is draft], spec.beams)
 
 
 def _segments(spec: Segments, scene: Scene, kept: Sequence[Draft]) -> Program:
-    def full(draft: Draft, start: int) -> bool:
-        return draft.prefix.length - start >= spec.longest
+    def full(draft: Draft, start: Draft) -> bool:
+        return draft.prefix.length - start.prefix.length >= spec.longest
 
     tries = [write(scene, kept[0], scene.index * spec.tries + place, full, spec.entropy) for place in range(spec.tries)]
     return (yield from together(tries))
@@ -119,13 +125,13 @@ KINDS: Mapping[type, tuple[Propose, Keep]] = {
 
 
 def write(
-    scene: Scene, draft: Draft, stream: int, full: Callable[[Draft, int], bool] = lambda draft, start: False, entropy: float = math.inf
+    scene: Scene, draft: Draft, stream: int, full: Callable[[Draft, Draft], bool] = lambda draft, start: False, entropy: float = math.inf
 ) -> Program:
     """The draft continued by draws of this stream until it is finished, `full(draft, start)`, or the next token's entropy (nats) is reached."""
-    sampling, start = scene.task.sampling, draft.prefix.length
+    sampling, start = scene.task.sampling, draft
     while draft.finish is None and not scene.purse.exhausted:
         reading = yield from read(scene.aligned, [draft.prefix])
-        new = draft.prefix.length - start
+        new = draft.prefix.length - start.prefix.length
         if new and entropy < math.inf and _entropy(reading.scores[0]) >= entropy:
             break
         written = draft.prefix.tokens if sampling.repetition_penalty != 1 else ()

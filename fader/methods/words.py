@@ -69,10 +69,10 @@ Spots = Callable[[str], list[list[tuple[int, int]]]]
 """Of each of some words or phrases, between which words of a text it stands."""
 
 
-def spots(words: Sequence[str], match: str, lang: str, where: str) -> Spots:
-    """A function that says of each of some words or phrases between which words of a text it stands: [(start, end), ...]."""
-    phrases = [_TOKENS.findall(word) for word in words]
-    distinct = list(dict.fromkeys(token for phrase in phrases for token in phrase))
+def spots(words: Sequence[str | Sequence[str]], match: str, lang: str, where: str) -> Spots:
+    """A function that says of each of some words or phrases (or lists of forms) between which words of a text it stands: [(start, end), ...]."""
+    forms = [[_TOKENS.findall(form) for form in ([word] if isinstance(word, str) else word)] for word in words]
+    distinct = list(dict.fromkeys(token for phrases in forms for phrase in phrases for token in phrase))
     tongue = lang if match == "lemma" else None
     if tongue:
         package("simplemma")
@@ -92,7 +92,7 @@ def spots(words: Sequence[str], match: str, lang: str, where: str) -> Spots:
         def stands(phrase: list[str], i: int) -> bool:
             return i + len(phrase) <= len(row) and all(word in row[i + j] for j, word in enumerate(phrase))
 
-        return [[(i, i + len(phrase)) for i in some if stands(phrase, i)] for phrase in phrases]
+        return [sorted((i, i + len(phrase)) for phrase in phrases for i in some if stands(phrase, i)) for phrases in forms]
 
     return of
 
@@ -102,7 +102,7 @@ def in_order(found: list[list[tuple[int, int]]]) -> list[bool]:
     held: list[bool] = []
     end = 0
     for places in found:
-        after = next((place for place in places if place[0] >= end), None) if all(held) else None
+        after = min((place for place in places if place[0] >= end), key=lambda place: place[1], default=None) if all(held) else None
         held.append(after is not None)
         end = after[1] if after else end
     return held
