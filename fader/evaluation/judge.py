@@ -6,6 +6,7 @@ Neither has seen what any vector was trained on, and neither is the likelihood b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from fader.training.data import LEVELS, Level, starter_levels, starter_rows
@@ -34,6 +35,7 @@ def classifier() -> Judge:
     return judge
 
 
+@cache
 def verdict(aim: str) -> Callable[[Sequence[str]], list[float]]:
     """verdict(answers): the probability that each is harmless (or helpful, as `aim` says), by a classifier of the same kind. It is trained on
     answers that were written and labelled for this alone, none of which any vector has seen."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -108,17 +108,6 @@ def decode(aligned: Aligned, root: Prefix, task: Task, index: int = 0) -> Progra
     return Answer(text.emitted, tuple(written), finish, None if sampling.logprobs is None else tuple(logprobs))
 
 
-def quiet(program: Program) -> Program:
-    """The same program, its chunks kept back."""
-    answer: Any = None
-    while True:
-        try:
-            asked = program.send(answer)
-        except StopIteration as stop:
-            return stop.value
-        answer = None if isinstance(asked, Emit) else (yield asked)
-
-
 def token_logprobs(reading: Reading, tokens: Sequence[int], alternatives: int, text: Callable[[Sequence[int]], str]) -> list[TokenLogprob]:
     """The report on each of `tokens`, one for each position of a reading, with the likeliest `alternatives` there."""
     log: Tensor = reading.scores.log_softmax(-1)  # [positions, vocabulary]
@@ -135,6 +124,11 @@ def token_logprobs(reading: Reading, tokens: Sequence[int], alternatives: int, t
         )
         for place, (token, logprob) in enumerate(zip(tokens, log.gather(1, chosen)[:, 0].tolist(), strict=True))
     ]
+
+
+def first_stop(text: str, stop: Sequence[str]) -> int:
+    """Where the first of the stop strings begins; -1 where there is none."""
+    return min((place for one in stop if (place := text.find(one)) >= 0), default=-1)
 
 
 def uncertain(text: str, stop: Sequence[str]) -> int:
@@ -178,7 +172,7 @@ class TextStream:
 
     def _release(self, new: str) -> str:
         text = self._held + new
-        found = min((place for stop in self._stop if (place := text.find(stop)) >= 0), default=-1)
+        found = first_stop(text, self._stop)
         if found >= 0:
             self.stopped, out, self._held = True, text[:found], ""
         else:

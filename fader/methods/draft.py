@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from fader.engine.prefix import Prefix
 from fader.engine.program import Emit, Program
-from fader.methods.decode import Answer, Chunk, FinishReason, SearchReport, Task, TextStream, TokenLogprob
+from fader.methods.decode import Answer, Chunk, FinishReason, SearchReport, Task, TextStream, TokenLogprob, first_stop
 from fader.methods.guidance import Aligned
 from fader.methods.objective import Objective
 from fader.request import Budget
@@ -34,7 +34,7 @@ class Draft:
         if token in task.end_tokens:
             return Draft(prefix, self.text, "stop", reports)
         text = task.decode([*task.context, *prefix.tokens])[len(task.decode(task.context)) :]
-        found = min((place for stop in task.sampling.stop if (place := text.find(stop)) >= 0), default=-1)
+        found = first_stop(text, task.sampling.stop)
         if found >= 0:
             return Draft(prefix, text[:found], "stop", reports)
         return Draft(prefix, text, "length" if prefix.length == task.sampling.max_tokens else None, reports)

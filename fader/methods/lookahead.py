@@ -21,14 +21,14 @@ Deviation from the paper: a look-ahead never goes beyond `max_tokens`, so h judg
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fader.engine.program import Program
-from fader.engine.sampling import draw, penalize, uniform
+from fader.engine.sampling import draw, penalize, truncate, uniform
 from fader.methods.decode import SearchReport, token_logprobs, uncertain
 from fader.methods.draft import Draft, Output, Scene, ends_sentence
 from fader.methods.guidance import Reading, read
@@ -106,7 +106,7 @@ def lookahead(spec: Lookahead, scene: Scene) -> Program:
             scene.purse.pay(rows=len(unread) * len(scene.aligned.policies), tokens=len(unread))
             tree.note(unread, reading)
     yield from tree.value([beam for beam in beams if beam.value is None])
-    best = max(beams, key=tree.worth)
+    best = max(beams, key=lambda beam: tree.worth(beam, beam.value or 0.0))
     report = SearchReport(best.value or 0.0, scene.purse.tokens, best.proposed, exhausted)
     return (yield from out.end(best.draft, report))
 
@@ -168,9 +168,9 @@ class Tree:
             first = False
         return list(unread), list(unvalued)
 
-    def worth(self, node: Node) -> float:
-        """log P + weight * h of a valued draft."""
-        return node.logprob + (self.spec.weight * (node.value or 0.0) if self.spec.weight else 0.0)
+    def worth(self, node: Node, value: float) -> float:
+        """log P + weight * h, where h is `value`. At weight 0 even an unbounded h is off."""
+        return node.logprob + self.spec.weight * value if self.spec.weight else node.logprob
 
     def value(self, nodes: Sequence[Node]) -> Program:
         """Ask h of the nodes' texts."""
@@ -185,11 +185,9 @@ class Tree:
         seen = [(*self.scene.task.seen, *node.draft.prefix.tokens) if sampling.repetition_penalty != 1 else () for node in nodes]
         scores = torch.stack([penalize(row, ids, sampling.repetition_penalty) for row, ids in zip(reading.scores, seen, strict=True)])
         log = scores.log_softmax(-1)  # [nodes, vocabulary]
-        values, ids = (found.tolist() for found in log.topk(min(self.spec.top_k, log.shape[-1])))
+        values, ids = (found.tolist() for found in truncate(log, top_p=self.spec.top_p).topk(min(self.spec.top_k, log.shape[-1])))
         for place, node in enumerate(nodes):
             likely = {token: value for token, value in zip(ids[place], values[place], strict=True) if value > -math.inf}
-            if self.spec.top_p is not None:
-                likely = dict(_nucleus(likely.items(), self.spec.top_p))
             proposed = self._proposals(node.draft.text, log[place])
             steps = [((token, proposed.get(token, ())), value) for token, value in likely.items()]
             added = [((token, proposed[token]), float(log[place, token])) for token in proposed if token not in likely]
@@ -215,7 +213,7 @@ class Tree:
         """The best of the finished drafts whose reward is known; if there is none, the leading candidate with its look-ahead."""
         finished = [node for beam in beams for node in _nodes(beam) if node.draft.finish == "stop" and node.value is not None]
         if finished:
-            return max(finished, key=self.worth)
+            return max(finished, key=lambda node: self.worth(node, node.value or 0.0))
         read = [beam for beam in beams if not beam.open]
         return max(self._entries(read), key=lambda entry: entry.low).tip if read else beams[0]
 
@@ -244,9 +242,7 @@ class Tree:
             low = high = tip.value
         else:
             low, high = tip.bounds
-        weight = self.spec.weight
-        worth = [node.logprob + weight * value if weight else node.logprob for value in (low, high)]
-        return Entry(parent, step, node, tip, complete, *worth)
+        return Entry(parent, step, node, tip, complete, self.worth(node, low), self.worth(node, high))
 
     def _tip(self, parent: Node, node: Node) -> tuple[Node, bool]:
         """How far the look-ahead of a candidate has come, and whether that is all of it."""
@@ -299,13 +295,3 @@ def _nodes(root: Node) -> Iterator[Node]:
     while waiting:
         yield (node := waiting.pop())
         waiting += node.children.values()
-
-
-def _nucleus(steps: Iterable[tuple[int, float]], top_p: float) -> Iterator[tuple[int, float]]:
-    """The fewest of the likeliest tokens (token, log P) that hold probability top_p."""
-    held = 0.0
-    for token, value in steps:
-        if held >= top_p:
-            break
-        yield token, value
-        held += math.exp(value)

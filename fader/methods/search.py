@@ -87,24 +87,20 @@ def _keep_best(spec: BestOfN, scene: Scene, drafts: Sequence[Draft]) -> list[Dra
 def _blocks(spec: Blockwise, scene: Scene, kept: Sequence[Draft]) -> Program:
     open_ones = [draft for draft in kept if not draft.finish]
 
-    def full(draft: Draft, start: Draft) -> bool:
-        if spec.block == "sentence":
-            return ends_sentence(draft.text[len(start.text) :])
-        return draft.prefix.length - start.prefix.length >= spec.block
-
+    full = _new_sentence if spec.block == "sentence" else _new_tokens(spec.block)
     blocks = [write(scene, open_ones[place % len(open_ones)], scene.index * spec.n + place, full) for place in range(spec.n)]
     return [draft for draft in kept if draft.finish] + (yield from together(blocks))
 
 
 def _keep_beams(spec: Blockwise, scene: Scene, drafts: Sequence[Draft]) -> list[Draft]:
-    different = {tuple(draft.prefix.tokens): draft for draft in reversed(drafts)}  # of equals the first
-    return _best([draft for draft in drafts if different[tuple(draft.prefix.tokens)] is draft], spec.beams)
+    different: dict[tuple[int, ...], Draft] = {}
+    for draft in drafts:
+        different.setdefault(tuple(draft.prefix.tokens), draft)
+    return _best(list(different.values()), spec.beams)
 
 
 def _segments(spec: Segments, scene: Scene, kept: Sequence[Draft]) -> Program:
-    def full(draft: Draft, start: Draft) -> bool:
-        return draft.prefix.length - start.prefix.length >= spec.longest
-
+    full = _new_tokens(spec.longest)
     tries = [write(scene, kept[0], scene.index * spec.tries + place, full, spec.entropy) for place in range(spec.tries)]
     return (yield from together(tries))
 
@@ -124,9 +120,11 @@ KINDS: Mapping[type, tuple[Propose, Keep]] = {
 }
 
 
-def write(
-    scene: Scene, draft: Draft, stream: int, full: Callable[[Draft, Draft], bool] = lambda draft, start: False, entropy: float = math.inf
-) -> Program:
+Full = Callable[[Draft, Draft], bool]
+"""full(draft, start): whether what was written since `start` is enough for now."""
+
+
+def write(scene: Scene, draft: Draft, stream: int, full: Full = lambda draft, start: False, entropy: float = math.inf) -> Program:
     """The draft continued by draws of this stream until it is finished, `full(draft, start)`, or the next token's entropy (nats) is reached."""
     sampling, start = scene.task.sampling, draft
     while draft.finish is None and not scene.purse.exhausted:
@@ -142,6 +140,14 @@ def write(
         if full(draft, start):
             break
     return draft
+
+
+def _new_tokens(count: int) -> Full:
+    return lambda draft, start: draft.prefix.length - start.prefix.length >= count
+
+
+def _new_sentence(draft: Draft, start: Draft) -> bool:
+    return ends_sentence(draft.text[len(start.text) :])
 
 
 def _entropy(scores: Tensor) -> float:
