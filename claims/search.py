@@ -15,10 +15,8 @@ Judges are never the reward: inflections listed with the data; classifiers train
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from claims.printed import print_figures
+from claims.printed import print_figures, public_rows
 from fader import Fader
-from fader.engine.backbone import quick_dtype
 from fader.evaluation.dual import reached, weight_for
 from fader.evaluation.figures import Figure, average, distinct, perplexity
 from fader.evaluation.judge import verdict
@@ -37,7 +34,7 @@ from fader.methods.draft import ends_sentence
 from fader.methods.rewards import Declared, weighted_sum
 from fader.request import Alignment, Message, Request
 from fader.reward_specs import KeywordsSpec, SimilaritySpec
-from fader.training.data import AIMS, Pair, read_rows, split, starter_pairs, starter_rows
+from fader.training.data import AIMS, Pair, split, starter_pairs, starter_rows
 
 RUNS = Path("runs/search")
 SAMPLED = {"temperature": 0.8, "top_p": 0.95}
@@ -231,18 +228,14 @@ def _judged_by_people() -> Iterator[tuple[str, str, list[Pair]]]:
     """(aim, name, pairs) of what is there."""
     for aim in AIMS:
         yield aim, f"{aim} test", split(starter_pairs(aim), "test")
-    root = Path(os.environ.get("FADER_DATA", ""))
-    if os.environ.get("FADER_DATA") and (root / "hh_harmless" / "pairs.jsonl.gz").is_file():
-        found = [_transcripts(row["chosen"], row["rejected"]) for _, row in read_rows(root / "hh_harmless" / "pairs.jsonl.gz")]
-        yield "harmless", "hh_harmless", [pair for pair in found if pair is not None]
-    if os.environ.get("FADER_DATA") and (root / "pandalm" / "pairs.jsonl").is_file():
-        rows = [row for _, row in read_rows(root / "pandalm" / "pairs.jsonl")]
-        yield "helpful", "pandalm", [pair for row in rows if (pair := _voted(row)) is not None]
+    for aim, name, file, pair_of in (("harmless", "hh_harmless", "pairs.jsonl.gz", _transcripts), ("helpful", "pandalm", "pairs.jsonl", _voted)):
+        if rows := public_rows(f"{name}/{file}"):
+            yield aim, name, [pair for row in rows if (pair := pair_of(row)) is not None]
 
 
-def _transcripts(chosen: str, rejected: str) -> Pair | None:
+def _transcripts(row: Mapping[str, Any]) -> Pair | None:
     """A pair from two transcripts that differ in their last answer alone; None where they differ before, or have an empty turn."""
-    turns, other = ([part.strip() for part in re.split(r"\n\n(?:Human|Assistant):", text)[1:]] for text in (chosen, rejected))
+    turns, other = ([part.strip() for part in re.split(r"\n\n(?:Human|Assistant):", text)[1:]] for text in (row["chosen"], row["rejected"]))
     if turns[:-1] != other[:-1] or not all([*turns, other[-1]]) or len(turns) % 2:
         return None
     said = tuple(Message(role=("user", "assistant")[place % 2], content=text) for place, text in enumerate(turns[:-1]))
@@ -314,18 +307,15 @@ def _covered(bench: Bench, case: str, method: str, sets: Sequence[Words], said: 
 
 def _concepts(count: int) -> tuple[str, list[Words]]:
     """Sets of words: the public ones with the forms that are listed there, else the project's own."""
-    file = Path(os.environ.get("FADER_DATA", "")) / "commongen" / "dev.jsonl"
-    if os.environ.get("FADER_DATA") and file.is_file():
-        rows = [row for _, row in read_rows(file)][:count]
+    if rows := public_rows("commongen/dev.jsonl")[:count]:
         return "commongen dev", [Words(tuple(row["concepts"]), tuple(tuple(row["inflections"][word]) for word in row["concepts"])) for row in rows]
     return "own sets, test", [Words(tuple(row["concepts"])) for row in starter_rows("concepts", "test")][:count]
 
 
 def _questions(count: int) -> tuple[str, list[tuple[str, int, str]]]:
     """(message, at most how many words, reference question)."""
-    file = Path(os.environ.get("FADER_DATA", "")) / "meqsum" / "pairs.jsonl"
-    if os.environ.get("FADER_DATA") and file.is_file():
-        rows = [row for _, row in read_rows(file) if 30 <= len(row["question"].split()) <= 120 and len(row["summary"].split()) <= 14]
+    if everything := public_rows("meqsum/pairs.jsonl"):
+        rows = [row for row in everything if 30 <= len(row["question"].split()) <= 120 and len(row["summary"].split()) <= 14]
         return "meqsum", [(row["question"], max(8, len(row["summary"].split())), row["summary"]) for row in rows[:count]]
     return "own questions, test", [(row["prompt"], row["words"], row["reference"]) for row in starter_rows("questions", "test")][:count]
 
@@ -339,15 +329,5 @@ PARTS: Mapping[str, Callable[[Bench], Iterator[Figure]]] = {
 }
 
 
-def run(names: Sequence[str] = (), limit: int | None = None) -> Iterator[Figure]:
-    """The figures of the named parts, or of all."""
-    with Fader(dtype=quick_dtype()) as fader:
-        bench = Bench(Ledger(fader, RUNS / "claims.jsonl"), limit)
-        for name in names or PARTS:
-            start = time.perf_counter()
-            yield from PARTS[name](bench)
-            sys.stderr.write(f"{name}: {time.perf_counter() - start:.0f} s\n")
-
-
 if __name__ == "__main__":
-    print_figures(PARTS, run, sys.argv[1:])
+    print_figures(PARTS, Bench, RUNS / "claims.jsonl", sys.argv[1:])

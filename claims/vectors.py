@@ -15,11 +15,9 @@ Prints one figure per line as JSON. Parts, all by default and in this order:
 
 from __future__ import annotations
 
-import os
 import random
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from claims.printed import print_figures
+from claims.printed import print_figures, public_data
 from fader import Fader
 from fader.engine import builtin
 from fader.engine.backbone import quick_dtype
@@ -143,11 +141,11 @@ def remedies(lab: Lab) -> Iterator[Figure]:
 
 def public(lab: Lab) -> Iterator[Figure]:
     """On public data: are expert answers preferred to refusals, and technical to plain wordings, as lambda grows?"""
-    root = os.environ.get("FADER_DATA")
-    if not root or not Path(root).is_dir():
+    root = public_data()
+    if root is None:
         sys.stderr.write("public: FADER_DATA names no folder; left out\n")
         return
-    for domain, name, pairs in public_pairs(Path(root)):
+    for domain, name, pairs in public_pairs(root):
         for amount in (-1.0, -0.35, 0.0, 0.5, 1.0):
             wish = {"alignment": {"vectors": {lab.vectors[domain]: amount} if amount else {}}}
             asked = [
@@ -198,15 +196,5 @@ PARTS: Mapping[str, Callable[[Lab], Iterator[Figure]]] = {
 }
 
 
-def run(names: Sequence[str] = (), limit: int | None = None) -> Iterator[Figure]:
-    """The figures of the named parts, or of all."""
-    with Fader(dtype=quick_dtype()) as fader:
-        lab = Lab(Ledger(fader, RUNS / "claims.jsonl"), limit=limit)
-        for name in names or PARTS:
-            start = time.perf_counter()
-            yield from PARTS[name](lab)
-            sys.stderr.write(f"{name}: {time.perf_counter() - start:.0f} s\n")
-
-
 if __name__ == "__main__":
-    print_figures(PARTS, run, sys.argv[1:])
+    print_figures(PARTS, lambda ledger, limit: Lab(ledger, limit=limit), RUNS / "claims.jsonl", sys.argv[1:])
