@@ -1,6 +1,7 @@
 """Tiny random models made here, and the built-in model for the few tests that need a real one."""
 
 import os
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -131,3 +132,26 @@ def fader(tiny_folder: Path, tmp_path: Path):
 def lab(fader: Fader, tmp_path: Path) -> Lab:
     """A lab on that model and the short questions."""
     return Lab(Ledger(fader, tmp_path / "ledger.jsonl", quiet=True), dict.fromkeys((*DOMAINS, "other"), level_items()), styles=["warm"], limit=3)
+
+
+class Speaking(BaseHTTPRequestHandler):
+    """A scripted endpoint's handler, less the script."""
+
+    def say(self, status, content, kind="application/json"):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+class Quiet(ThreadingHTTPServer):
+    """A server for one."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_):
+        """A client that went away is no news."""

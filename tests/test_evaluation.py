@@ -4,10 +4,10 @@ import json
 import math
 import threading
 from dataclasses import asdict, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import pytest
-from conftest import level_items
+from conftest import Speaking, level_items
 from test_cli import rows, run
 
 from fader import Fader, Vector
@@ -192,7 +192,7 @@ def test_the_judge_knows_answers_on_subjects_it_was_not_trained_on(domain):
     assert sum(right) / (3 * len(items)) > 0.85
 
 
-class Judging(BaseHTTPRequestHandler):
+class Judging(Speaking):
     """Says which level the last word of an answer names."""
 
     def do_POST(self):
@@ -200,14 +200,7 @@ class Judging(BaseHTTPRequestHandler):
         content = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [
             {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": asked.split()[-1].title() + "."}}
         ]}).encode()  # fmt: skip
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
+        self.say(200, content)
 
 
 def test_a_model_behind_an_endpoint_judges():

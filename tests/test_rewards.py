@@ -8,13 +8,12 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Annotated, get_args
 
 import numpy as np
 import pytest
 import torch
-from conftest import tokenizer
+from conftest import Quiet, Speaking, tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter
@@ -46,7 +45,7 @@ def value(reward, text, prompt="p"):
     return found
 
 
-class Script(BaseHTTPRequestHandler):
+class Script(Speaking):
     """A judge whose mark is the number of times that the answer says "good"; other words in the answer make it fail."""
 
     def do_POST(self):
@@ -65,37 +64,19 @@ class Script(BaseHTTPRequestHandler):
 
     def reply(self, body, answer):
         if self.headers["Authorization"] != "Bearer right":
-            return self.say(401, {"error": {"message": "no such key"}})
+            return self.say(401, json.dumps({"error": {"message": "no such key"}}).encode())
         if body["model"] != "scripted":
-            return self.say(404, {"error": {"message": "no such model"}})
+            return self.say(404, json.dumps({"error": {"message": "no such model"}}).encode())
         if "drop" in answer:
             return self.connection.shutdown(socket.SHUT_RDWR)
         if "broken" in answer:
-            return self.say(500, {"error": {"message": "out of luck"}})
+            return self.say(500, json.dumps({"error": {"message": "out of luck"}}).encode())
         again = len(body["messages"]) > 2
         said = f"<think>7? 8?</think> {min(10, answer.count('good'))}/10."
         if "mute" in answer or ("shy" in answer and not again):
             said = "I would say 3 or 4."
         choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
-        return self.say(200, {"id": "x", "object": "chat.completion", "created": 1, "model": "scripted", "choices": [choice]})
-
-    def say(self, status, content):
-        content = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
-class Quiet(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *_):
-        """A client that went away is no news."""
+        return self.say(200, json.dumps({"id": "x", "object": "chat.completion", "created": 1, "model": "scripted", "choices": [choice]}).encode())
 
 
 @pytest.fixture(scope="module")

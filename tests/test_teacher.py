@@ -12,10 +12,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import Quiet, Speaking
 from test_cli import rows, run
 
 from fader.training.check import NEAR, Seen, answer_faults, check, text_faults, word_pairs
@@ -129,7 +129,7 @@ def words_for(stage: str, draw: random.Random) -> str:
     return " ".join(fill(line) for line in draw.sample(EXPERT, 4))
 
 
-class Script(BaseHTTPRequestHandler):
+class Script(Speaking):
     """Speaks /v1/chat/completions; what goes wrong stands in `server.wrong`, as {(stage, number of the request in it): fault}."""
 
     def do_POST(self):
@@ -172,16 +172,6 @@ class Script(BaseHTTPRequestHandler):
         row = {"id": "x", "object": "chat.completion", "created": 1, "model": "scripted", "choices": [choice], "usage": usage}
         return self.say(200, json.dumps(row).encode())
 
-    def say(self, status, content, kind="application/json"):
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
 
 def stage_of(user: str) -> str:
     marks = {
@@ -192,13 +182,6 @@ def stage_of(user: str) -> str:
         "Do not answer.": "avoidance",
     }
     return next(stage for mark, stage in marks.items() if mark in user)
-
-
-class Quiet(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *_):
-        """A client that was killed is no news."""
 
 
 @pytest.fixture(autouse=True)
