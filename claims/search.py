@@ -31,7 +31,7 @@ from fader.evaluation.figures import Figure, average, distinct, perplexity
 from fader.evaluation.judge import verdict
 from fader.evaluation.ledger import Asked, Ledger, Said
 from fader.methods.draft import ends_sentence
-from fader.methods.rewards import Declared, weighted_sum
+from fader.methods.rewards import make
 from fader.request import Alignment, Message, Request
 from fader.reward_specs import KeywordsSpec, SimilaritySpec
 from fader.training.data import AIMS, Pair, split, starter_pairs, starter_rows
@@ -79,7 +79,7 @@ class Words:
     def covered(self, text: str) -> float:
         """The share of the words that a text holds."""
         if not self.listed:
-            return weighted_sum([KeywordsSpec(kind="keywords", words=self.concepts)], Declared()).score([""], [text])[0]
+            return make(KeywordsSpec(kind="keywords", words=self.concepts)).score([""], [text])[0]
         said = set(re.findall(r"\w+", text.lower()))
         return sum(bool(said & {form.lower() for form in forms}) for forms in self.listed) / len(self.listed)
 
@@ -154,7 +154,7 @@ def length(bench: Bench) -> Iterator[Figure]:
         short = [one.finish == "stop" and 0 < len(one.text.split()) <= words for one, (_, words, _) in zip(said, items, strict=True)]
         alike = []
         for one, (_, _, reference) in zip(said, items, strict=True):
-            alike += weighted_sum([SimilaritySpec(kind="similarity", to=reference)], Declared()).score([""], [one.text])
+            alike += make(SimilaritySpec(kind="similarity", to=reference)).score([""], [one.text])
         yield bench.figure("length", method, case, "satisfied", short)
         yield bench.figure("length", method, case, "finished_sentence", [ends_sentence(one.text) for one in said])
         yield bench.figure("length", method, case, "similarity", alike)

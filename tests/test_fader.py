@@ -2,6 +2,9 @@
 
 import asyncio
 import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from conftest import make_model
@@ -121,6 +124,31 @@ def test_a_batch_that_is_refused_starts_nothing(tiny, monkeypatch):
         tiny.batch([{"prompt": "the sea", "sampling": {"max_tokens": 2}}, {"prompt": "the sea", "sampling": {"max_tokens": 600}}])
 
 
+def test_a_slow_reward_does_not_hold_up_the_others(tiny, monkeypatch):
+    """While a judge thinks, other requests are answered; those that ask it meanwhile wait for one call together."""
+    asked, answered, calls = threading.Event(), threading.Event(), []
+
+    def think(prompts, texts):
+        calls.append(len(texts))
+        asked.set()
+        assert answered.wait(timeout=30), "the engine waited for the reward"
+        return [0.0] * len(texts)
+
+    monkeypatch.setattr(tiny, "declared", Declared(callables={"think": think}))
+    search = {"kind": "best-of-n", "n": 2, "rewards": [{"kind": "python", "name": "think"}]}
+    ask = partial(tiny.generate, "the sea", max_tokens=2, sampling={"temperature": 1}, alignment={"search": search})
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ask)
+        assert asked.wait(timeout=30)
+        later = [pool.submit(ask) for _ in range(3)]
+        assert [tiny.generate("the sea", max_tokens=2).text for _ in range(20)]
+        assert not first.done()
+        answered.set()
+        texts = {one.result(timeout=30).text for one in (first, *later)}
+    assert texts == {ask().text}
+    assert calls[:2] == [2, 6]
+
+
 class TestFaultsEndTheirJobOnly:
     def ends_with(self, tiny, program, on_item=lambda item: None, rows=1):
         ended: queue.Queue[BaseException | None] = queue.Queue()
@@ -161,6 +189,39 @@ class TestFaultsEndTheirJobOnly:
             yield [Score(fail, ["p"], ["t"]), Score(lambda prompts, texts: [1.0], ["p"], ["t"])]
 
         assert "the judge is out" in str(self.ends_with(tiny, program()))
+
+    def test_a_text_that_breaks_a_shared_reward(self, tiny):
+        """Nobody suffers from another's text; a lost connection concerns all, and is not asked for again."""
+        calls = []
+
+        def pick(prompts, texts):
+            calls.append(list(texts))
+            if "bad" in texts:
+                raise ValueError("no text of mine")
+            if "far" in texts:
+                raise ConnectionError("gone")
+            return [float(len(text)) for text in texts]
+
+        def ends(*texts):
+            ended: queue.Queue[tuple[str, object]] = queue.Queue()
+            calls.clear()
+
+            def program(text):
+                yield [Score(pick, ["p"], [text])]
+                return (yield Score(pick, ["p"], [text + "!"]))
+
+            def start(text):
+                tiny.engine.submit(Job(program(text), {tiny.model: (1, 64)}, lambda item: None, lambda *end: ended.put((text, end[1] or end[0]))))
+
+            tiny.engine.between_steps(lambda: [start(text) for text in texts])
+            return dict(ended.get(timeout=30) for _ in texts)
+
+        assert ends("a", "bc") == {"a": [2.0], "bc": [3.0]}
+        assert calls == [["a", "bc"], ["a!", "bc!"]]
+        found = ends("a", "bad", "bc")
+        assert (found["a"], found["bc"], str(found["bad"])) == ([2.0], [3.0], "no text of mine")
+        assert [type(error) for error in ends("a", "far").values()] == [ConnectionError, ConnectionError]
+        assert calls == [["a", "far"]]
 
     def test_more_rows_than_announced(self, tiny):
         def program():

@@ -614,7 +614,7 @@ def test_the_weighted_sum():
     assert reward.bounds == (-1, 2)
     assert reward.of_any_continuation("dog a b c d e ") == (2 - 0.5, 2)
     assert reward.propose("a b c") == [" dog", ".", "!", "?", END]
-    assert weighted_sum(parts[2:]).propose is None
+    assert weighted_sum(parts[2:]).propose("a") == []
     nothing = weighted_sum([])
     assert (nothing.score(["", ""], ["a", "b"]), nothing.bounds, nothing.of_any_continuation("a")) == ([0, 0], (0, 0), (0, 0))
     unbounded = weighted_sum([spec("python", name="f", weight=0), parts[0]], Declared(callables={"f": lambda prompts, texts: [9.0] * len(texts)}))

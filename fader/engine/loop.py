@@ -1,7 +1,8 @@
 """The engine: programs in, answers out.
 
 The engine gathers what all live programs (`program.py`) ask, forwards the rows of one backbone together (single tokens first, longer
-reads in pieces beside them, under a token budget), makes one batch per reward, and resumes every program that has its answers.
+reads in pieces beside them, under a token budget), makes one batch per reward (slow ones beside the forwards, in threads of their own), and
+resumes every program that has its answers.
 Continuous batching, mixed preferences in a batch, cancellation and release of memory all follow from this.
 """
 
@@ -13,6 +14,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from fader.engine.backbone import Backbone, Segment
 from fader.engine.prefix import Policy, Prefix, Strand, attach
-from fader.engine.program import Ask, Emit, Next, Program, Score, Trace
+from fader.engine.program import Ask, Emit, Next, Program, Reward, Score, Trace
 
 
 @dataclass
@@ -95,6 +97,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._live: list[Job] = []
         self._rows: dict[str, dict[tuple[Policy, Prefix, int], _Row]] = {name: {} for name in self.backbones}
+        self._away: dict[Score, Reward] = {}  # what slow rewards are being asked; one call of each at a time
         self._wake = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -147,10 +150,11 @@ class Engine:
             self._wake.notify()
 
     def _run(self) -> None:
+        busy = False
         with torch.inference_mode():
             while True:
                 with self._wake:
-                    while not (self._inbox or self._live or self._waiting or self._closed):
+                    while not (self._inbox or busy or self._closed):
                         self._wake.wait()
                     items = list(self._inbox)
                     self._inbox.clear()
@@ -167,11 +171,9 @@ class Engine:
                 if closed:
                     return
                 try:
-                    self._admit()
-                    self._score()
-                    for name in self.backbones:
-                        self._forward(name)
+                    busy = any([self._admit(), self._score(), *(self._forward(name) for name in self.backbones)])
                 except Exception as error:  # a fault of ours: whoever waits is told, and the engine lives
+                    busy = True
                     logging.getLogger("fader").exception("the engine failed")
                     for job in list(self._live):
                         self._end(job, None, error)
@@ -183,13 +185,16 @@ class Engine:
             self._waiting.remove(job)
             job.on_end(None, Cancelled("the job was cancelled"))
 
-    def _admit(self) -> None:
-        """Start waiting jobs in their order while the memory they announced fits."""
+    def _admit(self) -> bool:
+        """Start waiting jobs in their order while the memory they announced fits. Says, as the next two do, whether there was anything to do."""
+        admitted = False
         while self._waiting and self._fits(self._waiting[0]):
             job = self._waiting.popleft()
             self._live.append(job)
             job.started = time.perf_counter()
             self._resume(job, None)
+            admitted = True
+        return admitted
 
     def _fits(self, job: Job) -> bool:
         wanted: dict[str, tuple[int, int]] = {}
@@ -265,37 +270,49 @@ class Engine:
             row.waiting.append(deliver(place))
             row.jobs.append(job)
 
-    def _score(self) -> None:
-        """One call for each reward that live programs ask for."""
+    def _score(self) -> bool:
+        """One call for each reward that live programs ask for; a slow one that is under way is not called again until it has answered."""
         asked = [(job, i, ask) for job in self._live for i, ask in enumerate(job.asks) if isinstance(ask, Score) and job.answers[i] is None]
-        for reward in dict.fromkeys(ask.reward for _, _, ask in asked):
+        rewards = [reward for reward in dict.fromkeys(ask.reward for _, _, ask in asked) if reward not in self._away.values()]
+        for reward in rewards:
             mine = [entry for entry in asked if entry[2].reward is reward]
-            prompts = [prompt for _, _, ask in mine for prompt in ask.prompts]
-            texts = [text for _, _, ask in mine for text in ask.texts]
-            try:
-                scores = deque(reward(prompts, texts))
-                if len(scores) != len(texts):
-                    raise ValueError(f"reward {reward}: gave {len(scores)} scores for {len(texts)} texts")
-            except Exception as error:
-                for job, _, _ in mine:
-                    self._end(job, None, error)
+            asks = [ask for _, _, ask in mine]
+            if any(ask.slow for ask in asks):
+                self._away |= dict.fromkeys(asks, reward)
+                threading.Thread(target=self._score_beside, args=(reward, mine), name="fader-reward", daemon=True).start()
+            else:
+                self._scored(mine, _scores(reward, asks))
+        return bool(rewards)
+
+    def _score_beside(self, reward: Reward, asked: Sequence[tuple[Job, int, Score]]) -> None:
+        with torch.inference_mode():
+            found = _scores(reward, [ask for _, _, ask in asked])
+        with suppress(RuntimeError):  # the engine was closed meanwhile
+            self._send(lambda: self._scored(asked, found))
+
+    def _scored(self, asked: Sequence[tuple[Job, int, Score]], found: Sequence[list[float] | Exception]) -> None:
+        """Hand out scores; jobs that ended meanwhile want none."""
+        for (job, index, ask), scores in zip(asked, found, strict=True):
+            self._away.pop(ask, None)
+            if job not in self._live:
                 continue
-            for job, index, ask in mine:
-                found = [scores.popleft() for _ in ask.texts]
-                if job not in self._live:
-                    continue
-                job.answers[index] = found
-                job.usage.reward_calls += len(ask.texts)
-                job.missing -= 1
+            if isinstance(scores, Exception):
+                self._end(job, None, scores)
+                continue
+            job.answers[index] = scores
+            job.usage.reward_calls += len(ask.texts)
+            job.missing -= 1
         for job in dict.fromkeys(job for job, _, _ in asked):
             self._resume_if_ready(job)
 
-    def _forward(self, name: str) -> None:
+    def _forward(self, name: str) -> bool:
         """One forward of one backbone: single tokens first, longer reads in pieces with what is left of the budget."""
         queue, backbone = self._rows[name], self.backbones[name]
+        if not queue:
+            return False
         picked = self._pick(queue, backbone)
         if not picked:
-            return
+            return True
         try:
             backbone.desk.use(vector for _, segment in picked for vector, _ in segment.vectors)
             logits = backbone.forward([segment for _, segment in picked])
@@ -303,10 +320,11 @@ class Engine:
             logging.getLogger("fader").exception("a forward pass of %s failed", name)
             for job in {job for row, _ in picked for job in row.jobs}:
                 self._end(job, None, error)
-            return
+            return True
         _count(picked)
         for job in self._deliver(queue, picked, logits):
             self._resume_if_ready(job)
+        return True
 
     def _pick(self, queue: dict[tuple[Policy, Prefix, int], _Row], backbone: Backbone) -> list[tuple[_Row, Segment]]:
         """The rows to read next, and how much of each, within the token budget."""
@@ -376,6 +394,20 @@ class Engine:
                 row.waiting, row.jobs = [put for put, _ in kept], [other for _, other in kept]
                 if not kept:
                     del queue[key]
+
+
+def _scores(reward: Reward, asks: Sequence[Score]) -> list[list[float] | Exception]:
+    """What one call gives to each ask. If it fails, each is asked by itself: nobody suffers from another's texts, but for a lost connection."""
+    prompts, texts = [prompt for ask in asks for prompt in ask.prompts], [text for ask in asks for text in ask.texts]
+    try:
+        scores = deque(reward(prompts, texts))
+        if len(scores) != len(texts):
+            raise ValueError(f"reward {reward}: gave {len(scores)} scores for {len(texts)} texts")
+    except Exception as error:
+        if len(asks) == 1 or isinstance(error, OSError):
+            return [error] * len(asks)
+        return [found for ask in asks for found in _scores(reward, [ask])]
+    return [[scores.popleft() for _ in ask.texts] for ask in asks]
 
 
 def _count(picked: Sequence[tuple[_Row, Segment]]) -> None:

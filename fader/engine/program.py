@@ -41,6 +41,8 @@ class Score:
     reward: Reward
     prompts: Sequence[str]
     texts: Sequence[str]
+    slow: bool = False
+    """Whether the reward may take long, as over a network: it is then called in a thread of its own, and the engine goes on with other jobs."""
 
 
 @dataclass(frozen=True, eq=False)

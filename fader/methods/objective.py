@@ -18,7 +18,7 @@ import torch
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Ask, Next, Program, Score, Trace
 from fader.methods.guidance import Resolve
-from fader.methods.rewards import ANY, Declared, Interval, Reward, weighted_sum
+from fader.methods.rewards import ANY, Declared, Interval, WeightedSum, weighted_sum
 from fader.request import ImplicitSpec, RewardSpec
 
 
@@ -82,8 +82,8 @@ class Implicit:
 class Objective:
     """h, and what can be said of it before a text is finished."""
 
-    reward: Reward
-    """The weighted sum of the rewards of texts."""
+    reward: WeightedSum
+    """The rewards of texts."""
     implicit: tuple[Implicit, ...]
     prompt: str
     prefill: str = ""
@@ -98,8 +98,9 @@ class Objective:
         """h of each draft, given by its prefix and its text."""
         for term in self.implicit:
             yield from term.read(prefixes)
-        whole = [self.prefill + text for text in texts]
-        scores: list[float] = yield Score(self.reward.score, [self.prompt] * len(texts), whole)
+        prompts, whole = [self.prompt] * len(texts), [self.prefill + text for text in texts]
+        columns = yield [Score(reward.score, prompts, whole, reward.slow) for _, reward in self.reward.terms]
+        scores = self.reward.total(columns, len(texts))
         return [score + sum(term.value(prefix) for term in self.implicit) for score, prefix in zip(scores, prefixes, strict=True)]
 
     @property
@@ -113,7 +114,7 @@ class Objective:
 
     def propose(self, text: str) -> Sequence[str]:
         """Texts by which an answer that begins with this text might go on."""
-        return self.reward.propose(self.prefill + text) if self.reward.propose else ()
+        return self.reward.propose(self.prefill + text)
 
 
 def objective(specs: Sequence[RewardSpec], resolve: Resolve, declared: Declared, prompt: str, prefill: str = "") -> Objective:

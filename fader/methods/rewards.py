@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 import regex  # type: ignore[import-untyped]
 
@@ -53,6 +54,8 @@ class Reward:
     """Of any text that begins with this one. Left out: `bounds`."""
     propose: Callable[[str], Sequence[str]] | None = None
     """Texts by which this unfinished one might well go on."""
+    slow: bool = False
+    """Whether a call may take long: the engine does not wait for it. No second call is made before the first has answered."""
 
     def of_any_continuation(self, text: str) -> Interval:
         """Between which values the reward of a text that begins with this one must lie."""
@@ -71,6 +74,8 @@ class Declared:
     """Sequence-classification models: folders, or ids on the Hugging Face hub."""
     embedders: Mapping[str, str] = field(default_factory=dict)
     """Sentence-embedding models: folders, or ids on the Hugging Face hub."""
+    made: WeakValueDictionary[str, Reward] = field(default_factory=WeakValueDictionary, repr=False)
+    """The rewards in use: requests that want the same share it, and so its calls."""
 
 
 NOTHING = Declared()
@@ -279,7 +284,7 @@ def judge(spec: JudgeSpec, declared: Declared) -> Reward:
     """The mark of 0 to 10 that a language model gives the text for a criterion, / 10."""
     package("openai")
     asked = _named("judge", spec.judge, declared.judges, "judges")
-    return Reward(lambda prompts, texts: [mark / 10 for mark in marks(spec.judge, asked, spec.criterion, prompts, texts)], UNIT)
+    return Reward(lambda prompts, texts: [mark / 10 for mark in marks(spec.judge, asked, spec.criterion, prompts, texts)], UNIT, slow=True)
 
 
 def python(spec: PythonSpec, declared: Declared) -> Reward:
@@ -295,7 +300,7 @@ def python(spec: PythonSpec, declared: Declared) -> Reward:
             raise ValueError(f"rewards.python: {spec.name!r} must return one finite number per text (got {short(values)} for {len(texts)} texts)")
         return values
 
-    return Reward(score)
+    return Reward(score, slow=True)
 
 
 REWARDS: Mapping[type, Callable[[Any, Declared], Reward]] = {
@@ -314,35 +319,57 @@ REWARDS: Mapping[type, Callable[[Any, Declared], Reward]] = {
 
 
 def make(spec: Any, declared: Declared = NOTHING) -> Reward:
-    """The reward of some settings; it proposes only where they say so. Raises ValueError for what is not declared, not installed or no use."""
-    reward = REWARDS[type(spec)](spec, declared)
-    return reward if getattr(spec, "propose", False) else replace(reward, propose=None)
+    """The reward of some settings, one for all who use the same; it proposes only where they say so. Raises ValueError for what is not declared,
+    not installed or no use."""
+    settings = spec.model_copy(update={"weight": 1.0}).model_dump_json()
+    reward = declared.made.get(settings)
+    if reward is None:
+        reward = REWARDS[type(spec)](spec, declared)
+        if not getattr(spec, "propose", False):
+            reward = replace(reward, propose=None)
+        declared.made[settings] = reward
+    return reward
 
 
-def weighted_sum(specs: Sequence[Any], declared: Declared = NOTHING) -> Reward:
-    """The sum of the rewards times their weights. It proposes what any of them does."""
-    parts = [(spec.weight, make(spec, declared)) for spec in specs]
+@dataclass(frozen=True, eq=False)
+class WeightedSum:
+    """The sum of rewards times their weights. It proposes what any of them does."""
 
-    def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
-        columns = [[weight * value for value in reward.score(prompts, texts)] for weight, reward in parts]
-        sums = [sum((column[i] for column in columns), 0.0) for i in range(len(texts))]
+    terms: tuple[tuple[float, Reward], ...]
+
+    def score(self, prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
+        """One float per text."""
+        return self.total([reward.score(prompts, texts) for _, reward in self.terms], len(texts))
+
+    def total(self, columns: Sequence[Sequence[float]], count: int) -> list[float]:
+        """The sums for `count` texts, from what each reward gives them. Raises ValueError where one is no number."""
+        sums = [sum((weight * column[i] for (weight, _), column in zip(self.terms, columns, strict=True)), 0.0) for i in range(count)]
         if not all(map(math.isfinite, sums)):
             raise ValueError(f"rewards: a reward is no finite number (got {short(sums)}), so nothing can be compared by it")
         return sums
 
-    def total(intervals: Sequence[Interval]) -> Interval:
-        ends = [sorted((weight * low, weight * high)) if weight else (0.0, 0.0) for (weight, _), (low, high) in zip(parts, intervals, strict=True)]
+    @property
+    def bounds(self) -> Interval:
+        """Of any text."""
+        return self._between([reward.bounds for _, reward in self.terms])
+
+    def of_any_continuation(self, text: str) -> Interval:
+        """Of any text that begins with this one."""
+        return self._between([reward.of_any_continuation(text) for _, reward in self.terms])
+
+    def propose(self, text: str) -> list[str]:
+        """Texts by which this unfinished one might well go on."""
+        return list(dict.fromkeys(proposal for _, reward in self.terms if reward.propose for proposal in reward.propose(text)))
+
+    def _between(self, intervals: Sequence[Interval]) -> Interval:
+        weights = [weight for weight, _ in self.terms]
+        ends = [sorted((weight * low, weight * high)) if weight else (0.0, 0.0) for weight, (low, high) in zip(weights, intervals, strict=True)]
         return sum((low for low, _ in ends), 0.0), sum((high for _, high in ends), 0.0)
 
-    def propose(text: str) -> list[str]:
-        return list(dict.fromkeys(proposal for _, reward in parts if reward.propose for proposal in reward.propose(text)))
 
-    return Reward(
-        score,
-        total([reward.bounds for _, reward in parts]),
-        lambda text: total([reward.of_any_continuation(text) for _, reward in parts]),
-        propose if any(reward.propose for _, reward in parts) else None,
-    )
+def weighted_sum(specs: Sequence[Any], declared: Declared = NOTHING) -> WeightedSum:
+    """What these settings ask for together."""
+    return WeightedSum(tuple((spec.weight, make(spec, declared)) for spec in specs))
 
 
 # What the rewards are made with.
