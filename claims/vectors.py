@@ -77,8 +77,10 @@ def joint(lab: Lab) -> Iterator[Figure]:
     found = lab.ranked("joint", [trial(lab, mixture, domain, lab.split) for domain in COMBINATION])
     for (domain, level), means in zip(COMBINATION.items(), found, strict=True):
         yield average("joint", "vectors", domain, f"best_{level}", firsts(means, level), lab.seed)
-    card = lab.ledger.fader.vector(next(iter(lab.vectors.values()))).card  # the vectors were trained together, their cards tell of one run
-    together = card["seconds"] + sum(stage["seconds"] for stage in card.get("started_from", ())[:1])
+    together, stages = 0.0, [lab.ledger.fader.vector(next(iter(lab.vectors.values()))).card]
+    while stages:  # the vectors were trained together: the card of one tells of all, and of the stage they went on from
+        together += stages[0]["seconds"]
+        stages = stages[0].get("started_from", [])
     yield average("joint", "joint training", "27 combinations", "training_seconds", [27 * trained.card["seconds"]], lab.seed)
     yield average("joint", "vectors", "27 combinations", "training_seconds", [together], lab.seed)
 

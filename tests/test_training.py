@@ -119,6 +119,19 @@ def test_lessons_of_levels_stand_at_their_places():
     assert lessons != lessons_of(items, split(starter_levels("medical"), "dev"), seed=1)
 
 
+def test_lessons_of_a_panel_stand_beside_each_other():
+    """At any amounts of the other vectors, or, meeting, at those that these are taught at."""
+    parts = [lessons_of(split(starter_levels(domain), "dev")) for domain in DOMAINS]
+    anywhere, meeting = panel(parts), panel(parts, meeting=True)
+    for found in (anywhere, meeting):
+        assert [lesson.amounts[place // len(parts[0])] for place, lesson in enumerate(found)] == [one.amounts[0] for part in parts for one in part]
+    taught = {lesson.amounts[0] for lesson in parts[1]}
+    assert len({lesson.amounts[1] for lesson in anywhere[: len(parts[0])]} & taught) == 0
+    beside = [lesson.amounts[1] for lesson in meeting[: len(parts[0])]]
+    assert set(beside) <= {*taught, 0.0}
+    assert 0 < beside.count(0.0) < len(beside) / 4
+
+
 def test_lessons_of_pairs_are_taught_on_both_sides():
     pairs = split(starter_pairs("warm"), "dev")
     lessons = lessons_of(pairs)
@@ -318,6 +331,8 @@ def test_a_vector_goes_on_from_another(tmp_path, tiny_folder):
     assert still.card["started_from"][0]["recipe"] == first.card["recipe"]
     moved = train_vector("v", lessons, tmp_path / "moved", recipe, start=[first], **common)
     assert (moved - first).norm() > 0.05 * first.norm()
+    third = train_vector("v", lessons, tmp_path / "third", replace(recipe, epochs=0.2), start=[still], **common)
+    assert third.card["started_from"][0]["started_from"][0]["seconds"] == first.card["seconds"]
     for other, said in (({"rank": 3}, "the same `rank`"), ({"targets": ("q_proj",)}, "the same `targets`")):
         with pytest.raises(ValueError, match=said):
             train_vector("v", lessons, tmp_path / "other", replace(recipe, **other), start=[first], **common)

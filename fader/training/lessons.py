@@ -7,7 +7,7 @@ middle of the line a level of its own. Here every lesson says at which amount it
     pairs    chosen over rejected at lambda > 0, rejected over chosen at lambda < 0
     levels   expert first around 1, avoidance first around -1, generic first around -0.35 (models start with expert the likeliest of the three)
     held     answers to other subjects, whose likelihood is to stay what it is at any lambda
-    panel    several vectors side by side: each lesson at its own amount, and at any amounts of the others
+    panel    several vectors side by side: each lesson at its own amount, and at any amounts of the others, or at those that the others are taught at
 """
 
 from __future__ import annotations
@@ -85,14 +85,15 @@ def held(items: Sequence[Item], count: int, seed: int = 0) -> list[Lesson]:
     return lessons
 
 
-def panel(parts: Sequence[Sequence[Lesson]], others: Sequence[Item] = (), seed: int = 0) -> list[Lesson]:
+def panel(parts: Sequence[Sequence[Lesson]], others: Sequence[Item] = (), seed: int = 0, meeting: bool = False) -> list[Lesson]:
     """The lessons of several vectors that are trained side by side, so that each keeps to its own subject: every lesson of a part is to hold
-    whatever the amounts of the other vectors are, and `others` (once each) are to stay whatever all of them are."""
+    whatever the amounts of the other vectors are, and `others` (once each) are to stay whatever all of them are. `meeting`: the other vectors
+    stand mostly where their own lessons put them, as they do in mixtures."""
     dice = random.Random(seed)
     lessons = []
     for place, part in enumerate(parts):
         for lesson in part:
-            amounts = [_anywhere(dice) for _ in parts]
+            amounts = [_taught(beside, dice) if meeting else _anywhere(dice) for beside in parts]
             amounts[place] = lesson.amounts[0]
             lessons.append(replace(lesson, amounts=tuple(amounts)))
     stay = held(others, len(others), seed)
@@ -102,6 +103,11 @@ def panel(parts: Sequence[Sequence[Lesson]], others: Sequence[Item] = (), seed: 
 def _anywhere(dice: random.Random) -> float:
     """An amount for a vector that a lesson is not about; now and then it is not there at all."""
     return 0.0 if dice.random() < 0.25 else dice.uniform(*ANYWHERE)
+
+
+def _taught(part: Sequence[Lesson], dice: random.Random) -> float:
+    """An amount for a vector that a lesson is not about: one that it is taught at, seldom none."""
+    return 0.0 if dice.random() < 0.1 else dice.choice(part).amounts[0]
 
 
 def _round(items: Sequence[Item], count: int, dice: random.Random) -> Iterator[Item]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fader.evaluation.effect import note_effect
@@ -14,27 +16,44 @@ from fader.training.vector import Recipe, train_vector, train_vectors
 
 FOLDER = STARTER.parent / "vectors"
 SMOOTHER = Recipe(learning_rate=6e-4)
-"""The domains' last pass: at the usual rate a few large drifts of held lessons throw back what one of the vectors has learned."""
+"""The domains' later passes: at the usual rate a few large drifts of held lessons throw back what one of the vectors has learned."""
 
 
-def domain_lessons(passes: range) -> list[Lesson]:
+@dataclass(frozen=True)
+class Stage:
+    """Some passes through the domains' lessons; each draws its own amounts."""
+
+    passes: Sequence[int]
+    recipe: Recipe = SMOOTHER
+    meeting: bool = False
+    """See `lessons.panel`."""
+
+
+DOMAIN_STAGES = (Stage((0, 1), Recipe()), Stage((2,)), Stage((3, 4), meeting=True))
+
+
+def domain_lessons(stage: Stage) -> list[Lesson]:
     """What the domains' vectors are taught, side by side, from the training splits: each its levels whatever the others do, and to leave further
-    subjects and everyday questions alone. Every pass through the data draws its own amounts."""
+    subjects and everyday questions alone."""
     others: list[Item] = [*split(starter_levels("other"), "train")]
     others += [pair for style in STYLES for pair in split(starter_pairs(style), "train")[:8]]
     taught = [split(starter_levels(domain), "train") for domain in DOMAINS]
-    lessons = [panel([from_levels(items, seed) for items in taught], others, seed) for seed in passes]
-    return [lesson for one in lessons for lesson in one]
+    return [one for seed in stage.passes for one in panel([from_levels(items, seed) for items in taught], others, seed, stage.meeting)]
 
 
-def train_domains(folder: Path, first: range = range(2), last: range = range(2, 3)) -> list[Vector]:
-    """The domains' vectors, trained together: passes at the usual rate, then at a lower one."""
-    rough = {domain: folder / f".{domain}.rough" for domain in DOMAINS}
-    if not all((place / CONFIG).is_file() for place in rough.values()):
-        train_vectors(rough, domain_lessons(first))
-    begun = [Vector.load(place, domain) for domain, place in rough.items()]
-    vectors = train_vectors({domain: folder / domain for domain in DOMAINS}, domain_lessons(last), SMOOTHER, start=begun)
-    for place in rough.values():
+def train_domains(folder: Path, stages: Sequence[Stage] = DOMAIN_STAGES) -> list[Vector]:
+    """The domains' vectors, trained together, each stage from where the one before it ended; a stopped run goes on at the stage it was in."""
+    vectors: list[Vector] = []
+    scratch: list[Path] = []
+    for number, stage in enumerate(stages, 1):
+        last = number == len(stages)
+        places = {domain: folder / (domain if last else f".{domain}.stage{number}") for domain in DOMAINS}
+        if all((place / CONFIG).is_file() for place in places.values()):
+            vectors = [Vector.load(place, domain) for domain, place in places.items()]
+        else:
+            vectors = train_vectors(places, domain_lessons(stage), stage.recipe, start=vectors)
+        scratch += [] if last else places.values()
+    for place in scratch:
         shutil.rmtree(place)
     return vectors
 

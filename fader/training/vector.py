@@ -118,7 +118,7 @@ def train_vectors(
         "held": sum(lesson.held for lesson in lessons),
         "data": identity["data"],
         "recipe": asdict(recipe),
-        "started_from": [{key: vector.card.get(key) for key in ("data", "recipe", "lessons", "seconds")} for vector in start],
+        "started_from": [{key: vector.card.get(key) for key in ("data", "recipe", "lessons", "seconds", "started_from")} for vector in start],
         "seconds": round(time.perf_counter() - began, 1),
         "curve": [{key: row[key] for key in ("step", *CURVE) if key in row} for row in trainer.state.log_history if "loss" in row],
     }
