@@ -98,6 +98,7 @@ class Engine:
         self._live: list[Job] = []
         self._rows: dict[str, dict[tuple[Policy, Prefix, int], _Row]] = {name: {} for name in self.backbones}
         self._away: dict[Score, Reward] = {}  # what slow rewards are being asked; one call of each at a time
+        self._answered: deque[tuple[Sequence[tuple[Job, int, Score]], Sequence[list[float] | Exception]]] = deque()
         self._wake = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -272,6 +273,9 @@ class Engine:
 
     def _score(self) -> bool:
         """One call for each reward that live programs ask for; a slow one that is under way is not called again until it has answered."""
+        answered = bool(self._answered)
+        while self._answered:
+            self._scored(*self._answered.popleft())
         asked = [(job, i, ask) for job in self._live for i, ask in enumerate(job.asks) if isinstance(ask, Score) and job.answers[i] is None]
         rewards = [reward for reward in dict.fromkeys(ask.reward for _, _, ask in asked) if reward not in self._away.values()]
         for reward in rewards:
@@ -282,13 +286,13 @@ class Engine:
                 threading.Thread(target=self._score_beside, args=(reward, mine), name="fader-reward", daemon=True).start()
             else:
                 self._scored(mine, _scores(reward, asks))
-        return bool(rewards)
+        return answered or bool(rewards)
 
     def _score_beside(self, reward: Reward, asked: Sequence[tuple[Job, int, Score]]) -> None:
         with torch.inference_mode():
             found = _scores(reward, [ask for _, _, ask in asked])
         with suppress(RuntimeError):  # the engine was closed meanwhile
-            self._send(lambda: self._scored(asked, found))
+            self._send(lambda: self._answered.append((asked, found)))
 
     def _scored(self, asked: Sequence[tuple[Job, int, Score]], found: Sequence[list[float] | Exception]) -> None:
         """Hand out scores; jobs that ended meanwhile want none."""
