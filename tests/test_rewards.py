@@ -621,6 +621,15 @@ def test_the_weighted_sum():
     assert unbounded.bounds == (0, 2)
 
 
+def test_what_is_declared_anew_shares_no_reward_with_the_old():
+    old = Declared(callables={"f": lambda prompts, texts: [1.0] * len(texts)})
+    reward = make(spec("python", name="f"), old)
+    assert make(spec("python", name="f", weight=3), old) is reward
+    new = replace(old, callables={"f": lambda prompts, texts: [2.0] * len(texts)})
+    assert make(spec("python", name="f"), new).score(["p"], ["t"]) == [2.0]
+    assert Declared() == Declared()
+
+
 def test_a_word_may_be_a_list_of_forms():
     wanted = spec("keywords", words=("dog", ("run", "runs", "running fast")), match="form", ordered=True, propose=True)
     reward = make(wanted)

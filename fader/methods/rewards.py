@@ -74,7 +74,7 @@ class Declared:
     """Sequence-classification models: folders, or ids on the Hugging Face hub."""
     embedders: Mapping[str, str] = field(default_factory=dict)
     """Sentence-embedding models: folders, or ids on the Hugging Face hub."""
-    made: WeakValueDictionary[str, Reward] = field(default_factory=WeakValueDictionary, repr=False)
+    made: WeakValueDictionary[str, Reward] = field(default_factory=WeakValueDictionary, init=False, repr=False, compare=False)
     """The rewards in use: requests that want the same share it, and so its calls."""
 
 
