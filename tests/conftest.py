@@ -36,6 +36,7 @@ ARCHITECTURES = {
     },
     "gpt_neox": {**SIZES},
 }
+warnings_of_the_trainer = pytest.mark.filterwarnings("ignore")
 TEXT = """the sea is wide and the ship is small . a cat sat on a mat , and the dog ran home !
 one two three four five six seven eight nine ten ? people say what they want from a model and it answers that way .
 rivers bend slowly through green valleys while old stone bridges watch the water pass beneath them every day ."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import warnings_of_the_trainer
 from test_cli import rows, run
 from transformers import AutoModelForCausalLM
 
@@ -16,10 +17,8 @@ from fader.engine.builtin import fetch
 from fader.methods.prompt import conversation
 from fader.methods.vector import Vector
 from fader.request import Message
-from fader.training.data import AIMS, DOMAINS, LEVELS, STARTER, STYLES, Pair, read_levels, read_pairs, split, starter_levels, starter_pairs
+from fader.training.data import AIMS, DOMAINS, LEVELS, STARTER, STYLES, Pair, pair_of, read_levels, read_pairs, split, starter_levels, starter_pairs
 from fader.training.lessons import PLACES, at_one, lessons_of, panel
-
-warnings_of_the_trainer = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -52,6 +51,7 @@ def test_pairs_in_every_common_form(tmp_path):
         {"prompt": turns, "chosen": [{"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}]},
         {"messages": turns, "chosen": {"role": "assistant", "content": "a"}, "rejected": "b"},
         {"chosen": [*turns, {"role": "assistant", "content": "a"}], "rejected": [*turns, {"role": "assistant", "content": "b"}]},
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
     ]
     file = tmp_path / "pairs.jsonl.gz"
     with gzip.open(file, "wt") as stream:
@@ -73,6 +73,7 @@ def test_pairs_in_every_common_form(tmp_path):
         ("", "no records"),
         ('{"prompt": "q", "chosen": "a"}', "data.jsonl:1: rejected: must be a text"),
         ('{"chosen": "a", "rejected": "b"}', "data.jsonl:1: prompt must be"),
+        (json.dumps({"chosen": "\n\nHuman: q\n\nAssistant: ", "rejected": "b"}), "data.jsonl:1: chosen: must be a text"),
         ('{"prompt": [{"role": "robot", "content": "x"}], "chosen": "a", "rejected": "b"}', "data.jsonl:1: prompt.0.role"),
         ('{"query": "q", "generic": "g", "expert": "e"}', "data.jsonl:1: avoidance must be a text"),
     ],
@@ -83,6 +84,13 @@ def test_faulty_data_is_named(tmp_path, line, said):
     with pytest.raises(ValueError, match=r".") as caught:
         read_pairs(file)
     assert said in str(caught.value)
+
+
+def test_a_transcript_keeps_its_turns():
+    said = "\n\nHuman: one\n\ntwo\n\nAssistant: three\n\nHuman: four\n\nAssistant: "
+    pair = pair_of({"chosen": f"{said}five", "rejected": f"{said}six"}, "here")
+    assert [(turn.role, turn.content) for turn in pair.messages] == [("user", "one\n\ntwo"), ("assistant", "three"), ("user", "four")]
+    assert (pair.chosen, pair.rejected) == ("five", "six")
 
 
 def test_an_empty_split_is_refused(tmp_path):

@@ -1,7 +1,8 @@
 """Training and evaluation data: preference pairs and level files, read and checked.
 
 A *pairs* record has `prompt` (text or messages), `chosen` and `rejected` (text or messages). Records whose whole conversation stands in
-`chosen` and `rejected` (as in many public sets) are split at their last user turn. A *level* record has `query` and one answer for each of
+`chosen` and `rejected` (as in many public sets), as messages or as a transcript of turns that begin with "Human:" and "Assistant:", are split
+before their last answer. A *level* record has `query` and one answer for each of
 the levels avoidance, generic and expert. Either may carry `split`: train, dev or test.
 """
 
@@ -11,7 +12,8 @@ import gzip
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,7 +80,7 @@ def read_any(source: Path | str) -> list[Item]:
     """Level items or pairs, whichever `source` holds. Raises ValueError naming the record and the field that is wrong."""
     rows = read_rows(source)
     return (
-        [_level(row, f"{source}:{place}") for place, row in rows] if _are_levels(rows) else [_pair(row, f"{source}:{place}") for place, row in rows]
+        [_level(row, f"{source}:{place}") for place, row in rows] if _are_levels(rows) else [pair_of(row, f"{source}:{place}") for place, row in rows]
     )
 
 
@@ -184,8 +186,9 @@ def _level(row: dict[str, Any], where: str) -> LevelItem:
     return LevelItem(row["query"], {level: row[level] for level in LEVELS}, row.get("split", "train"), row.get("persona", ""))
 
 
-def _pair(row: dict[str, Any], where: str) -> Pair:
-    prompt, chosen, rejected = row.get("prompt", row.get("messages")), row.get("chosen"), row.get("rejected")
+def pair_of(row: Mapping[str, Any], where: str) -> Pair:
+    """A record as a pair. Raises ValueError naming `where` and the field that is wrong."""
+    prompt, chosen, rejected = row.get("prompt", row.get("messages")), _turns(row.get("chosen")), _turns(row.get("rejected"))
     if prompt is None and isinstance(chosen, list) and chosen:
         prompt = chosen[:-1]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -193,6 +196,17 @@ def _pair(row: dict[str, Any], where: str) -> Pair:
         raise ValueError(f"{where}: prompt must be a text or a list of messages (got {prompt!r})")
     turns = tuple(parse(Message, message, f"{where}: prompt.{place}") for place, message in enumerate(messages))
     return Pair(turns, _answer(chosen, f"{where}: chosen"), _answer(rejected, f"{where}: rejected"), row.get("split", "train"))
+
+
+def _turns(value: Any) -> Any:
+    """The messages of a transcript; anything else as it is."""
+    if not (isinstance(value, str) and value.startswith("\n\nHuman:")):
+        return value
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": roles[who], "content": said.strip()}
+        for who, said in re.findall(r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", value, re.S)
+    ]
 
 
 def _answer(value: Any, where: str) -> str:
