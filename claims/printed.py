@@ -44,13 +44,10 @@ def print_figures(
         write_report(figures, Path(given["--report"]))
 
 
-def public_data() -> Path | None:
-    """The folder with public data that FADER_DATA names, if it is one."""
-    root = os.environ.get("FADER_DATA")
-    return Path(root) if root and Path(root).is_dir() else None
-
-
 def public_rows(name: str) -> list[dict[str, Any]]:
-    """The records of a file in that folder; none where it is not there."""
-    root = public_data()
-    return [row for _, row in read_rows(root / name)] if root is not None and (root / name).is_file() else []
+    """The records of a file in the folder with public data that FADER_DATA names; none, and a word about it, where it is not there."""
+    file = Path(os.environ.get("FADER_DATA", "")) / name
+    if "FADER_DATA" in os.environ and file.is_file():
+        return [row for _, row in read_rows(file)]
+    sys.stderr.write(f"{name}: not in the folder that FADER_DATA names\n")
+    return []

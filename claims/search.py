@@ -7,7 +7,8 @@ project's own sets serve:
                blockwise at the rows of the search, and look-ahead without and with proposals (paper, Dolly-3B: .65 / .30 to .79 / .51)
     length     a question in at most N words: share satisfied, and similarity to a reference (paper: .16 to .73)
     tradeoff   harmless and helpful by weights, and the weight that keeps a bound, found from samples of the base
-    preferences  what the two implicit rewards prefer on pairs that people judged (hh_harmless, pandalm in `FADER_DATA`; the shipped test pairs)
+    preferences  what the two implicit rewards prefer on the shipped test pairs and on pairs that people judged (hh_harmless, pandalm in
+               `FADER_DATA`), and what vectors trained on other pairs of those sets prefer
     attack     answers that are forced to begin badly: none, safety prompt, re-ranking, look-ahead (paper .17, .20, -, .73), and the vector itself
 
 Judges are never the reward: inflections listed with the data; classifiers trained on answers that were written for them alone.
@@ -32,9 +33,12 @@ from fader.evaluation.judge import verdict
 from fader.evaluation.ledger import Asked, Ledger, Said
 from fader.methods.draft import ends_sentence
 from fader.methods.rewards import make
+from fader.methods.vector import CONFIG, Vector
 from fader.request import Alignment, Message, Request
 from fader.reward_specs import KeywordsSpec, SimilaritySpec
-from fader.training.data import AIMS, Pair, split, starter_pairs, starter_rows
+from fader.training.data import AIMS, Pair, pair_of, shuffled, split, starter_pairs, starter_rows
+from fader.training.lessons import at_one
+from fader.training.vector import PAPER, train_vector
 
 RUNS = Path("runs/search")
 SAMPLED = {"temperature": 0.8, "top_p": 0.95}
@@ -209,38 +213,57 @@ def bound(bench: Bench, wanted: float = 0.6, samples: int = 16) -> Iterator[Figu
 
 
 def preferences(bench: Bench) -> Iterator[Figure]:
-    """Share of pairs of which the implicit reward of an aim, per token, prefers the chosen answer; and which of them is longer, for comparison."""
-    for aim, case, pairs in _judged_by_people():
-        chosen = pairs[: bench.limit or 100]
-        texts = [(pair.messages, text) for pair in chosen for text in (pair.chosen, pair.rejected)]
-        sides = []
-        for alignment in ({"vectors": {aim: 1}}, {}):
-            asked = [
-                Asked("preferences", aim, case, str(place), Request(messages=turns, alignment=Alignment(**alignment)), text)
-                for place, (turns, text) in enumerate(texts)
-            ]
-            sides.append(np.array([one.mean for one in bench.ledger.ask(asked)]).reshape(-1, 2))
-        ratios = sides[0] - sides[1]
-        yield bench.figure("preferences", f"implicit reward of {aim}", case, "accuracy", [float(a > b) for a, b in ratios])
-        yield bench.figure("preferences", "the longer answer", case, "accuracy", [float(len(p.chosen) > len(p.rejected)) for p in chosen])
-
-
-def _judged_by_people() -> Iterator[tuple[str, str, list[Pair]]]:
-    """(aim, name, pairs) of what is there."""
+    """Share of pairs of which the implicit reward of an aim prefers the chosen answer, and which of them is longer, for comparison: of the shipped
+    vectors, and on public pairs of vectors trained on others of them as the paper does."""
     for aim in AIMS:
-        yield aim, f"{aim} test", split(starter_pairs(aim), "test")
-    for aim, name, file, pair_of in (("harmless", "hh_harmless", "pairs.jsonl.gz", _transcripts), ("helpful", "pandalm", "pairs.jsonl", _voted)):
-        if rows := public_rows(f"{name}/{file}"):
-            yield aim, name, [pair for row in rows if (pair := pair_of(row)) is not None]
+        yield from _preferred(bench, aim, f"{aim} test", split(starter_pairs(aim), "test"), per_token=True)
+    for aim, name, file, of_row in (("harmless", "hh_harmless", "pairs.jsonl.gz", _whole), ("helpful", "pandalm", "pairs.jsonl", _voted)):
+        if not (rows := public_rows(f"{name}/{file}")):
+            continue
+        pairs = [pair for row in rows if (pair := of_row(row)) is not None]
+        unseen, folder = pairs[:100], RUNS / name
+        if not (folder / CONFIG).is_file():
+            train_vector(name, at_one(_others(pairs, unseen)[: bench.limit]), folder, PAPER, model=bench.ledger.fader.model)
+        bench.ledger.fader.add_vector(Vector.load(folder, name))
+        yield from _preferred(bench, aim, name, unseen, per_token=True)
+        yield from _preferred(bench, name, name, unseen, per_token=False)
 
 
-def _transcripts(row: Mapping[str, Any]) -> Pair | None:
-    """A pair from two transcripts that differ in their last answer alone; None where they differ before, or have an empty turn."""
-    turns, other = ([part.strip() for part in re.split(r"\n\n(?:Human|Assistant):", text)[1:]] for text in (row["chosen"], row["rejected"]))
-    if turns[:-1] != other[:-1] or not all([*turns, other[-1]]) or len(turns) % 2:
+def _preferred(bench: Bench, vector: str, case: str, pairs: Sequence[Pair], per_token: bool) -> Iterator[Figure]:
+    """How often the implicit reward of a vector, per token or summed, agrees with the pairs."""
+    pairs = pairs[: bench.limit]
+    texts = [(pair.messages, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
+    sides = []
+    for alignment in ({"vectors": {vector: 1}}, {}):
+        asked = [
+            Asked("preferences", vector if alignment else "base", case, str(place), Request(messages=turns, alignment=Alignment(**alignment)), text)
+            for place, (turns, text) in enumerate(texts)
+        ]
+        sides.append(np.array([one.mean * (1 if per_token else one.tokens) for one in bench.ledger.ask(asked)]))
+    ratios = (sides[0] - sides[1]).reshape(-1, 2)
+    yield bench.figure("preferences", f"implicit reward of {vector}", case, "accuracy", [float(a > b) for a, b in ratios])
+    if per_token:
+        yield bench.figure("preferences", "the longer answer", case, "accuracy", [float(len(p.chosen) > len(p.rejected)) for p in pairs])
+
+
+def _others(pairs: Sequence[Pair], unseen: Sequence[Pair], count: int = 600, words: int = 200) -> list[Pair]:
+    """Pairs to learn from: with other first messages than the unseen ones, of at most so many words, drawn with seed 0."""
+    taken = {pair.messages[0].content for pair in unseen}
+    fitting = [
+        pair
+        for pair in pairs
+        if pair.messages[0].content not in taken
+        and sum(len(text.split()) for text in (*(turn.content for turn in pair.messages), pair.chosen, pair.rejected)) <= words
+    ]
+    return shuffled(fitting, 0)[:count]
+
+
+def _whole(row: Mapping[str, Any]) -> Pair | None:
+    """A pair from two transcripts; None where an answer is empty."""
+    try:
+        return pair_of(row, "hh_harmless")
+    except ValueError:
         return None
-    said = tuple(Message(role=("user", "assistant")[place % 2], content=text) for place, text in enumerate(turns[:-1]))
-    return Pair(said, turns[-1], other[-1])
 
 
 def _voted(row: Mapping[str, Any]) -> Pair | None:

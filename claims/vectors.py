@@ -15,7 +15,6 @@ Prints one figure per line as JSON. Parts, all by default and in this order:
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from claims.printed import print_figures, public_data
+from claims.printed import print_figures, public_rows
 from fader import Fader
 from fader.engine import builtin
 from fader.engine.backbone import quick_dtype
@@ -36,9 +35,8 @@ from fader.evaluation.levels import spillover
 from fader.evaluation.tasks import TASKS
 from fader.evaluation.tune import amounts, curves, firsts, trial
 from fader.methods.vector import CONFIG, Vector, project_out
-from fader.request import Message
-from fader.training.data import DOMAINS, LEVELS, STYLES, Level, read_rows, split, starter_levels, starter_pairs
-from fader.training.lessons import Lesson, lessons_of
+from fader.training.data import DOMAINS, LEVELS, STYLES, Level, shuffled, split, starter_levels, starter_pairs
+from fader.training.lessons import at_one, lessons_of
 from fader.training.vector import train_vector
 
 RUNS = Path("runs/vectors")
@@ -59,14 +57,14 @@ def joint(lab: Lab) -> Iterator[Figure]:
     """One vector trained on all three domains for one combination, served at 1; and the time for all 27, against three vectors' and a search."""
     name, folder = "joint", RUNS / "joint"
     if not (folder / CONFIG).is_file():
-        lessons = [
-            Lesson((Message(role="user", content=item.query),), item.answers[wanted], item.answers[other], (1.0,))
+        pairs = [
+            item.pair(wanted, other)
             for domain, wanted in COMBINATION.items()
-            for item in split(starter_levels(domain), "train")
+            for item in lab.items(domain, "train")
             for other in LEVELS
             if other != wanted
         ]
-        train_vector(name, lessons, folder)
+        train_vector(name, at_one(pairs), folder, model=lab.ledger.fader.model)
     trained = Vector.load(folder, name)
     lab.ledger.fader.add_vector(trained)
     found = lab.ranked("joint", [trial(lab, {name: 1.0}, domain, lab.split) for domain in COMBINATION])
@@ -89,7 +87,7 @@ def transfer(lab: Lab) -> Iterator[Figure]:
     """The same figures on the base and on a checkpoint fine-tuned further, all its weights, on 200 general answers."""
     picks = amounts(lab, "transfer")
     points = [(domain, picks[domain, level]) for domain in lab.vectors for level in LEVELS]
-    tuned = further(RUNS / "further")
+    tuned = further(RUNS / "further", lab.ledger.fader.model, lab.limit)
     with Fader(str(tuned), dtype=quick_dtype()) as fader:
         for domain, name in lab.vectors.items():
             fader.add_vector(replace(lab.ledger.fader.vector(name), base=fader.backbones[fader.model].fingerprint), domain)
@@ -102,28 +100,28 @@ def transfer(lab: Lab) -> Iterator[Figure]:
                     yield average("transfer", f"{method}, lambda 0", domain, f"best_{level}", firsts(found[domain, 0.0], level), lab.seed)
 
 
-def further(folder: Path) -> Path:
-    """A further fine-tuning stage of the built-in model: one pass over 200 general answers, all weights trained."""
+def further(folder: Path, model_name: str, limit: int | None = None) -> Path:
+    """A further fine-tuning stage of a model: one pass over 200 general answers, all weights trained."""
     if (folder / "config.json").is_file():
         return folder
-    source = str(builtin.fetch())
+    source = builtin.source(model_name)
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source)
     pairs = [pair for style in STYLES for pair in split(starter_pairs(style), "train")]
-    random.Random(0).shuffle(pairs)
     rows = []
-    for pair in pairs[:200]:
+    for pair in shuffled(pairs, 0)[: limit or 200]:
         turns = [{"role": "user", "content": pair.messages[0].content}, {"role": "assistant", "content": pair.rejected}]
         ids = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)["input_ids"]
         rows.append({"input_ids": ids, "labels": ids})
+    scratch = folder.with_name(f"{folder.name}.part")
     settings = TrainingArguments(
-        str(folder) + ".part", per_device_train_batch_size=1, gradient_accumulation_steps=8, learning_rate=5e-5, num_train_epochs=1, report_to=[],
+        str(scratch), per_device_train_batch_size=1, gradient_accumulation_steps=8, learning_rate=5e-5, num_train_epochs=1, report_to=[],
         save_strategy="no", bf16=quick_dtype() == "bfloat16", use_cpu=not torch.cuda.is_available(), seed=0,
     )  # fmt: skip
     Trainer(model, settings, train_dataset=rows).train()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    model.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    return scratch.rename(folder)
 
 
 def remedies(lab: Lab) -> Iterator[Figure]:
@@ -136,18 +134,14 @@ def remedies(lab: Lab) -> Iterator[Figure]:
     yield from spillover(replace(lab, vectors={domain: f"{domain}-orthogonal" for domain in shipped}))
     folder = RUNS / "medical-unheld"
     if not (folder / CONFIG).is_file():
-        train_vector("medical-unheld", lessons_of(split(starter_levels("medical"), "train")), folder)
+        train_vector("medical-unheld", lessons_of(lab.items("medical", "train")), folder, model=fader.model)
     fader.add_vector(Vector.load(folder, "medical-unheld"))
     yield from spillover(replace(lab, vectors={"medical": "medical-unheld"}))
 
 
 def public(lab: Lab) -> Iterator[Figure]:
     """On public data: are expert answers preferred to refusals, and technical to plain wordings, as lambda grows?"""
-    root = public_data()
-    if root is None:
-        sys.stderr.write("public: FADER_DATA names no folder; left out\n")
-        return
-    for domain, name, pairs in public_pairs(root):
+    for domain, name, pairs in public_pairs():
         for amount in (-1.0, -0.35, 0.0, 0.5, 1.0):
             wish = {"alignment": {"vectors": {lab.vectors[domain]: amount} if amount else {}}}
             asked = [
@@ -160,7 +154,7 @@ def public(lab: Lab) -> Iterator[Figure]:
             yield average("public", f"{lab.vectors[domain]}={amount:g}", name, "expert_preferred", expert, lab.seed)
 
 
-def public_pairs(root: Path, count: int = 60) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
+def public_pairs(count: int = 60) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
     """(domain, data set, [(query, expert text, other text)]) of each data set that is there: texts of 25 to 120 words, drawn with seed 0."""
     refusals = {domain: [item.answers["avoidance"] for item in starter_levels(domain)] for domain in DOMAINS}
     for domain, name, file, query, expert, other in (
@@ -169,16 +163,13 @@ def public_pairs(root: Path, count: int = 60) -> Iterator[tuple[str, str, list[t
         ("medical", "cochrane technical against plain", "cochrane_plain/val.jsonl.gz", "What did this review find?", "technical", "plain"),
         ("legal", "legal original against plain", "legal_plain_english/pairs.jsonl", "What does this clause say?", "original", "plain"),
     ):
-        if not (root / file).is_file():
-            continue
-        rows = [row for _, row in read_rows(root / file)]
         found: list[tuple[str, str, str]] = []
-        for place, row in enumerate(rows):
+        for place, row in enumerate(public_rows(file)):
             second = row[other] if other else refusals[domain][place % len(refusals[domain])]
             if len(row[expert].split()) >= 25 and len(second.split()) >= 12:
                 found.append((row.get(query, query), _begin(row[expert]), _begin(second)))
-        random.Random(0).shuffle(found)
-        yield domain, name, found[:count]
+        if found:
+            yield domain, name, shuffled(found, 0)[:count]
 
 
 def _begin(text: str, words: int = 100) -> str:

@@ -2,9 +2,10 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
-from conftest import random_vectors
+from conftest import random_vectors, warnings_of_the_trainer
 
 from claims.search import PARTS as SEARCHES
 from claims.search import Bench, bound
@@ -12,6 +13,7 @@ from claims.vectors import PARTS, public_pairs
 from fader import Vector
 from fader.evaluation.ledger import Ledger
 from fader.evaluation.tasks import TASKS
+from fader.training.data import DOMAINS
 
 WORDS = " ".join(["word"] * 40)
 
@@ -28,8 +30,9 @@ def make_folder(root):
     return root
 
 
-def test_public_pairs_are_read_where_they_are(tmp_path):
-    found = {name: (domain, pairs) for domain, name, pairs in public_pairs(make_folder(tmp_path))}
+def test_public_pairs_are_read_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("FADER_DATA", str(make_folder(tmp_path)))
+    found = {name: (domain, pairs) for domain, name, pairs in public_pairs()}
     assert set(found) == {"medquad against refusals", "fintextqa against refusals", "cochrane technical against plain"}
     domain, pairs = found["medquad against refusals"]
     assert domain == "medical"
@@ -38,8 +41,9 @@ def test_public_pairs_are_read_where_they_are(tmp_path):
 
 
 def test_public_data_gives_figures(lab, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("FADER_DATA", raising=False)
     assert not list(PARTS["public"](lab))
-    assert "FADER_DATA names no folder" in capsys.readouterr().err
+    assert "medquad/qa.jsonl.gz: not in the folder that FADER_DATA names" in capsys.readouterr().err
     (tmp_path / "data").mkdir()
     monkeypatch.setenv("FADER_DATA", str(make_folder(tmp_path / "data")))
     figures = list(PARTS["public"](lab))
@@ -52,6 +56,21 @@ def test_every_task_of_the_evaluation_is_part_of_the_claims(lab):
     figures = [figure.task for figure in PARTS["curve"](lab)]
     assert set(figures) == {"curve"}
     assert {"levels", "curve", "prompting", "generation"} <= TASKS.keys() & PARTS.keys()
+
+
+@warnings_of_the_trainer
+@pytest.mark.parametrize("name", ["joint", "transfer", "spillover"])
+def test_parts_that_train_give_figures(lab, name, tmp_path, monkeypatch):
+    monkeypatch.setattr("claims.vectors.RUNS", tmp_path / "runs")
+    for domain in DOMAINS:  # the tiny model's vectors were not trained; their cards say nothing of how long that took
+        lab.ledger.fader.add_vector(replace(lab.ledger.fader.vector(domain), card={"seconds": 60.0}))
+    first = list(PARTS[name](lab))
+    assert len({(figure.method, figure.case, figure.metric) for figure in first}) == len(first) > 5
+    assert [figure.value for figure in PARTS[name](lab)] == [figure.value for figure in first]  # what was trained is found again
+    if name == "joint":
+        times = {figure.method: figure.value for figure in first if figure.metric == "training_seconds"}
+        assert times["vectors"] == 60
+        assert times["joint training"] == 27 * Vector.load(tmp_path / "runs" / "joint").card["seconds"]
 
 
 @pytest.fixture
@@ -71,6 +90,23 @@ def test_every_part_on_searches_gives_figures(bench, name, monkeypatch):
     assert {figure.task for figure in figures} == {name}
     assert {figure.n for figure in figures} == {1}
     assert len({(figure.method, figure.case, figure.metric) for figure in figures}) == len(figures)
+
+
+@warnings_of_the_trainer
+def test_public_preferences_train_vectors_of_their_own(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr("claims.search.RUNS", tmp_path / "runs")
+    monkeypatch.setenv("FADER_DATA", str(tmp_path / "data"))
+    transcripts = [{side: f"\n\nHuman: q{i}\n\nAssistant: {side} {i}" for side in ("chosen", "rejected")} for i in range(120)]
+    votes = [{"prompt": f"p{i // 10}", "response1": "one", "response2": "two", "votes": [2, 2, 1]} for i in range(120)]
+    for name, file, rows in (("hh_harmless", "pairs.jsonl.gz", transcripts), ("pandalm", "pairs.jsonl", votes)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        opener = gzip.open if file.endswith(".gz") else open
+        with opener(tmp_path / "data" / name / file, "wt") as stream:
+            stream.write("\n".join(map(json.dumps, rows)))
+    found = {(figure.method, figure.case) for figure in SEARCHES["preferences"](bench)}
+    public = {case for case in ("hh_harmless", "pandalm") if (f"implicit reward of {case}", case) in found}
+    assert public == {"hh_harmless", "pandalm"}
+    assert Vector.load(tmp_path / "runs" / "pandalm").card["lessons"] == bench.limit
 
 
 def test_the_weight_for_a_bound_is_found(bench):

@@ -173,10 +173,8 @@ def load(name: str = builtin.NAME, device: str | None = None, dtype: str | None 
     if not isinstance(numbers, torch.dtype) or not numbers.is_floating_point:
         raise ValueError(f"dtype: {dtype!r} is not a floating-point type; give float32, bfloat16 or float16")
     path = Path(name)
-    source: dict[str, Any] = {"pretrained_model_name_or_path": name}
-    if name == builtin.NAME:
-        source = {"pretrained_model_name_or_path": str(builtin.fetch())}
-    elif path.suffix == ".gguf":
+    source: dict[str, Any] = {"pretrained_model_name_or_path": builtin.source(name)}
+    if path.suffix == ".gguf":
         if not path.is_file():
             raise ValueError(f"model: there is no file {name}")
         source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}

@@ -67,6 +67,11 @@ def fetch() -> Path:
     return path()
 
 
+def source(model: str) -> str:
+    """Where transformers finds a model: the built-in one's folder, made where it is missing, or the name as it is."""
+    return str(fetch()) if model == NAME else model
+
+
 def _progress() -> Progress:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -77,7 +77,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
     What its files hold beyond the model's own weights is not read, as transformers does not read it. Raises ValueError naming what is wrong.
     """
-    folder = builtin.fetch() if str(source) == builtin.NAME else Path(source)
+    folder = Path(builtin.source(str(source)))
     if not (folder / "config.json").is_file():
         raise ValueError(f"model: {source} is no folder with a config.json; give a folder of safetensors, or {builtin.NAME!r}")
     config = AutoConfig.from_pretrained(folder)

@@ -150,7 +150,7 @@ def _go_on(model: Any, vectors: Sequence[Vector]) -> None:
 
 
 def _load(model: str) -> tuple[Any, Any]:
-    source = str(builtin.fetch()) if model == builtin.NAME else model
+    source = builtin.source(model)
     base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=quick_dtype(), attn_implementation="sdpa")
     return base, AutoTokenizer.from_pretrained(source)
 
