@@ -328,7 +328,7 @@ def test_laws_5_and_6_hold_for_starter_vectors(name, builtin, whole, tmp_path):
 
 @warnings_of_the_trainer
 def test_a_vector_goes_on_from_another(tmp_path, tiny_folder):
-    from fader.training.vector import Recipe, train_vector
+    from fader.training.vector import Recipe, train_vector, train_vectors
 
     lessons = lessons_of(read_pairs_of(SAYINGS, tmp_path))
     recipe = Recipe(rank=2, epochs=2, learning_rate=5e-3)
@@ -341,6 +341,9 @@ def test_a_vector_goes_on_from_another(tmp_path, tiny_folder):
     assert (moved - first).norm() > 0.05 * first.norm()
     third = train_vector("v", lessons, tmp_path / "third", replace(recipe, epochs=0.2), start=[still], **common)
     assert third.card["started_from"][0]["started_from"][0]["seconds"] == first.card["seconds"]
+    places = {name: tmp_path / name for name in ("one", "two")}
+    both = train_vectors(places, panel([lessons, lessons]), replace(recipe, epochs=0.2), start=[first, first], **common)
+    assert [history["data"] for history in both[0].card["started_from"]] == [first.card["data"]]
     for other, said in (({"rank": 3}, "the same `rank`"), ({"targets": ("q_proj",)}, "the same `targets`")):
         with pytest.raises(ValueError, match=said):
             train_vector("v", lessons, tmp_path / "other", replace(recipe, **other), start=[first], **common)

@@ -118,7 +118,7 @@ def train_vectors(
         "held": sum(lesson.held for lesson in lessons),
         "data": identity["data"],
         "recipe": asdict(recipe),
-        "started_from": [{key: vector.card.get(key) for key in ("data", "recipe", "lessons", "seconds", "started_from")} for vector in start],
+        "started_from": _histories(start),
         "seconds": round(time.perf_counter() - began, 1),
         "curve": [{key: row[key] for key in ("step", *CURVE) if key in row} for row in trainer.state.log_history if "loss" in row],
     }
@@ -131,6 +131,12 @@ def train_vectors(
         found[-1].save(folder)
     shutil.rmtree(work, ignore_errors=True)
     return found
+
+
+def _histories(vectors: Sequence[Vector]) -> list[dict[str, Any]]:
+    """How the vectors were trained, for the cards of those that go on from them; once for all that were trained together."""
+    found = [{key: vector.card.get(key) for key in ("data", "recipe", "lessons", "seconds", "started_from")} for vector in vectors]
+    return [history for place, history in enumerate(found) if history not in found[:place]]
 
 
 def _go_on(model: Any, vectors: Sequence[Vector]) -> None:
