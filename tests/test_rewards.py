@@ -517,7 +517,7 @@ def test_what_is_no_mark_is_not_read(said):
     [
         ({"key": "wrong"}, "good", ValueError, "refuses the key"),
         ({"model": "other"}, "good", ValueError, "finds no model 'other'"),
-        ({"timeout": 0.3}, "slow", ConnectionError, r"does not answer within 0.3 s"),
+        ({"timeout": 0.3}, "slow", ConnectionError, r"raise its `timeout` of 0.3 s"),
         ({}, "drop", ConnectionError, "cannot be reached"),
         ({"url": "http://127.0.0.1:9/v1"}, "good", ConnectionError, "cannot be reached"),
         ({}, "broken", ConnectionError, "keeps failing"),

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from fader.endpoint import Advice, in_words
+
 if TYPE_CHECKING:
     from openai import OpenAI
 
@@ -113,7 +115,7 @@ def _reply(client: OpenAI, name: str, judge: Judge, asked: dict[str, Any]) -> st
     try:
         answer = client.chat.completions.create(**asked)
     except (openai.OpenAIError, json.JSONDecodeError) as error:
-        raise _in_words(error, name, judge) from error
+        raise in_words(error, judge.url, judge.model, judge.retries, _advice(name, judge)) from error
     if not isinstance(answer, openai.types.chat.ChatCompletion):
         raise ValueError(f"rewards.judge: {name!r}: {judge.url} does not speak chat completions; the address usually ends with /v1")
     return (answer.choices[0].message.content or "") if answer.choices else ""
@@ -124,24 +126,14 @@ def _mark(reply: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _in_words(error: Exception, name: str, judge: Judge) -> Exception:
-    """The same error, told to the person who declared the judge: what happened and the way out."""
-    import openai
-
-    who = f"rewards.judge: {name!r}: {judge.url}"
-    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        return ValueError(f"{who} refuses the key (status {error.status_code}); declare the judge with a valid `key`")
-    if isinstance(error, openai.NotFoundError):
-        return ValueError(f"{who} finds no model {judge.model!r} (status 404: {error.message}); declare one that it serves")
-    if isinstance(error, openai.APIConnectionError):
-        tries = f"{judge.retries + 1} tries" if judge.retries else "one try"
-        return ConnectionError(
-            f"{who} cannot be reached or does not answer within {judge.timeout:g} s ({error.message.rstrip('.')}, {tries}); start the server, "
-            "correct the judge's `url` or raise its `timeout`"
-        )
-    if isinstance(error, openai.RateLimitError | openai.InternalServerError):
-        return ConnectionError(f"{who} keeps failing (status {error.status_code}: {error.message}); lower the judge's `concurrency` or wait")
-    return ValueError(f"{who} refuses the request ({error})")
+def _advice(name: str, judge: Judge) -> Advice:
+    who = f"rewards.judge: {name!r}"
+    return Advice(
+        key=(who, "declare the judge with a valid `key`"),
+        model=(who, "declare one that it serves"),
+        address=(who, f"start the server, correct the judge's `url` or raise its `timeout` of {judge.timeout:g} s"),
+        pressed=(who, "lower the judge's `concurrency` or wait"),
+    )
 
 
 def _hash(question: str) -> str:

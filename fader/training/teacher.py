@@ -21,6 +21,7 @@ import openai
 from filelock import FileLock, Timeout
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
+from fader.endpoint import Advice, in_words
 from fader.training.data import write_whole
 
 MOST_TOKENS = 4096  # of one reply; room for a model that thinks before it answers
@@ -113,7 +114,7 @@ class Teacher:
         try:
             answer = await self._client.chat.completions.create(model=self.endpoint.model, messages=turns, max_completion_tokens=MOST_TOKENS)
         except (openai.OpenAIError, json.JSONDecodeError) as error:
-            raise in_words(error, self.endpoint) from error
+            raise in_words(error, self.endpoint.url, self.endpoint.model, self.endpoint.retries, _advice(self.endpoint)) from error
         if not isinstance(answer, ChatCompletion):
             raise ValueError(f"endpoint: {self.endpoint.url} does not speak chat completions; the address usually ends with /v1")
         choice = answer.choices[0] if answer.choices else None
@@ -128,27 +129,14 @@ class Teacher:
         )
 
 
-def in_words(error: Exception, endpoint: Endpoint) -> Exception:
-    """The same error, told to the person who gave the endpoint: what happened and the way out."""
-    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        return ValueError(
-            f"key-env: {endpoint.url} refuses the key (status {error.status_code}); put a valid key into the environment variable "
-            f"{endpoint.key_name}, or name another variable with --key-env"
-        )
-    if isinstance(error, openai.NotFoundError):
-        return ValueError(f"teacher: {endpoint.url} finds no model {endpoint.model!r} (status 404: {error.message}); name one that it serves")
-    if isinstance(error, openai.APIConnectionError):
-        tries = f"{endpoint.retries + 1} tries" if endpoint.retries else "one try"
-        return ConnectionError(
-            f"endpoint: {endpoint.url} cannot be reached or does not answer ({error.message.rstrip('.')}, {tries}); start the server or correct "
-            "--endpoint. Replies so far are kept: the same command goes on from here"
-        )
-    if isinstance(error, openai.RateLimitError | openai.InternalServerError):
-        return ConnectionError(
-            f"endpoint: {endpoint.url} keeps failing (status {error.status_code}: {error.message}); lower --concurrency or wait. "
-            "Replies so far are kept: the same command goes on from here"
-        )
-    return ValueError(f"endpoint: {endpoint.url} refuses the request ({error})")
+def _advice(endpoint: Endpoint) -> Advice:
+    kept = "Replies so far are kept: the same command goes on from here"
+    return Advice(
+        key=("key-env", f"put a valid key into the environment variable {endpoint.key_name}, or name another variable with --key-env"),
+        model=("teacher", "name one that it serves"),
+        address=("endpoint", f"start the server or correct --endpoint. {kept}"),
+        pressed=("endpoint", f"lower --concurrency or wait. {kept}"),
+    )
 
 
 def bare(text: str) -> str:
