@@ -5,6 +5,7 @@ project's own sets serve:
 
     commongen  words that are to stand in one sentence: coverage in finished sentences and perplexity, for prompting, beam search, best-of-n and
                blockwise at the rows of the search, and look-ahead without and with proposals (paper, Dolly-3B: .65 / .30 to .79 / .51)
+    seconds    the time of the searches for words over greedy decoding's, one answer at a time
     length     a question in at most N words: share satisfied, and similarity to a reference (paper: .16 to .73)
     tradeoff   harmless and helpful by weights, and the weight that keeps a bound, found from samples of the base
     preferences  what the two implicit rewards prefer on the shipped test pairs and on pairs that people judged (hh_harmless, pandalm in
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +126,24 @@ def commongen(bench: Bench) -> Iterator[Figure]:
     yield from found(f"segments, {n} tries", {"kind": "segments", "tries": n, "target": 1.5, **both}, SAMPLED)[1]
 
 
+def seconds(bench: Bench) -> Iterator[Figure]:
+    """The time of searches for words over that of plain greedy decoding, one answer at a time, in turns, after three sets that do not count."""
+    case, sets = _concepts(100)
+    sets = sets[: bench.limit]
+    methods: dict[str, Mapping[str, Any] | None] = {"prompt": None, **{method: LOOKAHEADS[method] for method in TIMED if method in LOOKAHEADS}}
+    taken: dict[str, list[float]] = {method: [] for method in methods}
+    for words in (*(sets * 3)[:3], *sets):
+        for method, search in methods.items():
+            wish = {} if search is None else {"alignment": {"search": words.search(search)}}
+            start = time.perf_counter()
+            bench.ledger.fader.batch([{"prompt": words.prompt, **wish}], max_tokens=48)
+            taken[method].append(time.perf_counter() - start)
+    greedy = float(np.mean(taken["prompt"][3:]))
+    for method, found in taken.items():
+        yield bench.figure("seconds", method, case, "seconds", found[3:])
+        yield bench.figure("seconds", method, case, "times_greedy", [one / greedy for one in found[3:]])
+
+
 FINISHED = {"kind": "regex", "pattern": ".*[.!?]", "match": "fullmatch", "weight": 0.5}
 """A second reward beside the words: that the text is one paragraph which ends as a sentence does."""
 AHEAD = {"kind": "lookahead", "top_k": 10, "weight": 10}
@@ -135,6 +155,7 @@ LOOKAHEADS: Mapping[str, Mapping[str, Any]] = {
     "lookahead to the end, finished, listed forms": {**AHEAD, "lookahead": "end", "finished": True, "listed": True},
     "lookahead to the end, finished, listed forms, proposals": {**AHEAD, "lookahead": "end", "finished": True, "listed": True, "propose": True},
 }
+TIMED = ("lookahead", "lookahead to the end, finished", "lookahead to the end, finished, listed forms")
 
 
 def length(bench: Bench) -> Iterator[Figure]:
@@ -345,6 +366,7 @@ def _questions(count: int) -> tuple[str, list[tuple[str, int, str]]]:
 
 PARTS: Mapping[str, Callable[[Bench], Iterator[Figure]]] = {
     "commongen": commongen,
+    "seconds": seconds,
     "length": length,
     "tradeoff": tradeoff,
     "preferences": preferences,
