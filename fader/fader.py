@@ -340,7 +340,7 @@ class Fader:
         policies: dict[tuple[Any, ...], Policy] = {}
 
         def resolve(spec: PolicySpec, told: Prompt = _NOTHING) -> Policy:
-            reader = self._backbone(spec.model or request.model, "guides.model")
+            reader = self._backbone(spec.model or request.model, "policy.model")
             if reader is not backbone:
                 _same_vocabulary(backbone, reader)
             wanted = request.alignment.vectors if spec.vectors is None else spec.vectors
@@ -353,7 +353,8 @@ class Fader:
             return policies.setdefault((reader.name, ids, vectors), Policy(reader.name, ids, vectors))
 
         base = resolve(PolicySpec())
-        aligned = Aligned(base, terms(request.alignment.guides, resolve))
+        with _under("guides"):
+            aligned = Aligned(base, terms(request.alignment.guides, resolve))
         end_tokens = frozenset(token for token in backbone.end_tokens if token < backbone.vocabulary)
         context = base.prompt[-8:] if request.prefill else ()
         seen = base.prompt if request.sampling.repetition_penalty != 1 else ()
