@@ -75,12 +75,16 @@ def joint(lab: Lab) -> Iterator[Figure]:
     found = lab.ranked("joint", [trial(lab, mixture, domain, lab.split) for domain in COMBINATION])
     for (domain, level), means in zip(COMBINATION.items(), found, strict=True):
         yield average("joint", "vectors", domain, f"best_{level}", firsts(means, level), lab.seed)
-    together, stages = 0.0, [lab.ledger.fader.vector(next(iter(lab.vectors.values()))).card]
-    while stages:  # the vectors were trained together: the card of one tells of all, and of the stage they went on from
-        together += stages[0]["seconds"]
-        stages = stages[0].get("started_from", [])
-    yield average("joint", "joint training", "27 combinations", "training_seconds", [27 * trained.card["seconds"]], lab.seed)
-    yield average("joint", "vectors", "27 combinations", "training_seconds", [together], lab.seed)
+    for kind in ("lessons", "seconds"):
+        # the vectors were trained together: the card of one tells of all
+        together = _of_all_stages(lab.ledger.fader.vector(next(iter(lab.vectors.values()))).card, kind)
+        yield average("joint", "joint training", "27 combinations", f"training_{kind}", [27 * trained.card[kind]], lab.seed)
+        yield average("joint", "vectors", "27 combinations", f"training_{kind}", [together], lab.seed)
+
+
+def _of_all_stages(card: Mapping[str, Any], kind: str) -> float:
+    """What a vector's training took, with the stages that it went on from."""
+    return float(card[kind]) + sum(_of_all_stages(stage, kind) for stage in card.get("started_from") or ())
 
 
 def transfer(lab: Lab) -> Iterator[Figure]:

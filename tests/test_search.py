@@ -265,7 +265,11 @@ def test_a_search_works_on_a_guided_policy(moved):
         ({"kind": "lookahead", "weight": math.inf}, {}, r"search.*weight"),
         ({"kind": "lookahead", "rewards": [{"kind": "implicit", "policy": {}}]}, {}, r"search.rewards.implicit: policy and reference are the same"),
         ({"kind": "lookahead", "rewards": [{"kind": "implicit", "policy": {"vectors": {"no": 1}}}]}, {}, r"search.*vectors.no: no such vector"),
-        ({"kind": "lookahead", "rewards": [{"kind": "implicit", "policy": {"model": "no"}}]}, {}, r"search.policy.model: 'no' is not loaded; loaded: "),
+        (
+            {"kind": "lookahead", "rewards": [{"kind": "implicit", "policy": {"model": "no"}}]},
+            {},
+            r"search.policy.model: 'no' is not loaded; loaded: ",
+        ),
         ({"kind": "lookahead", "rewards": []}, {}, r"search.*rewards"),
         ({"kind": "lookahead", "width": 900, "top_k": 900}, {"max_tokens": 400}, r"rows of up to"),
     ],
