@@ -159,8 +159,9 @@ def public(lab: Lab) -> Iterator[Figure]:
 
 
 def public_pairs(count: int = 60) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
-    """(domain, data set, [(query, expert text, other text)]) of each data set that is there: texts of 25 to 120 words, drawn with seed 0."""
-    refusals = {domain: [item.answers["avoidance"] for item in starter_levels(domain)] for domain in DOMAINS}
+    """(domain, data set, [(query, expert text, other text)]) of each data set that is there, drawn with seed 0: the first 100 words of
+    expert texts of at least 25 words and of others of at least 12. Refusals are those of the test split."""
+    refusals = {domain: [item.answers["avoidance"] for item in split(starter_levels(domain), "test")] for domain in DOMAINS}
     for domain, name, file, query, expert, other in (
         ("medical", "medquad against refusals", "medquad/qa.jsonl.gz", "question", "answer", None),
         ("financial", "fintextqa against refusals", "fintextqa/qa.jsonl", "question", "answer", None),

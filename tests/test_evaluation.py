@@ -116,6 +116,12 @@ def test_a_card_notes_what_the_amounts_do(lab, fader, tmp_path, tiny_folder):
     assert amounts(replace(lab, vectors={"medical": "medical"}), "t") == {("medical", level): 9.0 for level in LEVELS}  # what the card notes
     other = replace(lab, vectors={"medical": "medical"}, levels={"medical": level_items()[:2]})
     assert amounts(other, "t")["medical", "expert"] != 9.0  # noted on other questions
+    fader.add_vector(-fader.vector("medical"), "turned")
+    turned = amounts(replace(lab, vectors={"medical": "turned"}), "t")
+    assert turned["medical", "expert"] != 9.0  # noted of other numbers
+    seen = note_effect(fader.vector("medical"), tmp_path / "seen", items, str(tiny_folder), seen=True)
+    fader.add_vector(replace(seen, card={"effect": {**seen.card["effect"], "levels": dict.fromkeys(LEVELS, 9.0)}}), "medical")
+    assert amounts(replace(lab, vectors={"medical": "medical"}), "t")["medical", "expert"] != 9.0  # noted on what it was trained on
     pairs = starter_pairs("warm")[:2]
     noted = note_effect(fader.vector("warm"), tmp_path / "style", pairs, str(tiny_folder))
     assert [row["amount"] for row in noted.card["effect"]["amounts"]] == list(AMOUNTS)

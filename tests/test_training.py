@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import tempfile
 from collections import Counter
 from dataclasses import replace
@@ -280,6 +281,7 @@ def test_starter_vectors_fit_and_move(name, builtin):
     vector = Vector.load(folder)
     vector.check(builtin.backbones[builtin.model])
     assert {"data", "recipe", "curve", "lessons", "effect"} <= vector.card.keys()
+    assert (vector.card["effect"]["vector"], vector.card["effect"]["base"]) == (vector.digest, vector.base)  # measured of these very numbers
     items = split(starter_levels(name), "dev") if name in DOMAINS else split(starter_pairs(name), "dev")
     pairs = [item if isinstance(item, Pair) else item.pair() for item in items[:4]]
     margins = {}
@@ -360,3 +362,36 @@ def test_the_commands_train_and_say_what_was_measured(tmp_path, tiny_folder):
     done = run("train", "panel", f"one={tmp_path / 'pairs.jsonl'}", f"two={tmp_path / 'pairs.jsonl'}", "--out", str(tmp_path / "both"), *common)
     assert [row["name"] for row in rows(done)] == ["one", "two"]
     assert Vector.load(tmp_path / "both" / "two").card["trained_with"] == ["one", "two"]
+    assert found["effect"]["seen_in_training"]  # no record of the file is marked dev
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--out", "both"], "both is there already and is no vector"),
+        (["--negate", "--data", "levels.jsonl"], "--negate: swaps the sides of pairs, and there are none"),
+        (["--paper", "--hold", "pairs.jsonl"], "--hold: plain DPO (--paper) has no lessons that hold"),
+    ],
+)
+def test_what_train_cannot_do_is_said_before_training(tmp_path, tiny_folder, monkeypatch, more, said):
+    monkeypatch.chdir(tmp_path)
+    read_pairs_of(SAYINGS, tmp_path)
+    (tmp_path / "levels.jsonl").write_text(json.dumps({"query": "q", **{level: level for level in LEVELS}}))
+    (tmp_path / "both" / "tax").mkdir(parents=True)
+    done = run("train", "vector", "v", "--data", "pairs.jsonl", "--model", str(tiny_folder), *more)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert (tmp_path / "both" / "tax").is_dir()
+
+
+@warnings_of_the_trainer
+def test_a_model_without_a_padding_token_is_trained(tmp_path, tiny_folder):
+    from fader.training.vector import Recipe, train_vector
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({key: value for key, value in settings.items() if key != "pad_token"}))
+    lessons = lessons_of(read_pairs_of(SAYINGS, tmp_path))
+    vector = train_vector("v", lessons, tmp_path / "v", Recipe(rank=2), model=str(folder), progress=False)
+    assert vector.norm() > 0

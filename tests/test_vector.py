@@ -193,6 +193,18 @@ def test_a_vector_of_no_layers_is_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_saved_vector_replaces_vectors_alone(tmp_path):
+    made = vector("v", 1)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "kept.txt").write_text("kept")
+    with pytest.raises(ValueError, match="notes is there already and is no vector"):
+        made.save(tmp_path / "notes")
+    assert (tmp_path / "notes" / "kept.txt").read_text() == "kept"
+    made.save(tmp_path / "v")
+    vector("v", 2).save(tmp_path / "v")
+    assert Vector.load(tmp_path / "v").digest == vector("v", 2).digest
+
+
 @pytest.mark.parametrize(
     "options",
     [

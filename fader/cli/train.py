@@ -11,7 +11,7 @@ import typer
 
 from fader.cli.show import AsJson, Model, commands, named_value, needing, print_json, screen
 from fader.engine import builtin
-from fader.methods.vector import Vector, user_folder
+from fader.methods.vector import Vector, vector_folder
 from fader.training.data import Item, Pair, read_any
 from fader.training.data import split as of_split
 from fader.training.lessons import at_one, lessons_of
@@ -55,8 +55,12 @@ def vector(
         from fader.training.vector import PAPER, Recipe, train_vector
 
     items = [item.swapped if negate and isinstance(item, Pair) else item for item in read_any(data)]
+    if negate and not any(isinstance(item, Pair) for item in items):
+        raise ValueError("--negate: swaps the sides of pairs, and there are none; a vector trained on levels works both ways already")
+    if paper and hold:
+        raise ValueError("--hold: plain DPO (--paper) has no lessons that hold other subjects; give one of the two")
     taught = of_split(items, split) if split else _taught(items)
-    left_alone = [item for source in hold or [] for item in read_any(source)]
+    left_alone = [item for source in hold or [] for item in _taught(read_any(source))]
     given: dict[str, Any] = {
         "rank": rank,
         "alpha": 2 * rank if rank else None,
@@ -65,10 +69,10 @@ def vector(
     }
     given |= {"beta": beta, "learning_rate": learning_rate, "sft_epochs": sft_epochs, "per_token": per_token, "reference": reference, "seed": seed}
     recipe = replace(PAPER if paper else Recipe(), **{key: value for key, value in given.items() if value is not None})
-    folder = Path(out) if out else user_folder() / name
+    folder = vector_folder(name, out)
     lessons = at_one(taught) if paper else lessons_of(taught, left_alone, seed)
     trained = train_vector(name, lessons, folder, recipe, model=model)
-    _show(note_effect(trained, folder, _unseen(items), model), folder, as_json)
+    _show(note_effect(trained, folder, model=model, **_measured(items, taught)), folder, as_json)
 
 
 @app.command(epilog="Example: `fader train panel tax=tax.jsonl pensions=pensions.jsonl --hold other.jsonl`")
@@ -86,12 +90,13 @@ def panel(
         from fader.training.vector import Recipe, train_vectors
 
     given = {name: read_any(source) for name, source in (named_value(text, "NAME=DATA") for text in data)}
-    left_alone = [item for source in hold or [] for item in read_any(source)]
+    left_alone = [item for source in hold or [] for item in _taught(read_any(source))]
     lessons = side_by_side([lessons_of(_taught(items), seed=seed) for items in given.values()], left_alone, seed)
-    folder = Path(out) if out else user_folder()
-    for trained in train_vectors({name: folder / name for name in given}, lessons, Recipe(seed=seed), model):
-        noted = note_effect(trained, folder / trained.name, _unseen(given[trained.name]), model)
-        _show(noted, folder / trained.name, as_json)
+    folders = {name: vector_folder(name, str(Path(out) / name) if out else None) for name in given}
+    for trained in train_vectors(folders, lessons, Recipe(seed=seed), model):
+        items = given[trained.name]
+        noted = note_effect(trained, folders[trained.name], model=model, **_measured(items, _taught(items)))
+        _show(noted, folders[trained.name], as_json)
 
 
 def _taught(items: Sequence[Item]) -> list[Item]:
@@ -99,9 +104,10 @@ def _taught(items: Sequence[Item]) -> list[Item]:
     return [item for item in items if item.split == "train"] or list(items)
 
 
-def _unseen(items: Sequence[Item]) -> list[Item]:
-    """The items marked dev; the taught ones where none is."""
-    return [item for item in items if item.split == "dev"] or _taught(items)
+def _measured(items: Sequence[Item], taught: Sequence[Item]) -> dict[str, Any]:
+    """What a trained vector is measured on: the items marked dev that were not taught; where there are none, the taught ones."""
+    unseen = [item for item in items if item.split == "dev" and item not in taught]
+    return {"items": unseen or taught, "seen": not unseen}
 
 
 def _show(trained: Vector, folder: Path, as_json: bool) -> None:

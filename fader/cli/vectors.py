@@ -17,7 +17,7 @@ from rich.progress import track
 from fader.cli.show import AsJson, commands, needing, print_json, screen, show, table
 from fader.engine import builtin
 from fader.methods import checkpoint
-from fader.methods.vector import Vector, available, compress, find, folders, sparsify, user_folder
+from fader.methods.vector import Vector, available, compress, find, folders, sparsify, vector_folder
 
 app = commands("Alignment vectors: make, change, compare, inspect.")
 
@@ -147,9 +147,7 @@ def transfer(
 
 def _free(name: str, out: str | None) -> Path:
     """The folder to write. Raises ValueError if it is there already, or the name is none."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"--name: {name!r} must be letters, digits, points, hyphens and underscores; a folder goes into --out")
-    folder = Path(out) if out else user_folder() / name
+    folder = vector_folder(name, out)
     if folder.exists():
         raise ValueError(f"--out: {folder} is there already; choose another name or folder, or remove it")
     return folder

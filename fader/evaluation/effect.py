@@ -1,4 +1,4 @@
-"""The measured effect that a vector's card carries: what its amounts do to the ranking of answers it was not trained on."""
+"""The measured effect that a vector's card carries: what its amounts do to the ranking of answers, best those it was not trained on."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from fader.training.data import LEVELS, Item, LevelItem, Pair, content_hash
 AMOUNTS = (-1.0, -0.35, 0.0, 0.5, 1.0)
 
 
-def note_effect(vector: Vector, folder: Path, items: Sequence[Item], model: str = builtin.NAME) -> Vector:
-    """Measure the vector on `items` and write what was found into its card in `folder`. Returns the vector with that card."""
+def note_effect(vector: Vector, folder: Path, items: Sequence[Item], model: str = builtin.NAME, seen: bool = False) -> Vector:
+    """Measure the vector on `items` and write what was found into its card in `folder`. Returns the vector with that card. `seen`: it was
+    trained on these items, which the card then says."""
     with Fader(model, dtype=quick_dtype()) as fader:
         fader.add_vector(vector)
-        found = effect(Ledger(fader), vector.name, items)
+        found = effect(Ledger(fader), vector.name, items) | ({"seen_in_training": True} if seen else {})
     noted = replace(vector, card={**vector.card, "effect": found})
     noted.save(folder)
     return noted
@@ -33,10 +34,11 @@ def note_effect(vector: Vector, folder: Path, items: Sequence[Item], model: str 
 
 def effect(ledger: Ledger, name: str, items: Sequence[Item]) -> dict[str, Any]:
     """What five amounts do: the share of items whose answer of each level ranks first, or whose chosen answer does, and by what margin. For
-    levels also the amount at which each is clearest. `data` tells on which items, by their hash."""
+    levels also the amount at which each is clearest. `vector`, `base` and `data` tell of which numbers this holds, on which model and items."""
     levels = [item for item in items if isinstance(item, LevelItem)]
     pairs = [item for item in items if isinstance(item, Pair)]
-    found: dict[str, Any] = {"items": len(items), "data": content_hash(items)}
+    vector = ledger.fader.vector(name)
+    found: dict[str, Any] = {"vector": vector.digest, "base": vector.base, "items": len(items), "data": content_hash(items)}
     if levels:
         lab = Lab(ledger, {name: [replace(item, split="dev") for item in levels]}, {name: name})
         picked = alone(lab, "effect")

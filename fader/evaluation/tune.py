@@ -74,11 +74,13 @@ def alone(lab: Lab, task: str) -> dict[tuple[str, Level], float]:
 
 
 def amounts(lab: Lab, task: str) -> dict[tuple[str, Level], float]:
-    """`alone` on the dev split; for a vector whose card notes what was found on the very same questions, what it notes."""
+    """`alone` on the dev split; for a vector whose card notes what was found of these very numbers on the same model and questions, what it notes."""
     found: dict[tuple[str, Level], float] = {}
     for domain, name in lab.vectors.items():
-        noted = lab.ledger.fader.vector(name).card.get("effect", {})
-        if noted.get("data") == content_hash(lab.items(domain, "dev")) and "levels" in noted:
+        vector = lab.ledger.fader.vector(name)
+        noted = vector.card.get("effect", {})
+        same = {"vector": vector.digest, "base": vector.base, "data": content_hash(lab.items(domain, "dev")), "seen_in_training": None}
+        if "levels" in noted and all(noted.get(key) == value for key, value in same.items()):
             found |= {(domain, level): noted["levels"][level] for level in LEVELS}
         else:
             found |= alone(replace(lab, vectors={domain: name}), task)

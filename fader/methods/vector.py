@@ -113,11 +113,12 @@ class Vector:
         return (self * (norm / present)).named(self.name)
 
     def save(self, folder: Path | str) -> Path:
-        """Write a folder that fader, PEFT and vLLM load. Written beside its place and renamed; an existing folder is replaced.
+        """Write a folder that fader, PEFT and vLLM load. Written beside its place and renamed; a vector that is there is replaced.
 
-        Raises ValueError for a vector that changes no layer.
+        Raises ValueError for a vector that changes no layer, and where there is something else than a vector.
         """
         folder = Path(folder)
+        check_place(folder)
         if not self.factors:
             raise ValueError(f"vector {self.name!r} changes no layer; there is nothing to write to {folder}")
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -321,6 +322,22 @@ def user_folder() -> Path:
     return Path(user_data_path("fader")) / "vectors"
 
 
+def vector_folder(name: str, out: str | None = None) -> Path:
+    """Where a new vector is written: `out`, or a folder of its name among the user's. Raises ValueError for what is no name, and for a folder
+    with anything else in it, since a vector that is saved takes its place."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"name: {name!r} must be letters, digits, points, hyphens and underscores; a folder goes into --out")
+    folder = Path(out) if out else user_folder() / name
+    check_place(folder)
+    return folder
+
+
+def check_place(folder: Path) -> None:
+    """Raises ValueError for a place where a vector cannot be written without deleting something that is no vector."""
+    if folder.exists() and not (folder / CONFIG).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"out: {folder} is there already and is no vector; choose another folder, or remove it")
+
+
 def folders() -> list[Path]:
     """Where named vectors are looked for: FADER_VECTORS, the project's folder, the user's, and the starter set."""
     given = [Path(part) for part in os.environ.get("FADER_VECTORS", "").split(os.pathsep) if part]
@@ -331,7 +348,7 @@ def available() -> dict[str, Path]:
     """All vectors that can be asked for by name: name to folder."""
     found: dict[str, Path] = {}
     for folder in folders():
-        for config in sorted(folder.glob(f"*/{CONFIG}")):
+        for config in sorted(folder.glob(f"[!.]*/{CONFIG}")):
             found.setdefault(config.parent.name, config.parent)
     return found
 

@@ -195,7 +195,8 @@ class LineTrainer(DPOTrainer):
     """
 
     def __init__(self, recipe: Recipe, model: Any, args: DPOConfig, processing_class: Any, **settings: Any) -> None:
-        together = partial(collate, pad=processing_class.pad_token_id, longest=args.max_length)
+        pad = processing_class.eos_token_id if processing_class.pad_token_id is None else processing_class.pad_token_id  # masked either way
+        together = partial(collate, pad=pad, longest=args.max_length)
         super().__init__(model, args=args, processing_class=processing_class, data_collator=together, **settings)
         self.remove_callback(PrinterCallback)  # it prints to standard output, where --json's lines go
         self.recipe = recipe
