@@ -35,7 +35,6 @@ from fader.evaluation.judge import verdict
 from fader.evaluation.ledger import Asked, Ledger, Said
 from fader.methods.draft import ends_sentence
 from fader.methods.rewards import make
-from fader.methods.vector import CONFIG, Vector
 from fader.request import Alignment, Message, Request
 from fader.reward_specs import KeywordsSpec, SimilaritySpec
 from fader.training.data import AIMS, Pair, pair_of, shuffled, split, starter_pairs, starter_rows
@@ -242,10 +241,8 @@ def preferences(bench: Bench) -> Iterator[Figure]:
         if not (rows := public_rows(f"{name}/{file}")):
             continue
         pairs = [pair for row in rows if (pair := of_row(row)) is not None]
-        unseen, folder = pairs[:100], RUNS / name
-        if not (folder / CONFIG).is_file():
-            train_vector(name, at_one(_others(pairs, unseen)[: bench.limit]), folder, PAPER, model=bench.ledger.fader.model)
-        bench.ledger.fader.add_vector(Vector.load(folder, name))
+        unseen, fader = pairs[:100], bench.ledger.fader
+        fader.add_vector(train_vector(name, at_one(_others(pairs, unseen)[: bench.limit]), RUNS / name, PAPER, model=fader.model))
         yield from _preferred(bench, aim, name, unseen, per_token=True)
         yield from _preferred(bench, name, name, unseen, per_token=False)
 

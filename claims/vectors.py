@@ -34,7 +34,7 @@ from fader.evaluation.ledger import Asked, Ledger
 from fader.evaluation.levels import spillover
 from fader.evaluation.tasks import TASKS
 from fader.evaluation.tune import amounts, curves, firsts, trial
-from fader.methods.vector import CONFIG, Vector, project_out
+from fader.methods.vector import project_out
 from fader.training.data import DOMAINS, LEVELS, STYLES, Level, shuffled, split, starter_levels, starter_pairs
 from fader.training.lessons import at_one, lessons_of
 from fader.training.vector import train_vector
@@ -54,18 +54,16 @@ def task(*names: str) -> Callable[[Lab], Iterator[Figure]]:
 
 
 def joint(lab: Lab) -> Iterator[Figure]:
-    """One vector trained on all three domains for one combination, served at 1; and the time for all 27, against three vectors' and a search."""
+    """One vector trained on all three domains for one combination, served at 1; and what the training for all 27 takes, against the vectors'."""
     name, folder = "joint", RUNS / "joint"
-    if not (folder / CONFIG).is_file():
-        pairs = [
-            item.pair(wanted, other)
-            for domain, wanted in COMBINATION.items()
-            for item in lab.items(domain, "train")
-            for other in LEVELS
-            if other != wanted
-        ]
-        train_vector(name, at_one(pairs), folder, model=lab.ledger.fader.model)
-    trained = Vector.load(folder, name)
+    pairs = [
+        item.pair(wanted, other)
+        for domain, wanted in COMBINATION.items()
+        for item in lab.items(domain, "train")
+        for other in LEVELS
+        if other != wanted
+    ]
+    trained = train_vector(name, at_one(pairs), folder, model=lab.ledger.fader.model)
     lab.ledger.fader.add_vector(trained)
     found = lab.ranked("joint", [trial(lab, {name: 1.0}, domain, lab.split) for domain in COMBINATION])
     for (domain, level), means in zip(COMBINATION.items(), found, strict=True):
@@ -91,7 +89,7 @@ def transfer(lab: Lab) -> Iterator[Figure]:
     """The same figures on the base and on a checkpoint fine-tuned further, all its weights, on 200 general answers."""
     picks = amounts(lab, "transfer")
     points = [(domain, picks[domain, level]) for domain in lab.vectors for level in LEVELS]
-    tuned = further(RUNS / "further", lab.ledger.fader.model, lab.limit)
+    tuned = further(RUNS / f"further-{lab.limit or 'all'}", lab.ledger.fader.model, lab.limit)
     with Fader(str(tuned), dtype=quick_dtype()) as fader:
         for domain, name in lab.vectors.items():
             fader.add_vector(replace(lab.ledger.fader.vector(name), base=fader.backbones[fader.model].fingerprint), domain)
@@ -136,10 +134,7 @@ def remedies(lab: Lab) -> Iterator[Figure]:
     for domain, vector in shipped.items():
         fader.add_vector(project_out(vector, [other for name, other in shipped.items() if name != domain]), f"{domain}-orthogonal")
     yield from spillover(replace(lab, vectors={domain: f"{domain}-orthogonal" for domain in shipped}))
-    folder = RUNS / "medical-unheld"
-    if not (folder / CONFIG).is_file():
-        train_vector("medical-unheld", lessons_of(lab.items("medical", "train")), folder, model=fader.model)
-    fader.add_vector(Vector.load(folder, "medical-unheld"))
+    fader.add_vector(train_vector("medical-unheld", lessons_of(lab.items("medical", "train")), RUNS / "medical-unheld", model=fader.model))
     yield from spillover(replace(lab, vectors={"medical": "medical-unheld"}))
 
 

@@ -352,6 +352,26 @@ def test_a_vector_goes_on_from_another(tmp_path, tiny_folder):
 
 
 @warnings_of_the_trainer
+def test_the_domains_are_trained_in_stages(tmp_path, tiny_folder, monkeypatch):
+    from fader.training import starter
+    from fader.training.vector import Recipe
+
+    asked = []
+    lessons = panel([lessons_of(read_pairs_of(SAYINGS[:1], tmp_path))] * len(DOMAINS))
+    monkeypatch.setattr(starter, "domain_lessons", lambda stage: lessons)
+    monkeypatch.setattr(starter, "note_effect", lambda vector, folder, items, model: asked.append((vector.name, len(items))) or vector)
+    stages = (starter.Stage((0,), Recipe(rank=2)), starter.Stage((1,), Recipe(rank=2, learning_rate=1e-3)))
+    vectors = starter.train_domains(tmp_path / "set", stages, str(tiny_folder))
+    assert asked == [(domain, 18) for domain in DOMAINS]
+    assert [history["recipe"]["learning_rate"] for history in vectors[0].card["started_from"]] == [stages[0].recipe.learning_rate]
+    assert sorted(place.name for place in (tmp_path / "set").iterdir()) == sorted(DOMAINS)
+    before = [vector.digest for vector in vectors]
+    assert [vector.digest for vector in starter.train_domains(tmp_path / "set", stages, str(tiny_folder))] == before  # the stages are repeatable
+    lessons = panel([lessons_of(read_pairs_of(SAYINGS[1:2], tmp_path))] * len(DOMAINS))
+    assert [vector.digest for vector in starter.train_domains(tmp_path / "set", stages, str(tiny_folder))] != before  # other data, trained anew
+
+
+@warnings_of_the_trainer
 def test_the_commands_train_and_say_what_was_measured(tmp_path, tiny_folder):
     read_pairs_of(SAYINGS, tmp_path)
     common = ["--model", str(tiny_folder), "--json"]

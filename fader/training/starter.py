@@ -1,13 +1,15 @@
-"""Trains the starter set: `python -m fader.training.starter [NAME ...]`. Skips vectors that are there already."""
+"""Trains what is missing of the starter set: `python -m fader.training.starter [NAME ...]`. To train one again, delete its folder."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from fader.engine import builtin
 from fader.evaluation.effect import note_effect
 from fader.methods.vector import CONFIG, Vector
 from fader.training.data import AIMS, DOMAINS, STARTER, STYLES, Item, split, starter_levels, starter_pairs
@@ -41,21 +43,20 @@ def domain_lessons(stage: Stage) -> list[Lesson]:
     return [one for seed in stage.passes for one in panel([from_levels(items, seed) for items in taught], others, seed, stage.meeting)]
 
 
-def train_domains(folder: Path, stages: Sequence[Stage] = DOMAIN_STAGES) -> list[Vector]:
-    """The domains' vectors, trained together, each stage from where the one before it ended; a stopped run goes on at the stage it was in."""
+def train_domains(folder: Path, stages: Sequence[Stage] = DOMAIN_STAGES, model: str = builtin.NAME) -> list[Vector]:
+    """The domains' vectors, trained together, each stage from where the one before it ended, and measured; a stopped run goes on at the stage it
+    was in."""
     vectors: list[Vector] = []
     scratch: list[Path] = []
     for number, stage in enumerate(stages, 1):
         last = number == len(stages)
         places = {domain: folder / (domain if last else f".{domain}.stage{number}") for domain in DOMAINS}
-        if all((place / CONFIG).is_file() for place in places.values()):
-            vectors = [Vector.load(place, domain) for domain, place in places.items()]
-        else:
-            vectors = train_vectors(places, domain_lessons(stage), stage.recipe, start=vectors)
+        vectors = train_vectors(places, domain_lessons(stage), stage.recipe, model, start=vectors)
         scratch += [] if last else places.values()
+    noted = [note_effect(vector, folder / vector.name, split(starter_levels(vector.name), "dev"), model) for vector in vectors]
     for place in scratch:
         shutil.rmtree(place)
-    return vectors
+    return noted
 
 
 def main(names: list[str], folder: Path = FOLDER) -> None:
@@ -63,14 +64,17 @@ def main(names: list[str], folder: Path = FOLDER) -> None:
     for name in names:
         if name not in (*DOMAINS, *STYLES, *AIMS):
             raise ValueError(f"{name}: not a starter vector; those are {', '.join((*DOMAINS, *STYLES, *AIMS))}")
-    missing = [name for name in names or [*DOMAINS, *STYLES, *AIMS] if not (folder / name / CONFIG).is_file()]
+    missing = [name for name in names or [*DOMAINS, *STYLES, *AIMS] if "effect" not in _card(folder / name)]
     if any(name in DOMAINS for name in missing):
-        for vector in train_domains(folder):
-            note_effect(vector, folder / vector.name, split(starter_levels(vector.name), "dev"))
+        train_domains(folder)
     for name in missing:
         if name not in DOMAINS:
             vector = train_vector(name, from_pairs(split(starter_pairs(name), "train")), folder / name)
             note_effect(vector, folder / name, split(starter_pairs(name), "dev"))
+
+
+def _card(folder: Path) -> Mapping[str, Any]:
+    return Vector.load(folder).card if (folder / CONFIG).is_file() else {}
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from fader.engine import builtin
 from fader.engine.backbone import fingerprint, quick_dtype
-from fader.methods.vector import Vector
-from fader.training.data import content_hash
+from fader.methods.vector import CONFIG, Vector
+from fader.training.data import content_hash, write_whole
 from fader.training.lessons import Lesson
 
 
@@ -88,8 +88,9 @@ def train_vectors(
     """Train the vectors of these names side by side, write each to its folder with its card, and return them.
 
     A lesson has an amount for each, in their order. A run that was stopped goes on from its last checkpoint, beside the first folder, if the
-    lessons and settings are the same. `start`: vectors of the recipe's rank and targets to go on from, one for each name. `dtype`: of the saved
-    factors. The products run in bfloat16 where the device computes it fast; the factors are trained in float32.
+    lessons and settings are the same; vectors that are there already from the same are returned as they are. `start`: vectors of the recipe's
+    rank and targets to go on from, one for each name. `dtype`: of the saved factors. The products run in bfloat16 where the device computes it
+    fast; the factors are trained in float32.
     """
     base, tokenizer = _load(model)
     base_print = fingerprint(base)
@@ -102,10 +103,14 @@ def train_vectors(
         "base_fingerprint": base_print,
         "start": [vector.digest for vector in start],
     }
+    numbers = getattr(torch, dtype)
+    if there := _trained_before(folders, identity, numbers):
+        return there
     _same_run_or_fresh(work, identity)
-    began = time.perf_counter()
+    clock = _Clock(work / "seconds")
     with _bar(progress) as bar:
         trainer = _trainer(recipe, base, tokenizer, lessons, len(folders), work, bar)
+        trainer.add_callback(clock)
         if start:
             _go_on(trainer.model, start)
         trainer.train(resume_from_checkpoint=bool(list(work.glob("checkpoint-*"))))
@@ -118,18 +123,33 @@ def train_vectors(
         "held": sum(lesson.held for lesson in lessons),
         "data": identity["data"],
         "recipe": asdict(recipe),
+        "start": identity["start"],
         "started_from": _histories(start),
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(clock.seconds, 1),
         "curve": [{key: row[key] for key in ("step", *CURVE) if key in row} for row in trainer.state.log_history if "loss" in row],
     }
     factors = Vector.load(work / "final").factors
     found = []
     for place, (name, folder) in enumerate(folders.items()):
         mine = slice(place * recipe.rank, (place + 1) * recipe.rank)
-        numbers = getattr(torch, dtype)
         found.append(Vector(name, {m: (a[mine].to(numbers), b[:, mine].to(numbers)) for m, (a, b) in factors.items()}, base_print, card))
         found[-1].save(folder)
     shutil.rmtree(work, ignore_errors=True)
+    return found
+
+
+def _trained_before(folders: Mapping[str, Path], identity: Mapping[str, Any], numbers: torch.dtype) -> list[Vector]:
+    """The vectors in these folders, if all of them are what the same lessons and settings gave; else none."""
+    found = []
+    for name, folder in folders.items():
+        if not (folder / CONFIG).is_file():
+            return []
+        vector = Vector.load(folder, name)
+        card = {**vector.card, "vectors": vector.card.get("trained_with"), "base_fingerprint": vector.base}
+        same = all(card.get(key) == value for key, value in json.loads(json.dumps(identity)).items())
+        if not same or any(factor.dtype != numbers for pair in vector.factors.values() for factor in pair):
+            return []
+        found.append(vector)
     return found
 
 
@@ -350,6 +370,24 @@ def _same_run_or_fresh(work: Path, identity: dict[str, Any]) -> None:
 def _bar(show: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), disable=not show)
+
+
+class _Clock(TrainerCallback):
+    """Seconds that a training has taken, those before the checkpoint that it goes on from included."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._before = float(file.read_text(encoding="utf-8")) if file.is_file() else 0.0
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Until now."""
+        return self._before + time.perf_counter() - self._began
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer after each checkpoint."""
+        write_whole(self._file, f"{self.seconds}", self._file.parent)
 
 
 class _Watch(TrainerCallback):
