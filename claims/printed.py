@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -26,22 +27,25 @@ def print_figures(
 ) -> None:
     """Measure the named parts (all by default) in a room on the built-in model, and print each figure as soon as it is there; with
     `--report FILE` draw them at the end."""
-    given = {name: arguments[arguments.index(name) + 1] for name in ("--report", "--limit") if name in arguments}
-    names = [word for word in arguments if not word.startswith("--") and word not in given.values()]
-    if unknown := [name for name in names if name not in parts]:
-        raise SystemExit(f"PART: no part {unknown[0]!r}; known: {', '.join(parts)}")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
+    parser.add_argument("--limit", type=int, help="at most this many items of each kind; for a quick look")
+    parser.add_argument("--report", type=Path, help="HTML file to write")
+    given = parser.parse_args(arguments)
+    if unknown := [name for name in given.parts if name not in parts]:
+        parser.error(f"PART: no part {unknown[0]!r}; known: {', '.join(parts)}")
     figures = []
     with Fader(dtype=quick_dtype()) as fader:
-        where = room(Ledger(fader, ledger), int(given["--limit"]) if "--limit" in given else None)
-        for name in names or parts:
+        where = room(Ledger(fader, ledger), given.limit)
+        for name in given.parts or parts:
             start = time.perf_counter()
             for figure in parts[name](where):
                 figures.append(figure)
                 sys.stdout.write(json.dumps(asdict(figure)) + "\n")
                 sys.stdout.flush()
             sys.stderr.write(f"{name}: {time.perf_counter() - start:.0f} s\n")
-    if "--report" in given:
-        write_report(figures, Path(given["--report"]))
+    if given.report:
+        write_report(figures, given.report)
 
 
 def public_rows(name: str) -> list[dict[str, Any]]:

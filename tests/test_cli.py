@@ -62,7 +62,7 @@ def rows(done: Done) -> list[dict]:
         (["vectors", "inspect", "nope"], "no such vector"),
         (["vectors", "inspect", "medical", "--picture", "norms.pdf"], "must end with .png"),
         (["vectors", "extract", "nowhere", "--name", "x", "--out", "x"], "nowhere is no folder with a config.json"),
-        (["vectors", "extract", "nowhere", "--name", "../x"], "--name: '../x' must be letters"),
+        (["vectors", "extract", "nowhere", "--name", "../x"], "name: '../x' must be letters"),
         (["vectors", "compress", "medical", "--name", "x", "--out", "x"], "nothing to do; give --rank"),
         (["vectors", "compress", "medical", "--name", "x", "--out", "x", "--rank", "0"], "rank: 0 must be at least 1"),
         (["vectors", "compress", "medical", "--name", "x", "--out", ".", "--rank", "1"], "--out: . is there already"),
@@ -196,7 +196,7 @@ def test_vectors_on_files(files):
 
 
 def test_vectors_on_files_for_people(files, tmp_path, monkeypatch):
-    monkeypatch.setattr("fader.cli.vectors.user_folder", lambda: tmp_path / "user")
+    monkeypatch.setattr("fader.methods.vector.user_folder", lambda: tmp_path / "user")
     done = run("vectors", "extract", "aligned", "--base", "base", "--name", "mine", "--energy", "0.5", cwd=files)
     assert done.returncode == 0
     assert "v_proj" in done.stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +38,9 @@ def evaluate(
     out: Ledgered = "runs/eval.jsonl",
     report: Annotated[str | None, typer.Option(help="HTML file to write: tables and plots.")] = None,
     limit: Limited = None,
-    judge: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible endpoint that judges, as URL#MODEL; left out: a classifier.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible endpoint that judges, as URL#MODEL, its key in OPENAI_API_KEY; left out: a classifier.")
+    ] = None,
     seed: int = 0,
     model: Model = builtin.NAME,
     dtype: Dtype = None,
@@ -44,7 +48,7 @@ def evaluate(
 ) -> None:
     """Measure what vectors do: one figure per line, {task, method, case, metric, value, low, high, n, seed}."""
     with needing("evaluation", "eval"):
-        from fader.evaluation.judge import endpoint
+        from fader.evaluation.judge import KEY, endpoint
         from fader.evaluation.lab import Lab
         from fader.evaluation.ledger import Ledger
         from fader.evaluation.report import write_report
@@ -53,11 +57,12 @@ def evaluate(
         if task not in TASKS:
             raise ValueError(f"TASK: no task {task!r}; known: {', '.join(TASKS)}")
     chosen = _chosen(domain or DOMAINS, vector, data)
-    if judge is not None and "#" not in judge:
+    if judge is not None and not re.fullmatch(r"https?://[^#]+#.+", judge):
         raise ValueError(f"--judge: must be URL#MODEL (got {judge!r})")
     with Fader(model, dtype=dtype or quick_dtype()) as fader:
         styles = [name for name in STYLES if name in available()]
-        judged = None if judge is None else endpoint(*judge.split("#", 1))
+        url, _, named = (judge or "").partition("#")
+        judged = endpoint(url, named, os.environ.get(KEY)) if judge else None
         lab = Lab(Ledger(fader, Path(out)), **chosen, styles=styles, judge=judged, split=split, seed=seed, limit=limit)
         figures = []
         for task in tasks:
@@ -91,7 +96,10 @@ def tune(
         from fader.evaluation.ledger import Ledger
         from fader.evaluation.tune import consequences
         from fader.evaluation.tune import tune as search
-    wanted = dict(named_value(text, "DOMAIN=LEVEL") for text in want.split(","))
+    pairs = [named_value(text, "DOMAIN=LEVEL") for text in want.split(",")]
+    wanted = dict(pairs)
+    if len(wanted) < len(pairs):
+        raise ValueError(f"WANT: names a domain twice (got {want!r})")
     chosen = _chosen(list(dict.fromkeys([*wanted, *DOMAINS])), vector, data)
     if profile is not None:
         profile_file(profile)  # its name is checked before anything is measured
@@ -116,6 +124,9 @@ def _chosen(domains: Sequence[str], vector: Sequence[str] | None, data: Sequence
     """The lab's level data and vectors, as the options say."""
     files = dict(named_value(text, "--data DOMAIN=FILE") for text in data or ())
     moved = dict(named_value(text, "--vector DOMAIN=NAME") for text in vector or ())
+    for option, given in (("--data", files), ("--vector", moved)):
+        if unknown := [name for name in given if name not in domains]:
+            raise ValueError(f"{option}: {unknown[0]!r} is none of the domains that are measured ({', '.join(domains)})")
     return {"levels": {name: _items(name, files.get(name)) for name in domains}, "vectors": {name: moved.get(name, name) for name in domains}}
 
 

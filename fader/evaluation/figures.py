@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,6 +45,22 @@ def perplexity(task: str, method: str, case: str, means: Sequence[float], counts
     low, high = np.quantile(found, [0.025, 0.975])
     value = math.exp(-sums.sum() / tokens.sum())
     return Figure(task, method, case, "perplexity", _round(value), _round(low), _round(high), len(sums), seed)
+
+
+def perplexity_ratio(
+    task: str, method: str, case: str, means: Sequence[float], bare: Sequence[float], counts: Sequence[int], seed: int = 0
+) -> Figure:
+    """Perplexity per token of several texts over the bare model's of the same texts, with its interval over the texts."""
+    return replace(perplexity(task, method, case, np.subtract(means, bare).tolist(), counts, seed), metric="perplexity_ratio")
+
+
+def least(task: str, method: str, case: str, metric: str, groups: Sequence[Sequence[float]], seed: int = 0) -> Figure:
+    """The least of several groups' means, with its interval: the least in each resample of every group."""
+    dice = np.random.default_rng(seed)
+    draws = [dice.choice(np.asarray(values, dtype=float), (RESAMPLES, len(values))).mean(axis=1) for values in groups]
+    low, high = np.quantile(np.min(draws, axis=0), [0.025, 0.975])
+    value = min(float(np.mean(values)) for values in groups)
+    return Figure(task, method, case, metric, _round(value), _round(low), _round(high), min(map(len, groups)), seed)
 
 
 def distinct(text: str, size: int = 2) -> float:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fader.evaluation.figures import Figure, average, distinct, perplexity
+from fader.evaluation.figures import Figure, average, distinct, perplexity, perplexity_ratio
 from fader.evaluation.lab import Lab, named
-from fader.evaluation.ledger import Asked
+from fader.evaluation.ledger import Asked, Said
 from fader.fader import Fader
 from fader.training.data import STARTER, read_rows, split, starter_pairs
 
@@ -18,23 +18,28 @@ NEUTRAL = "Write a short paragraph."
 STEPS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 
-def neutral(lab: Lab, task: str, amounts: Mapping[str, float]) -> Figure:
-    """Perplexity per token of the shipped neutral paragraphs under a mixture."""
+def neutral(lab: Lab, task: str, amounts: Mapping[str, float]) -> list[Figure]:
+    """Perplexity per token of the shipped neutral paragraphs under a mixture, and its ratio to the bare model's."""
     texts = (STARTER / "neutral.txt").read_text(encoding="utf-8").splitlines()[: lab.limit]
-    request = Fader.request(NEUTRAL, alignment={"vectors": dict(amounts)})
-    said = lab.ledger.ask([Asked(task, named(amounts), "neutral", str(place), request, text) for place, text in enumerate(texts)])
-    return perplexity(task, named(amounts), "neutral", [one.mean for one in said], [one.tokens for one in said], lab.seed)
+
+    def read(mixture: Mapping[str, float]) -> list[Said]:
+        request = Fader.request(NEUTRAL, alignment={"vectors": dict(mixture)})
+        return lab.ledger.ask([Asked(task, named(mixture), "neutral", str(place), request, text) for place, text in enumerate(texts)])
+
+    bare, said = read({}), read(amounts)
+    means, counts = [one.mean for one in said], [one.tokens for one in said]
+    return [
+        perplexity(task, named(amounts), "neutral", means, counts, lab.seed),
+        perplexity_ratio(task, named(amounts), "neutral", means, [one.mean for one in bare], counts, lab.seed),
+    ]
 
 
 def fluency(lab: Lab) -> Iterator[Figure]:
     """Perplexity per token of neutral paragraphs, its ratio to the bare model's, and distinct-2 of answers to general questions."""
     queries = [item.query for item in lab.items("other")][:12]
-    bare = neutral(lab, "fluency", {})
     for amounts in _mixtures(lab):
         method, wish = named(amounts), {"alignment": {"vectors": amounts}, "max_tokens": 80}
-        found = neutral(lab, "fluency", amounts)
-        yield found
-        yield average("fluency", method, "neutral", "perplexity_ratio", [found.value / bare.value], lab.seed)
+        yield from neutral(lab, "fluency", amounts)
         written = lab.ledger.ask([Asked("fluency", method, "written", str(i), Fader.request(query, **wish)) for i, query in enumerate(queries)])
         yield average("fluency", method, "written", "distinct_2", [distinct(one.text) for one in written], lab.seed)
 

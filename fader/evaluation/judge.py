@@ -1,19 +1,23 @@
 """Judges: which level has an answer? A classifier trained on answers about other subjects than those it judges, or a model behind an endpoint.
 
-Neither has seen what any vector was trained on, and neither is the likelihood by which vectors are tuned.
+Neither has seen what a vector was taught to write (other subjects are only held in place in training), and neither is the likelihood by which
+vectors are tuned.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from fader.endpoint import Advice, in_words
 from fader.training.data import LEVELS, Level, starter_levels, starter_rows
 
-Judge = Callable[[Sequence[str], Sequence[str]], list[Level]]
-"""judge(questions, answers): the level of each answer."""
+Judge = Callable[[Sequence[str], Sequence[str]], list[Level | None]]
+"""judge(questions, answers): the level of each answer; None where the judge names none."""
 
+KEY = "OPENAI_API_KEY"  # the environment variable with the endpoint's key
 ASKED = """Below are a question and an answer to it. Which kind of answer is it?
 avoidance: it declines to answer or only refers to somebody else.
 generic: it answers in general, everyday terms.
@@ -29,7 +33,7 @@ def classifier() -> Judge:
     items = starter_levels("other")
     model = _fitted([item.answers[level] for item in items for level in LEVELS], [place for _ in items for place in range(len(LEVELS))])
 
-    def judge(questions: Sequence[str], answers: Sequence[str]) -> list[Level]:
+    def judge(questions: Sequence[str], answers: Sequence[str]) -> list[Level | None]:
         return [LEVELS[place] for place in model.predict([_plain(answer) for answer in answers])]
 
     return judge
@@ -59,27 +63,32 @@ def _fitted(texts: Sequence[str], labels: Sequence[int]) -> Any:
     return model.fit([_plain(text) for text in texts], labels)
 
 
-def endpoint(url: str, model: str, key: str = "none") -> Judge:
-    """A model behind an OpenAI-compatible endpoint, asked at temperature 0. Raises ValueError for an answer that names no level."""
-    from openai import OpenAI
+def endpoint(url: str, model: str, key: str | None = None, retries: int = 5) -> Judge:
+    """A model behind an OpenAI-compatible endpoint, asked at temperature 0. A reply that does not name one level, and one only, judges None.
 
-    client = OpenAI(base_url=url, api_key=key, timeout=60)
+    Raises ValueError where the endpoint refuses, ConnectionError where it cannot be reached or keeps failing.
+    """
+    import openai
 
-    def judge(questions: Sequence[str], answers: Sequence[str]) -> list[Level]:
-        found = []
-        for question, answer in zip(questions, answers, strict=True):
-            asked = ASKED.format(question=question, answer=answer)
-            reply = client.chat.completions.create(model=model, temperature=0, max_tokens=8, messages=[{"role": "user", "content": asked}])
-            said = (reply.choices[0].message.content or "").lower()
-            named = [level for level in LEVELS if level in said]
-            if len(named) != 1:
-                raise ValueError(
-                    f"judge: {model} said {said!r} where one of {', '.join(LEVELS)} was asked for; use a model that follows instructions"
-                )
-            found += named
-        return found
+    client = openai.OpenAI(base_url=url, api_key=key or "none", timeout=60, max_retries=retries)
+    advice = Advice(
+        key=("--judge", f"put a valid key into the environment variable {KEY}"),
+        model=("--judge", "name one that it serves, as URL#MODEL"),
+        address=("--judge", "start the server or correct the address; what was measured is kept, the same command goes on from here"),
+        pressed=("--judge", "wait; what was measured is kept, the same command goes on from here"),
+    )
 
-    return judge
+    def one(question: str, answer: str) -> Level | None:
+        asked = ASKED.format(question=question, answer=answer)
+        try:
+            reply = client.chat.completions.create(model=model, temperature=0, max_tokens=1024, messages=[{"role": "user", "content": asked}])
+        except openai.OpenAIError as error:
+            raise in_words(error, url, model, retries, advice) from error
+        said = re.sub(r"^.*?</think>", "", reply.choices[0].message.content or "", flags=re.DOTALL).lower()
+        named = [level for level in LEVELS if level in said]
+        return named[0] if len(named) == 1 else None
+
+    return lambda questions, answers: [one(question, answer) for question, answer in zip(questions, answers, strict=True)]
 
 
 def _plain(text: str) -> str:

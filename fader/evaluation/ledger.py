@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from fader.fader import Fader, Likelihood, Result
 from fader.request import Request
+from fader.training.data import write_whole
 
 TOGETHER = 96  # measurements that are asked at once; a stopped run loses at most these
 
@@ -58,7 +60,9 @@ class Ledger:
         self._known: dict[str, Said] = {}
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            self._known = {row["key"]: Said(**row["said"]) for row in _lines(file)}
+            self._lock = FileLock(f"{file}.lock")  # held while lines are read or added: several processes may share a ledger
+            with self._lock:
+                self._known = _lines(file)
 
     def ask(self, asked: Sequence[Asked]) -> list[Said]:
         """What the model says to each, in order. Measures what is not known, in batches, writing each batch down before the next."""
@@ -94,7 +98,7 @@ class Ledger:
             }
             for (key, one), answer in zip(batch, said, strict=True)
         ]
-        with self.file.open("a", encoding="utf-8") as stream:
+        with self._lock, self.file.open("a", encoding="utf-8") as stream:
             stream.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def _key(self, asked: Asked) -> str:
@@ -126,17 +130,23 @@ def _vectors(value: Any) -> Iterator[str]:
             yield from _vectors(inner)
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a ledger file. A last line that a killed process left unfinished is cut off."""
+def _lines(file: Path) -> dict[str, Said]:
+    """The measurements of a ledger file. A last line that a killed process left unfinished is cut off.
+
+    Raises ValueError for a file that is no ledger, and leaves it as it is.
+    """
     if not file.is_file():
-        return
-    content = file.read_bytes()
-    if not content.endswith(b"\n"):
-        content = content[: content.rfind(b"\n") + 1]
-        file.write_bytes(content)
-    for place, line in enumerate(content.decode("utf-8").split("\n")[:-1], 1):
+        return {}
+    *lines, rest = file.read_bytes().split(b"\n")
+    found = {}
+    for place, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            yield {"key": row["key"], "said": row["said"]}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            found[row["key"]] = Said(**row["said"])
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{file}:{place}: not a line of an evaluation's ledger ({error}); give another --out, or delete it") from None
+    if rest and not (lines or rest.startswith(b'{"task": ')):
+        raise ValueError(f"{file}: not an evaluation's ledger; give another --out, or delete it")
+    if rest:
+        write_whole(file, b"".join(line + b"\n" for line in lines).decode("utf-8"), file.parent)
+    return found

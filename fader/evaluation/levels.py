@@ -13,7 +13,7 @@ from itertools import product
 import numpy as np
 
 from fader.evaluation.baselines import BASELINES, wish
-from fader.evaluation.figures import Figure, average
+from fader.evaluation.figures import Figure, average, least
 from fader.evaluation.lab import Lab, Trial, mixed, named
 from fader.evaluation.tune import REACHED, Point, amounts, curves, firsts, spill, together, trial
 from fader.training.data import LEVELS, Level
@@ -39,21 +39,21 @@ def levels(lab: Lab) -> Iterator[Figure]:
 
 def combinations(lab: Lab, picks: dict[tuple[str, Level], float]) -> Iterator[Figure]:
     """Every choice of a level per domain, its mixture searched on the dev split: the least accuracy over the domains, and in how many of them it
-    is at least 0.8 everywhere."""
+    is at least 0.8 everywhere (`low` and `high`: in how many its interval's ends are)."""
     domains = list(lab.vectors)
     wanted = [dict(zip(domains, choice, strict=True)) for choice in product(LEVELS, repeat=len(domains))]
     few = SEARCHED if lab.limit is None else min(lab.limit, SEARCHED)
     mixtures = together(replace(lab, limit=few), TASK, picks, wanted, rounds=1)
     found = iter(lab.ranked(TASK, [trial(lab, mixture, domain, lab.split) for mixture in mixtures for domain in domains]))
-    reached = []
+    reached: list[Figure] = []
     for choice, mixture in zip(wanted, mixtures, strict=True):
         case = ",".join(f"{domain}={level}" for domain, level in choice.items())
         ranks = {domain: firsts(next(found), choice[domain]) for domain in domains}
-        worst = min(ranks, key=lambda domain: np.mean(ranks[domain]))
-        yield average(TASK, named(mixture), case, "least_accuracy", ranks[worst], lab.seed)
-        reached.append(float(np.mean(ranks[worst]) >= REACHED))
-    share, count = average(TASK, "vectors", "all", "combinations_reached", reached, lab.seed), len(reached)
-    yield replace(share, value=share.value * count, low=share.low * count, high=share.high * count)
+        found_least = least(TASK, named(mixture), case, "least_accuracy", list(ranks.values()), lab.seed)
+        yield found_least
+        reached.append(found_least)
+    low, value, high = (float(sum(getattr(one, bound) >= REACHED for one in reached)) for bound in ("low", "value", "high"))
+    yield Figure(TASK, "vectors", "all", "combinations_reached", value, low, high, len(reached), lab.seed)
 
 
 def curve(lab: Lab, axis: Sequence[float] = AXIS) -> Iterator[Figure]:

@@ -93,7 +93,8 @@ def combination_map(figures: Sequence[Figure]) -> str | None:
 
 def spill_matrix(figures: Sequence[Figure]) -> str | None:
     """Share of questions whose first-ranked answer moves, for each end of each vector on each subject."""
-    found = {tuple(figure.case.split(" on ")): figure.value for figure in figures if (figure.task, figure.metric) == ("spillover", "moved")}
+    moved = [figure for figure in figures if (figure.task, figure.metric) == ("spillover", "moved")]
+    found = {(figure.method, figure.case.split(" on ")[1]): figure.value for figure in moved}
     if not found:
         return None
     rows, columns = (list(dict.fromkeys(case[side] for case in found)) for side in (0, 1))

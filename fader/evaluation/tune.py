@@ -137,7 +137,7 @@ def together(
 
 def consequences(lab: Lab, tuned: Tuned, wanted: Mapping[str, Level]) -> Iterator[Figure]:
     """What the found amounts do on the lab's split: `reached` in the wanted domains; `moved` and `drift` in the others (see `spillover`); and
-    the perplexity of neutral text against the bare model's."""
+    the perplexity of neutral text, and its ratio to the bare model's."""
     method = named(tuned.amounts)
     free = [domain for domain in (*lab.levels, "other") if domain not in wanted]
     found = lab.ranked("tune", [trial(lab, tuned.amounts, domain, lab.split) for domain in (*wanted, *free)])
@@ -146,8 +146,7 @@ def consequences(lab: Lab, tuned: Tuned, wanted: Mapping[str, Level]) -> Iterato
     before = lab.ranked("tune", [trial(lab, {}, domain, lab.split) for domain in free])
     for domain, old, new in zip(free, before, found[len(wanted) :], strict=True):
         yield from spill("tune", method, domain, old, new, lab.seed)
-    ratio = neutral(lab, "tune", tuned.amounts).value / neutral(lab, "tune", {}).value
-    yield average("tune", method, "neutral", "perplexity_ratio", [ratio], lab.seed)
+    yield from neutral(lab, "tune", tuned.amounts)
 
 
 def spill(task: str, method: str, case: str, before: Matrix, after: Matrix, seed: int) -> list[Figure]:
