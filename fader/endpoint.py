@@ -24,12 +24,14 @@ def in_words(error: Exception, url: str, model: str, retries: int, advice: Advic
         return ValueError(f"{field}: {url} refuses the key (status {error.status_code}); {way}")
     if isinstance(error, openai.NotFoundError):
         field, way = advice.model
-        return ValueError(f"{field}: {url} finds no model {model!r} (status 404: {error.message}); {way}")
+        return ValueError(
+            f"{field}: {url} finds no model {model!r} (status 404: {error.message}); {way}, or correct the address, which usually ends with /v1"
+        )
     if isinstance(error, openai.APIConnectionError):
         field, way = advice.address
         tries = f"{retries + 1} tries" if retries else "one try"
         return ConnectionError(f"{field}: {url} cannot be reached or does not answer ({error.message.rstrip('.')}, {tries}); {way}")
-    if isinstance(error, openai.RateLimitError | openai.InternalServerError):
+    if isinstance(error, openai.APIStatusError) and (error.status_code in (408, 409, 429) or error.status_code >= 500):
         field, way = advice.pressed
         return ConnectionError(f"{field}: {url} keeps failing (status {error.status_code}: {error.message}); {way}")
     return ValueError(f"{advice.address[0]}: {url} refuses the request ({error})")

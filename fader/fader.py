@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fader.engine import builtin
 from fader.engine.backbone import Backbone, load
@@ -230,8 +230,9 @@ class Fader:
         for _, future in submitted:
             future.add_done_callback(lambda _: chunks.put(None))
 
-        def flow() -> Iterator[tuple[int, Chunk]]:
+        def flow() -> Iterator[tuple[int, Chunk] | None]:
             try:
+                yield None  # so that it has begun, and closing it comes to `finally`
                 running = len(submitted)
                 while running:
                     found = chunks.get()
@@ -245,7 +246,9 @@ class Fader:
                 for job, _ in submitted:
                     self.engine.cancel(job)
 
-        return flow()
+        flowing = flow()
+        next(flowing)
+        return cast("Iterator[tuple[int, Chunk]]", flowing)
 
     async def agenerate(self, prompt: Asked, **fields: Any) -> Result:
         """`generate` for asyncio; cancelling the task cancels the request."""
@@ -287,14 +290,31 @@ class Fader:
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
             groups.setdefault(request.model_dump_json(), []).append(place)
-        plans = [self._plan(requests[group[0]]) for group in groups.values()]
-        futures = [
-            (group, self._submit_score(plan, [pairs[place][1] for place in group])) for group, plan in zip(groups.values(), plans, strict=True)
-        ]
+        for request in requests:
+            if request.alignment.search is not None:
+                raise ValueError("alignment.search: chooses what is written, and a given answer is only read; leave it out to score")
+        readings = [one for group in groups.values() for one in self._readings(self._plan(requests[group[0]]), group, pairs)]
+        started = [(places, self._submit_score(plan, written)) for plan, places, written in readings]
         found: dict[int, Likelihood] = {}
-        for group, future in futures:
-            found.update(zip(group, future.result(), strict=True))
+        try:
+            for places, (_, future) in started:
+                found.update(zip(places, future.result(), strict=True))
+        finally:
+            for _, (job, _) in started:
+                self.engine.cancel(job)
         return [found[place] for place in range(len(pairs))]
+
+    def _readings(self, plan: _Plan, places: list[int], pairs: Sequence[tuple[Asked, str]]) -> Iterator[tuple[_Plan, list[int], list[list[int]]]]:
+        """The answers at these places to one request as token ids, in as few readings as memory allows. Raises ValueError for what cannot be read."""
+        written = [plan.backbone.encode(pairs[place][1]) for place in places]
+        if not all(written):
+            raise ValueError("answer: has no tokens; give a text to score")
+        longest, size = max(map(len, written)), len(written)
+        while size > 1 and not self.engine.fits(plan.needs(longest, size)):
+            size = -(-size // 2)
+        self.engine.check(plan.needs(longest, size))
+        for start in range(0, len(written), size):
+            yield plan, places[start : start + size], written[start : start + size]
 
     # From a request to a program
 
@@ -316,11 +336,12 @@ class Fader:
             return prompt
         value: dict[str, Any] = {"messages": prompt} if isinstance(prompt, str) else dict(prompt)
         if "prompt" in value:
+            if "messages" in value:
+                raise ValueError("prompt: stands for messages, which are given too; give one of the two")
             value["messages"] = value.pop("prompt")
-        sampling = {name: fields.pop(name) for name in list(fields) if name in _SAMPLING}
-        value = {**fields, **value}
-        given = value.get("sampling", {})
-        value["sampling"] = {**sampling, **given} if isinstance(given, Mapping) else given
+        said: list[Mapping[str, Any]] = [{name: fields.pop(name) for name in list(fields) if name in _SAMPLING}]  # the later ones win, field by field
+        said += [_given(of.get("sampling", {})) for of in (fields, value)]
+        value = {**fields, **value, "sampling": {name: one for given in said for name, one in given.items()}}
         if isinstance(value.get("alignment"), (str, Mapping)):
             value["alignment"] = load_alignment(value["alignment"])
         return parse(Request, value)
@@ -387,11 +408,7 @@ class Fader:
         needs = plan.needs(plan.request.sampling.max_tokens, _samples(plan.request))
         return self._start(self._program(plan), needs, finished, on_item)
 
-    def _submit_score(self, plan: _Plan, answers: Sequence[str]) -> Future[list[Likelihood]]:
-        written = [plan.backbone.encode(answer) for answer in answers]
-        if not all(written):
-            raise ValueError("answer: has no tokens; give a text to score")
-
+    def _submit_score(self, plan: _Plan, written: Sequence[list[int]]) -> tuple[Job, Future[list[Likelihood]]]:
         def program() -> Program:
             root = Prefix()
             if len(written) > 1:  # the prompt is read once, for all of them
@@ -405,7 +422,7 @@ class Fader:
         def finished(_: Job, reports: list[list[TokenLogprob]]) -> list[Likelihood]:
             return [Likelihood.of(details) for details in reports]
 
-        return self._start(program(), plan.needs(max(map(len, written)), len(written)), finished)[1]
+        return self._start(program(), plan.needs(max(map(len, written)), len(written)), finished)
 
     def _start(
         self,
@@ -473,6 +490,15 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _given(sampling: Any) -> Mapping[str, Any]:
+    """The fields of a sampling that were given. Raises ValueError for what is none."""
+    if isinstance(sampling, Sampling):
+        return sampling.model_dump(exclude_unset=True)
+    if not isinstance(sampling, Mapping):
+        raise ValueError(f"sampling: must be a mapping of its fields (got {sampling!r})")
+    return sampling
+
+
 def _fits(vector: Vector, backbone: Backbone) -> bool:
     try:
         vector.check(backbone)
@@ -487,8 +513,8 @@ def _same_vocabulary(one: Backbone, two: Backbone) -> None:
     if mine != yours:
         differing = next(token for token in [*mine, *yours] if mine.get(token) != yours.get(token))
         raise ValueError(
-            f"guides: {two.name} has another vocabulary than {one.name} (token {differing!r} is {yours.get(differing)} there, "
-            f"{mine.get(differing)} here); guide with a model of the same tokenizer"
+            f"policy.model: {two.name} has another vocabulary than {one.name} (token {differing!r} is {yours.get(differing)} there, "
+            f"{mine.get(differing)} here); take a model of the same tokenizer"
         )
 
 

@@ -281,7 +281,8 @@ class Lookahead(_Search):
     weight: Finite = Field(10.0, ge=0)
     """Of h against log P; 0 is off."""
     width: int = Field(16, ge=1, le=1024)
-    """Look-aheads that may be under way at the same time. More are quicker where rows are cheap; the tokens are the same."""
+    """Look-aheads that may be under way at the same time, beside those of the token being decided. More are quicker where rows are cheap; the
+    tokens are the same."""
     shortcuts: tuple[Shortcut, ...] = ("reuse", "prune", "plain", "speculate")
     """What makes it fast. None of them changes a token."""
 

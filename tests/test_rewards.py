@@ -619,6 +619,11 @@ def test_the_weighted_sum():
     assert (nothing.score(["", ""], ["a", "b"]), nothing.bounds, nothing.of_any_continuation("a")) == ([0, 0], (0, 0), (0, 0))
     unbounded = weighted_sum([spec("python", name="f", weight=0), parts[0]], Declared(callables={"f": lambda prompts, texts: [9.0] * len(texts)}))
     assert unbounded.bounds == (0, 2)
+    assert [weight for weight, _ in unbounded.terms] == [2]  # what is off is not asked
+    off = weighted_sum([spec("keywords", words=["dog"], weight=0, propose=True)])
+    assert off.propose("a") == []
+    with pytest.raises(ValueError, match="is not declared"):
+        weighted_sum([spec("python", name="g", weight=0)])
 
 
 def test_what_is_declared_anew_shares_no_reward_with_the_old():

@@ -47,9 +47,10 @@ class Desk:
             self._stack([kept for kept in self.vectors if kept is not vector])
 
     def _stack(self, vectors: list[Delta]) -> None:
-        self.vectors = vectors
+        self.vectors = []  # none, should a layer fail: the next forward stacks anew what it needs
         for name, layer in self.layers.items():
             layer.stack([vector.factors.get(name) for vector in vectors])
+        self.vectors = vectors
 
     def set_mixtures(self, mixtures: Sequence[Sequence[tuple[Delta, float]]], counts: Sequence[int], kept: Tensor) -> None:
         """The mixture of each row, its number of tokens, and the indices of the tokens whose logits are wanted."""

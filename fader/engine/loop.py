@@ -103,6 +103,10 @@ class Engine:
         self._closed = False
         self._thread: threading.Thread | None = None
 
+    def fits(self, needs: Mapping[str, tuple[int, int]]) -> bool:
+        """Whether there could ever be memory for a job of these needs."""
+        return all(self.backbones[name].pool.area(*wanted) <= self.backbones[name].pool.budget for name, wanted in needs.items())
+
     def check(self, needs: Mapping[str, tuple[int, int]]) -> None:
         """Raises ValueError if a job of these needs could never run."""
         for name, (rows, length) in needs.items():
@@ -126,7 +130,8 @@ class Engine:
     def cancel(self, job: Job) -> None:
         """End `job` early; its `on_end` receives `Cancelled`. Nothing happens if it has ended."""
         job.cancelled = True
-        self._send(lambda: None)
+        with suppress(RuntimeError):  # closed: everything has ended
+            self._send(lambda: None)
 
     def between_steps(self, action: Callable[[], None]) -> None:
         """Run `action` in the engine's thread while no forward is under way."""
@@ -164,7 +169,7 @@ class Engine:
                     if isinstance(item, Job):
                         self._waiting.append(item)
                     else:
-                        item()
+                        _guarded("an action between steps", item)
                 if closed:
                     for job in [*self._live, *self._waiting]:
                         job.cancelled = True
@@ -177,19 +182,26 @@ class Engine:
                     busy = True
                     logging.getLogger("fader").exception("the engine failed")
                     for job in list(self._live):
-                        self._end(job, None, error)
+                        self._end(job, None, error.with_traceback(None))
 
     def _drop_cancelled(self) -> None:
         for job in [job for job in self._live if job.cancelled]:
             self._end(job, None, Cancelled("the job was cancelled"))
         for job in [job for job in self._waiting if job.cancelled]:
             self._waiting.remove(job)
-            job.on_end(None, Cancelled("the job was cancelled"))
+            _tell(job, None, Cancelled("the job was cancelled"))
 
     def _admit(self) -> bool:
         """Start waiting jobs in their order while the memory they announced fits. Says, as the next two do, whether there was anything to do."""
         admitted = False
-        while self._waiting and self._fits(self._waiting[0]):
+        while self._waiting:
+            try:
+                if not self._fits(self._waiting[0]):
+                    break
+            except Exception as error:  # out of memory, say: this job ends, those beside it go on
+                logging.getLogger("fader").exception("no memory could be had for a job")
+                _tell(self._waiting.popleft(), None, error.with_traceback(None))
+                continue
             job = self._waiting.popleft()
             self._live.append(job)
             job.started = time.perf_counter()
@@ -289,8 +301,12 @@ class Engine:
         return answered or bool(rewards)
 
     def _score_beside(self, reward: Reward, asked: Sequence[tuple[Job, int, Score]]) -> None:
-        with torch.inference_mode():
-            found = _scores(reward, [ask for _, _, ask in asked])
+        found: Sequence[list[float] | Exception]
+        try:
+            with torch.inference_mode():
+                found = _scores(reward, [ask for _, _, ask in asked])
+        except BaseException as error:  # one that would end a thread, such as SystemExit
+            found = [RuntimeError(f"reward {reward} ended with {error!r}")] * len(asked)
         with suppress(RuntimeError):  # the engine was closed meanwhile
             self._send(lambda: self._answered.append((asked, found)))
 
@@ -323,7 +339,7 @@ class Engine:
         except Exception as error:  # out of memory, say: these jobs end, the engine lives
             logging.getLogger("fader").exception("a forward pass of %s failed", name)
             for job in {job for row, _ in picked for job in row.jobs}:
-                self._end(job, None, error)
+                self._end(job, None, error.with_traceback(None))  # its frames would keep rows, and so their memory, alive
             return True
         _count(picked)
         for job in self._deliver(queue, picked, logits):
@@ -333,12 +349,12 @@ class Engine:
     def _pick(self, queue: dict[tuple[Policy, Prefix, int], _Row], backbone: Backbone) -> list[tuple[_Row, Segment]]:
         """The rows to read next, and how much of each, within the token budget."""
         for row in list(queue.values()):
-            if row.strand is None:
+            if row.strand is None and row.jobs:  # the jobs of a row may end on the way
                 try:
                     row.strand, row.done = attach(backbone.pool, row.policy, row.prefix, row.keep)
                 except MemoryError as error:
                     for job in list(row.jobs):
-                        self._end(job, None, error)
+                        self._end(job, None, error.with_traceback(None))
         picked: list[tuple[_Row, Segment]] = []
         budget = self.token_budget
         for row in sorted(queue.values(), key=lambda row: row.total - row.done > 1):  # stable: first come, first served
@@ -386,10 +402,7 @@ class Engine:
         job.asks, job.answers = [], []
         self._forget_rows(job)
         job.usage.seconds = time.perf_counter() - job.started
-        try:
-            job.on_end(result, error)
-        except Exception:
-            logging.getLogger("fader").exception("the receiver of a job's end failed")
+        _tell(job, result, error)
 
     def _forget_rows(self, job: Job) -> None:
         for queue in self._rows.values():
@@ -400,6 +413,18 @@ class Engine:
                     del queue[key]
 
 
+def _tell(job: Job, result: Any, error: BaseException | None) -> None:
+    _guarded("the receiver of a job's end", lambda: job.on_end(result, error))
+
+
+def _guarded(what: str, action: Callable[[], None]) -> None:
+    """Do what others gave us to do; its fault is not the engine's end."""
+    try:
+        action()
+    except Exception:
+        logging.getLogger("fader").exception("%s failed", what)
+
+
 def _scores(reward: Reward, asks: Sequence[Score]) -> list[list[float] | Exception]:
     """What one call gives to each ask. If it fails, each is asked by itself: nobody suffers from another's texts, but for a lost connection."""
     prompts, texts = [prompt for ask in asks for prompt in ask.prompts], [text for ask in asks for text in ask.texts]
@@ -408,7 +433,7 @@ def _scores(reward: Reward, asks: Sequence[Score]) -> list[list[float] | Excepti
         if len(scores) != len(texts):
             raise ValueError(f"reward {reward}: gave {len(scores)} scores for {len(texts)} texts")
     except Exception as error:
-        if len(asks) == 1 or isinstance(error, OSError):
+        if len(asks) == 1 or isinstance(error, ConnectionError | TimeoutError):
             return [error] * len(asks)
         return [found for ask in asks for found in _scores(reward, [ask])]
     return [[scores.popleft() for _ in ask.texts] for ask in asks]

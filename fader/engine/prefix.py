@@ -173,16 +173,18 @@ class Pool:
             return
         if slots > self.slots:  # some room ahead, so that growing is rare
             slots = max(slots, min(2 * self.slots, self.budget // capacity))
-        kept_slots, kept = min(slots, self.slots), min(capacity, self.capacity)
-        for name in ("keys", "values"):
-            old: Tensor = getattr(self, name)
-            new = old.new_zeros(old.shape[0], slots, old.shape[2], capacity, old.shape[4])
-            if self.taken:
-                new[:, :kept_slots, :, :kept] = old[:, :kept_slots, :, :kept]
-            setattr(self, name, new)
+        if not self.taken:  # nothing to keep: the old memory goes before the new is asked for
+            self._free, self.slots, self.capacity = [], 0, 0
+            self.keys, self.values = self.keys[:, :0, :, :0].clone(), self.values[:, :0, :, :0].clone()
+        self.keys, self.values = (self._grown(memory, slots, capacity) for memory in (self.keys, self.values))
         self._free = [slot for slot in self._free if slot < slots] + list(range(self.slots, slots))
         heapq.heapify(self._free)
         self.slots, self.capacity = slots, capacity
+
+    def _grown(self, memory: Tensor, slots: int, capacity: int) -> Tensor:
+        new = memory.new_zeros(memory.shape[0], slots, memory.shape[2], capacity, memory.shape[4])
+        new[:, : self.slots, :, : self.capacity] = memory
+        return new
 
     def take(self) -> int:
         """The lowest free slot, so that the slots in use stay together."""

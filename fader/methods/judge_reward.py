@@ -109,11 +109,18 @@ def _ask(client: OpenAI, name: str, judge: Judge, question: str) -> int:
     return mark
 
 
+@lru_cache(maxsize=64)
+def _gate(judge: Judge) -> threading.Semaphore:
+    """Of all who ask a judge, its `concurrency` at a time."""
+    return threading.Semaphore(judge.concurrency)
+
+
 def _reply(client: OpenAI, name: str, judge: Judge, asked: dict[str, Any]) -> str:
     import openai
 
     try:
-        answer = client.chat.completions.create(**asked)
+        with _gate(judge):
+            answer = client.chat.completions.create(**asked)
     except (openai.OpenAIError, json.JSONDecodeError) as error:
         raise in_words(error, judge.url, judge.model, judge.retries, _advice(name, judge)) from error
     if not isinstance(answer, openai.types.chat.ChatCompletion):

@@ -211,7 +211,7 @@ class Tree:
 
     def best_so_far(self, beams: Sequence[Node]) -> Node:
         """The best of the finished drafts whose reward is known; if there is none, the leading candidate with its look-ahead."""
-        finished = [node for beam in beams for node in _nodes(beam) if node.draft.finish == "stop" and node.value is not None]
+        finished = [node for beam in beams for node in _nodes(beam) if node.draft.finish and node.value is not None]
         if finished:
             return max(finished, key=lambda node: self.worth(node, node.value or 0.0))
         read = [beam for beam in beams if not beam.open]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -318,17 +319,21 @@ REWARDS: Mapping[type, Callable[[Any, Declared], Reward]] = {
 }
 
 
+_MAKING = threading.Lock()
+
+
 def make(spec: Any, declared: Declared = NOTHING) -> Reward:
     """The reward of some settings, one for all who use the same; it proposes only where they say so. Raises ValueError for what is not declared,
     not installed or no use."""
     settings = spec.model_copy(update={"weight": 1.0}).model_dump_json()
-    reward = declared.made.get(settings)
-    if reward is None:
-        reward = REWARDS[type(spec)](spec, declared)
-        if not getattr(spec, "propose", False):
-            reward = replace(reward, propose=None)
-        declared.made[settings] = reward
-    return reward
+    with _MAKING:
+        reward = declared.made.get(settings)
+        if reward is None:
+            reward = REWARDS[type(spec)](spec, declared)
+            if not getattr(spec, "propose", False):
+                reward = replace(reward, propose=None)
+            declared.made[settings] = reward
+        return reward
 
 
 @dataclass(frozen=True, eq=False)
@@ -363,13 +368,14 @@ class WeightedSum:
 
     def _between(self, intervals: Sequence[Interval]) -> Interval:
         weights = [weight for weight, _ in self.terms]
-        ends = [sorted((weight * low, weight * high)) if weight else (0.0, 0.0) for weight, (low, high) in zip(weights, intervals, strict=True)]
+        ends = [sorted((weight * low, weight * high)) for weight, (low, high) in zip(weights, intervals, strict=True)]
         return sum((low for low, _ in ends), 0.0), sum((high for _, high in ends), 0.0)
 
 
 def weighted_sum(specs: Sequence[Any], declared: Declared = NOTHING) -> WeightedSum:
-    """What these settings ask for together."""
-    return WeightedSum(tuple((spec.weight, make(spec, declared)) for spec in specs))
+    """What these settings ask for together; those of weight 0 are off."""
+    made = [(spec.weight, make(spec, declared)) for spec in specs]  # all: a fault is one at any weight
+    return WeightedSum(tuple((weight, reward) for weight, reward in made if weight))
 
 
 # What the rewards are made with.
