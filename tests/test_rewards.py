@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import socket
 import sys
 import threading
@@ -475,6 +476,9 @@ def test_a_judge_is_asked_once_for_each_text(server, tmp_path, monkeypatch):
     assert judging(server).score(["q"] * 4, texts) == [0.1, 0, 0.2, 0.1]
     assert set(server.asked.values()) == {1}
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".json"] * 3
+    judging(server, folder=tmp_path / "other").score(["q"] * 4, texts)  # known from memory, and kept in its folder all the same
+    assert len(list((tmp_path / "other").iterdir())) == 3
+    shutil.rmtree(tmp_path / "other")
     monkeypatch.setattr(judge_reward, "_kept", {})
     assert judging(server, folder=tmp_path).score(["q"] * 4, texts) == [0.1, 0, 0.2, 0.1]
     assert set(server.asked.values()) == {1}

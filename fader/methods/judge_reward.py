@@ -148,17 +148,29 @@ def _hash(question: str) -> str:
 
 
 def _known(judge: Judge, question: str) -> int | None:
+    """The mark from memory or from the judge's folder, which is brought up to what memory knows."""
     name = _hash(question)
-    if (judge.url, name) not in _kept and judge.folder is not None and (file := judge.folder / f"{name}.json").is_file():
-        _kept[judge.url, name] = int(json.loads(file.read_text(encoding="utf-8"))["mark"])
-    return _kept.get((judge.url, name))
+    mark = _kept.get((judge.url, name))
+    if judge.folder is None:
+        return mark
+    file = judge.folder / f"{name}.json"
+    if mark is not None and not file.is_file():
+        _keep(judge, question, mark)
+    elif mark is None and file.is_file():
+        mark = int(json.loads(file.read_text(encoding="utf-8"))["mark"])
+        _remember(judge, name, mark)
+    return mark
+
+
+def _remember(judge: Judge, name: str, mark: int) -> None:
+    if len(_kept) >= MOST_KEPT:
+        _kept.clear()
+    _kept[judge.url, name] = mark
 
 
 def _keep(judge: Judge, question: str, mark: int) -> None:
-    if len(_kept) >= MOST_KEPT:
-        _kept.clear()
     name = _hash(question)
-    _kept[judge.url, name] = mark
+    _remember(judge, name, mark)
     if judge.folder is None:
         return
     judge.folder.mkdir(parents=True, exist_ok=True)
