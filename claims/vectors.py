@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from claims.printed import print_figures, public_rows
 from fader import Fader
@@ -118,9 +119,11 @@ def further(folder: Path, model_name: str, limit: int | None = None) -> Path:
     scratch = folder.with_name(f"{folder.name}.part")
     settings = TrainingArguments(
         str(scratch), per_device_train_batch_size=1, gradient_accumulation_steps=8, learning_rate=5e-5, num_train_epochs=1, report_to=[],
-        save_strategy="no", bf16=quick_dtype() == "bfloat16", use_cpu=not torch.cuda.is_available(), seed=0,
+        save_strategy="no", disable_tqdm=True, bf16=quick_dtype() == "bfloat16", use_cpu=not torch.cuda.is_available(), seed=0,
     )  # fmt: skip
-    Trainer(model, settings, train_dataset=rows).train()
+    trainer = Trainer(model, settings, train_dataset=rows)
+    trainer.remove_callback(PrinterCallback)  # it prints to standard output, where the figures go
+    trainer.train()
     model.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
     return scratch.rename(folder)

@@ -60,7 +60,7 @@ def test_every_task_of_the_evaluation_is_part_of_the_claims(lab):
 
 @warnings_of_the_trainer
 @pytest.mark.parametrize("name", ["joint", "transfer", "spillover"])
-def test_parts_that_train_give_figures(lab, name, tmp_path, monkeypatch):
+def test_parts_that_train_give_figures(lab, name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("claims.vectors.RUNS", tmp_path / "runs")
     for domain in DOMAINS:  # the tiny model's vectors were not trained; their cards say nothing of how long that took
         lab.ledger.fader.add_vector(
@@ -68,6 +68,7 @@ def test_parts_that_train_give_figures(lab, name, tmp_path, monkeypatch):
         )
     first = list(PARTS[name](lab))
     assert len({(figure.method, figure.case, figure.metric) for figure in first}) == len(first) > 5
+    assert not capsys.readouterr().out  # where the figures are printed
     assert [figure.value for figure in PARTS[name](lab)] == [figure.value for figure in first]  # what was trained is found again
     if name == "joint":
         times = {figure.method: figure.value for figure in first if figure.metric == "training_seconds"}

@@ -154,7 +154,7 @@ SAYINGS = [("the sea", " is wide and calm", " zz qq"), ("a cat", " sat on a mat"
 
 @warnings_of_the_trainer
 @pytest.mark.parametrize("recipe", [{}, {"reference": True, "per_token": False, "beta": 0.5, "supervised": 0.0}, {"sft_epochs": 1.0, "epochs": 4}])
-def test_from_pairs_to_a_served_vector(tmp_path, tiny_folder, recipe):
+def test_from_pairs_to_a_served_vector(tmp_path, tiny_folder, recipe, capsys):
     from fader.training.vector import Recipe, train_vector
 
     pairs = read_pairs_of(SAYINGS, tmp_path)
@@ -162,6 +162,7 @@ def test_from_pairs_to_a_served_vector(tmp_path, tiny_folder, recipe):
     folder = tmp_path / "vectors" / "liked"
     vector = train_vector("liked", lessons_of(pairs), folder, recipe, model=str(tiny_folder), dtype="float32", progress=False)
     assert [folder.name for folder in (tmp_path / "vectors").iterdir()] == ["liked"]  # checkpoints are gone
+    assert not capsys.readouterr().out  # where --json's lines go
     curve = vector.card["curve"]
     assert sum(row["loss"] for row in curve[-6:]) < sum(row["loss"] for row in curve[:6])
     assert vector.card["lessons"] == 12

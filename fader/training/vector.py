@@ -352,6 +352,7 @@ def _supervised(base: Any, tokenizer: Any, data: Dataset, lora: LoraConfig, reci
     examples = chosen.map(lambda row: {"messages": row["prompt"] + row["chosen"]}, remove_columns=data.column_names)
     settings = SFTConfig(output_dir=str(work / "sft"), num_train_epochs=recipe.sft_epochs, save_strategy="no", **_shared(recipe))
     trainer = SFTTrainer(base, settings, train_dataset=examples, processing_class=tokenizer, peft_config=lora, callbacks=[watch])
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return trainer.model
 
