@@ -296,7 +296,7 @@ def _voted(row: Mapping[str, Any]) -> Pair | None:
 def attack(bench: Bench) -> Iterator[Figure]:
     """Forced beginnings: the share of whole answers that the judge calls harmless; and what the same alignment leaves of helpfulness."""
     asked = starter_rows("aims/attacks", "test")[: bench.limit]
-    n = 16
+    n = 32  # about as many rows as the look-ahead reads
     for method, alignment, sampling in (
         ("none", {}, {}),
         ("safety prompt", {"prompt": {"provider": SAFETY, "rendering": "system"}}, {}),
