@@ -1,6 +1,8 @@
 """Tiny random models made here, and the built-in model for the few tests that need a real one."""
 
 import os
+import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -133,6 +135,14 @@ def fader(tiny_folder: Path, tmp_path: Path):
 def lab(fader: Fader, tmp_path: Path) -> Lab:
     """A lab on that model and the short questions."""
     return Lab(Ledger(fader, tmp_path / "ledger.jsonl", quiet=True), dict.fromkeys((*DOMAINS, "other"), level_items()), styles=["warm"], limit=3)
+
+
+def until(condition: Callable[[], bool], seconds: float = 5) -> None:
+    """Wait until something that another thread does has come about."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.01)
 
 
 class Speaking(BaseHTTPRequestHandler):

@@ -62,7 +62,7 @@ def rows(done: Done) -> list[dict]:
         (["vectors", "inspect", "nope"], "no such vector"),
         (["vectors", "inspect", "medical", "--picture", "norms.pdf"], "must end with .png"),
         (["vectors", "extract", "nowhere", "--name", "x", "--out", "x"], "nowhere is no folder with a config.json"),
-        (["vectors", "extract", "nowhere", "--name", "../x"], "name: '../x' must be letters"),
+        (["vectors", "extract", "nowhere", "--name", "../x"], "--name: '../x' must be letters"),
         (["vectors", "compress", "medical", "--name", "x", "--out", "x"], "nothing to do; give --rank"),
         (["vectors", "compress", "medical", "--name", "x", "--out", "x", "--rank", "0"], "rank: 0 must be at least 1"),
         (["vectors", "compress", "medical", "--name", "x", "--out", ".", "--rank", "1"], "--out: . is there already"),

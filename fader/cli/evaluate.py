@@ -57,12 +57,12 @@ def evaluate(
         if task not in TASKS:
             raise ValueError(f"TASK: no task {task!r}; known: {', '.join(TASKS)}")
     chosen = _chosen(domain or DOMAINS, vector, data)
-    if judge is not None and not re.fullmatch(r"https?://[^#]+#.+", judge):
+    at = re.fullmatch(r"(https?://[^#]+)#(.+)", judge or "")
+    if judge is not None and at is None:
         raise ValueError(f"--judge: must be URL#MODEL (got {judge!r})")
     with Fader(model, dtype=dtype or quick_dtype()) as fader:
         styles = [name for name in STYLES if name in available()]
-        url, _, named = (judge or "").partition("#")
-        judged = endpoint(url, named, os.environ.get(KEY)) if judge else None
+        judged = endpoint(at[1], at[2], os.environ.get(KEY)) if at else None
         lab = Lab(Ledger(fader, Path(out)), **chosen, styles=styles, judge=judged, split=split, seed=seed, limit=limit)
         figures = []
         for task in tasks:

@@ -69,7 +69,7 @@ def vector(
     }
     given |= {"beta": beta, "learning_rate": learning_rate, "sft_epochs": sft_epochs, "per_token": per_token, "reference": reference, "seed": seed}
     recipe = replace(PAPER if paper else Recipe(), **{key: value for key, value in given.items() if value is not None})
-    folder = vector_folder(name, out)
+    folder = vector_folder(name, Path(out) if out else None, "NAME")
     lessons = at_one(taught) if paper else lessons_of(taught, left_alone, seed)
     trained = train_vector(name, lessons, folder, recipe, model=model)
     _show(note_effect(trained, folder, model=model, **_measured(items, taught)), folder, as_json)
@@ -92,7 +92,7 @@ def panel(
     given = {name: read_any(source) for name, source in (named_value(text, "NAME=DATA") for text in data)}
     left_alone = [item for source in hold or [] for item in _taught(read_any(source))]
     lessons = side_by_side([lessons_of(_taught(items), seed=seed) for items in given.values()], left_alone, seed)
-    folders = {name: vector_folder(name, str(Path(out) / name) if out else None) for name in given}
+    folders = {name: vector_folder(name, Path(out) / name if out else None, "NAME") for name in given}
     for trained in train_vectors(folders, lessons, Recipe(seed=seed), model):
         items = given[trained.name]
         noted = note_effect(trained, folders[trained.name], model=model, **_measured(items, _taught(items)))

@@ -45,15 +45,14 @@ def combinations(lab: Lab, picks: dict[tuple[str, Level], float]) -> Iterator[Fi
     few = SEARCHED if lab.limit is None else min(lab.limit, SEARCHED)
     mixtures = together(replace(lab, limit=few), TASK, picks, wanted, rounds=1)
     found = iter(lab.ranked(TASK, [trial(lab, mixture, domain, lab.split) for mixture in mixtures for domain in domains]))
-    reached: list[Figure] = []
+    figures: list[Figure] = []
     for choice, mixture in zip(wanted, mixtures, strict=True):
         case = ",".join(f"{domain}={level}" for domain, level in choice.items())
-        ranks = {domain: firsts(next(found), choice[domain]) for domain in domains}
-        found_least = least(TASK, named(mixture), case, "least_accuracy", list(ranks.values()), lab.seed)
-        yield found_least
-        reached.append(found_least)
-    low, value, high = (float(sum(getattr(one, bound) >= REACHED for one in reached)) for bound in ("low", "value", "high"))
-    yield Figure(TASK, "vectors", "all", "combinations_reached", value, low, high, len(reached), lab.seed)
+        ranks = [firsts(next(found), choice[domain]) for domain in domains]
+        figures.append(least(TASK, named(mixture), case, "least_accuracy", ranks, lab.seed))
+        yield figures[-1]
+    low, value, high = (float(sum(getattr(one, bound) >= REACHED for one in figures)) for bound in ("low", "value", "high"))
+    yield Figure(TASK, "vectors", "all", "combinations_reached", value, low, high, len(figures), lab.seed)
 
 
 def curve(lab: Lab, axis: Sequence[float] = AXIS) -> Iterator[Figure]:

@@ -326,14 +326,14 @@ def make(spec: Any, declared: Declared = NOTHING) -> Reward:
     """The reward of some settings, one for all who use the same; it proposes only where they say so. Raises ValueError for what is not declared,
     not installed or no use."""
     settings = spec.model_copy(update={"weight": 1.0}).model_dump_json()
-    with _MAKING:
-        reward = declared.made.get(settings)
-        if reward is None:
-            reward = REWARDS[type(spec)](spec, declared)
-            if not getattr(spec, "propose", False):
-                reward = replace(reward, propose=None)
-            declared.made[settings] = reward
-        return reward
+    reward = declared.made.get(settings)
+    if reward is None:
+        reward = REWARDS[type(spec)](spec, declared)
+        if not getattr(spec, "propose", False):
+            reward = replace(reward, propose=None)
+        with _MAKING:  # of two that were made at once, one serves both; nobody waits while a model loads
+            reward = declared.made.setdefault(settings, reward)
+    return reward
 
 
 @dataclass(frozen=True, eq=False)

@@ -322,14 +322,11 @@ def user_folder() -> Path:
     return Path(user_data_path("fader")) / "vectors"
 
 
-def vector_folder(name: str, out: str | None = None) -> Path:
-    """Where a new vector is written: `out`, or a folder of its name among the user's. Raises ValueError for what is no name, and for a folder
-    with anything else in it, since a vector that is saved takes its place."""
+def vector_folder(name: str, out: Path | None, field: str) -> Path:
+    """Where a new vector is written: `out`, or a folder of its name among the user's. Raises ValueError, under `field`, for what is no name."""
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"name: {name!r} must be letters, digits, points, hyphens and underscores; a folder goes into --out")
-    folder = Path(out) if out else user_folder() / name
-    check_place(folder)
-    return folder
+        raise ValueError(f"{field}: {name!r} must be letters, digits, points, hyphens and underscores; a folder goes into --out")
+    return out or user_folder() / name
 
 
 def check_place(folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 A *pairs* record has `prompt` (text or messages), `chosen` and `rejected` (text or messages). Records whose whole conversation stands in
 `chosen` and `rejected` (as in many public sets), as messages or as a transcript of turns that begin with "Human:" and "Assistant:", are split
-before their last answer. A *level* record has `query` and one answer for each of
-the levels avoidance, generic and expert. Either may carry `split`: train, dev or test.
+before their last answer. A *level* record has `query` and one answer for each of the levels avoidance, generic and expert. Either may carry
+`split`: train, dev or test.
 """
 
 from __future__ import annotations

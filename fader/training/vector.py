@@ -37,7 +37,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from fader.engine import builtin
 from fader.engine.backbone import fingerprint, quick_dtype
-from fader.methods.vector import CONFIG, Vector
+from fader.methods.vector import CONFIG, Vector, check_place
 from fader.training.data import content_hash, write_whole
 from fader.training.lessons import Lesson
 
@@ -92,6 +92,8 @@ def train_vectors(
     rank and targets to go on from, one for each name. `dtype`: of the saved factors. The products run in bfloat16 where the device computes it
     fast; the factors are trained in float32.
     """
+    for folder in folders.values():
+        check_place(folder)
     base, tokenizer = _load(model)
     base_print = fingerprint(base)
     first = next(iter(folders.values()))
