@@ -1,1 +1,2 @@
-"""Speed claims, one script each: ours and theirs interleaved in one run, medians, the ratio printed."""
+"""Speed claims, one script each: ours and theirs interleaved in one run, medians, the ratio
+printed."""

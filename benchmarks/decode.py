@@ -1,4 +1,5 @@
-"""Plain greedy decoding against `transformers` generate: same weights, threads, dtype and prompts. Target: 1.0 / 1.2 / 1.3."""
+"""Plain greedy decoding against `transformers` generate: same weights, threads, dtype and prompts.
+Target: 1.0 / 1.2 / 1.3."""
 
 from __future__ import annotations
 
@@ -18,21 +19,32 @@ from fader.request import Message
 def run(tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
     """Cases batch-1, batch-8 and batch-16, in tokens per second."""
     folder = builtin.fetch()
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    theirs = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     with Fader() as fader:
         for size in (1, 8, 16):
             asked = prompts(size)
-            texts = [conversation([Message(role="user", content=text)], (), tokenizer) for text in asked]
+            texts = [
+                conversation([Message(role="user", content=text)], (), tokenizer) for text in asked
+            ]
             inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
 
             def generate(inputs: Any = inputs) -> float:
                 with torch.inference_mode():
-                    found = theirs.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+                    found = theirs.generate(
+                        **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False
+                    )
                 return float((found.shape[1] - inputs["input_ids"].shape[1]) * found.shape[0])
 
             def ours(asked: list[str] = asked) -> float:
-                return float(sum(len(result.answers[0].token_ids) for result in fader.batch(asked, max_tokens=tokens)))
+                return float(
+                    sum(
+                        len(result.answers[0].token_ids)
+                        for result in fader.batch(asked, max_tokens=tokens)
+                    )
+                )
 
             yield compare("decode", f"batch-{size}", ours, generate, rounds)
 

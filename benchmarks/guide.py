@@ -1,4 +1,5 @@
-"""A contrast guide of three policies (base, told, told the opposite) against plain decoding on the same engine. Target at batch 1: 0.75."""
+"""A contrast guide of three policies (base, told, told the opposite) against plain decoding on the
+same engine. Target at batch 1: 0.75."""
 
 from __future__ import annotations
 
@@ -9,7 +10,12 @@ from typing import Any
 from benchmarks.interleave import compare, main, prompts
 from fader import Fader
 
-GUIDE = {"kind": "contrast", "principle": "Answer like a pirate.", "against": "Answer like a lawyer.", "weight": 1.0}
+GUIDE = {
+    "kind": "contrast",
+    "principle": "Answer like a pirate.",
+    "against": "Answer like a lawyer.",
+    "weight": 1.0,
+}
 
 
 def run(tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
@@ -22,7 +28,13 @@ def run(tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
                 results = fader.batch(asked, max_tokens=tokens, alignment=alignment)
                 return float(sum(len(result.answers[0].token_ids) for result in results))
 
-            yield compare("guide", f"batch-{size}", partial(write, {"guides": [GUIDE]}), partial(write, {}), rounds)
+            yield compare(
+                "guide",
+                f"batch-{size}",
+                partial(write, {"guides": [GUIDE]}),
+                partial(write, {}),
+                rounds,
+            )
 
 
 if __name__ == "__main__":

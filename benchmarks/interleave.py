@@ -1,4 +1,5 @@
-"""The way every benchmark measures: two sides in turns in one process, medians, one row per case."""
+"""The way every benchmark measures: two sides in turns in one process, medians, one row per
+case."""
 
 from __future__ import annotations
 
@@ -13,8 +14,11 @@ Side = Callable[[], float]
 """Runs once and returns how much work it did (tokens, say)."""
 
 
-def compare(name: str, case: str, ours: Side, theirs: Side, rounds: int = 5, unit: str = "tokens/s") -> dict[str, Any]:
-    """Both sides in turns, after one round that does not count. The row's ratio is our speed over theirs."""
+def compare(
+    name: str, case: str, ours: Side, theirs: Side, rounds: int = 5, unit: str = "tokens/s"
+) -> dict[str, Any]:
+    """Both sides in turns, after one round that does not count. The row's ratio is our speed over
+    theirs."""
     speeds: tuple[list[float], list[float]] = ([], [])
     for turn in range(rounds + 1):
         for side, found in zip((ours, theirs), speeds, strict=True):
@@ -24,7 +28,15 @@ def compare(name: str, case: str, ours: Side, theirs: Side, rounds: int = 5, uni
                 found.append(work / (time.perf_counter() - start))
     our, their = (statistics.median(found) for found in speeds)
     ratios = [a / b for a, b in zip(*speeds, strict=True)]
-    row = {"name": name, "case": case, "ratio": round(our / their, 3), "ours": round(our, 3), "theirs": round(their, 3), "unit": unit, "n": rounds}
+    row = {
+        "name": name,
+        "case": case,
+        "ratio": round(our / their, 3),
+        "ours": round(our, 3),
+        "theirs": round(their, 3),
+        "unit": unit,
+        "n": rounds,
+    }
     return {**row, "low": round(min(ratios), 3), "high": round(max(ratios), 3)}
 
 
@@ -36,12 +48,27 @@ def main(rows: Iterable[dict[str, Any]]) -> None:
 
 
 TOPICS = (
-    "a lighthouse keeper", "the invention of paper", "a walk in the mountains", "how rivers shape the land", "a village market",
-    "the life of a honey bee", "an old sailing ship", "building a wooden house", "a city at night", "the first snow of winter",
-    "a train across the desert", "how glass is made", "a family of foxes", "the history of maps", "a garden in spring", "a deep sea dive",
-)  # fmt: skip
+    "a lighthouse keeper",
+    "the invention of paper",
+    "a walk in the mountains",
+    "how rivers shape the land",
+    "a village market",
+    "the life of a honey bee",
+    "an old sailing ship",
+    "building a wooden house",
+    "a city at night",
+    "the first snow of winter",
+    "a train across the desert",
+    "how glass is made",
+    "a family of foxes",
+    "the history of maps",
+    "a garden in spring",
+    "a deep sea dive",
+)
 
 
 def prompts(count: int) -> list[str]:
     """Prompts that are answered at length."""
-    return [f"Write a long and detailed story about {TOPICS[i % len(TOPICS)]}." for i in range(count)]
+    return [
+        f"Write a long and detailed story about {TOPICS[i % len(TOPICS)]}." for i in range(count)
+    ]

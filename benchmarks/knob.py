@@ -1,7 +1,9 @@
-"""Moving a knob: time to the first token of a request whose lambda was never used before, against the same request with lambda unchanged.
+"""Moving a knob: time to the first token of a request whose lambda was never used before, against
+the same request with lambda unchanged.
 
-Both read the prompt anew, so the difference is what the change itself costs. `ours` and `theirs` are milliseconds with and without a
-change, `extra_ms` their difference (target: at most 10), and the ratio is, as everywhere, our speed over theirs.
+Both read the prompt anew, so the difference is what the change itself costs. `ours` and `theirs`
+are milliseconds with and without a change, `extra_ms` their difference (target: at most 10), and
+the ratio is, as everywhere, our speed over theirs.
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ def run(rounds: int = 25) -> Iterator[dict[str, Any]]:
 
         def first_token(amount: float) -> float:
             start = time.perf_counter()
-            fader.generate("What is a lighthouse?", max_tokens=1, alignment={"vectors": {"one": amount, "two": 0.5, "three": -amount}})
+            fader.generate(
+                "What is a lighthouse?",
+                max_tokens=1,
+                alignment={"vectors": {"one": amount, "two": 0.5, "three": -amount}},
+            )
             return (time.perf_counter() - start) * 1000
 
         first_token(0.5)
@@ -34,7 +40,14 @@ def run(rounds: int = 25) -> Iterator[dict[str, Any]]:
             same.append(first_token(0.5))
         ours, theirs = statistics.median(changed), statistics.median(same)
         extra = statistics.median(a - b for a, b in zip(changed, same, strict=True))
-        row = {"name": "knob", "case": "change", "ratio": round(theirs / ours, 3), "ours": round(ours, 2), "theirs": round(theirs, 2), "unit": "ms"}
+        row = {
+            "name": "knob",
+            "case": "change",
+            "ratio": round(theirs / ours, 3),
+            "ours": round(ours, 2),
+            "theirs": round(theirs, 2),
+            "unit": "ms",
+        }
         yield {**row, "n": rounds, "extra_ms": round(extra, 2)}
 
 

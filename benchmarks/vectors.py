@@ -1,5 +1,6 @@
-"""16 rows with 16 different mixtures of 3 rank-8 vectors: against the same rows with none (target 0.8), and against PEFT's mixed-adapter
-batch with the 16 mixtures merged into adapters beforehand (target 3)."""
+"""16 rows with 16 different mixtures of 3 rank-8 vectors: against the same rows with none (target
+0.8), and against PEFT's mixed-adapter batch with the 16 mixtures merged into adapters beforehand
+(target 3)."""
 
 from __future__ import annotations
 
@@ -25,9 +26,16 @@ TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
 def random_vector(name: str, fader: Fader, seed: int) -> Vector:
     """A vector of small random factors on the layers that training adapts."""
     noise = torch.Generator().manual_seed(seed)
-    layers = {m: layer for m, layer in fader.backbones[fader.model].desk.layers.items() if m.endswith(TARGETS)}
+    layers = {
+        m: layer
+        for m, layer in fader.backbones[fader.model].desk.layers.items()
+        if m.endswith(TARGETS)
+    }
     factors = {
-        module: (torch.randn(RANK, layer.in_features, generator=noise) * 0.02, torch.randn(layer.out_features, RANK, generator=noise) * 0.02)
+        module: (
+            torch.randn(RANK, layer.in_features, generator=noise) * 0.02,
+            torch.randn(layer.out_features, RANK, generator=noise) * 0.02,
+        )
         for module, layer in layers.items()
     }
     return Vector(name, factors)
@@ -35,20 +43,28 @@ def random_vector(name: str, fader: Fader, seed: int) -> Vector:
 
 def mixtures() -> list[dict[str, float]]:
     """16 different mixtures of the three vectors."""
-    return [{"one": 0.1 + i / 16, "two": 1 - i / 16, "three": (i % 5) / 5 + 0.1} for i in range(ROWS)]
+    return [
+        {"one": 0.1 + i / 16, "two": 1 - i / 16, "three": (i % 5) / 5 + 0.1} for i in range(ROWS)
+    ]
 
 
 def peft_model(fader: Fader) -> Any:
     """The same model under PEFT with one adapter per mixture, merged exactly (`cat`)."""
-    base = AutoModelForCausalLM.from_pretrained(builtin.fetch(), dtype=torch.float32, attn_implementation="sdpa")
+    base = AutoModelForCausalLM.from_pretrained(
+        builtin.fetch(), dtype=torch.float32, attn_implementation="sdpa"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         for seed, name in enumerate(NAMES):
             random_vector(name, fader, seed).save(Path(scratch) / name)
-        model = PeftModel.from_pretrained(base, str(Path(scratch) / NAMES[0]), adapter_name=NAMES[0])
+        model = PeftModel.from_pretrained(
+            base, str(Path(scratch) / NAMES[0]), adapter_name=NAMES[0]
+        )
         for name in NAMES[1:]:
             model.load_adapter(str(Path(scratch) / name), adapter_name=name)
     for row, mixture in enumerate(mixtures()):
-        model.add_weighted_adapter(list(mixture), list(mixture.values()), f"mix{row}", combination_type="cat")
+        model.add_weighted_adapter(
+            list(mixture), list(mixture.values()), f"mix{row}", combination_type="cat"
+        )
     return model.eval()
 
 
@@ -60,20 +76,36 @@ def run(tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
             fader.add_vector(random_vector(name, fader, seed))
 
         def write(mixed: bool) -> float:
-            requests = [{"prompt": p, "alignment": {"vectors": m} if mixed else {}} for p, m in zip(asked, mixtures(), strict=True)]
-            return float(sum(len(result.answers[0].token_ids) for result in fader.batch(requests, max_tokens=tokens)))
+            requests = [
+                {"prompt": p, "alignment": {"vectors": m} if mixed else {}}
+                for p, m in zip(asked, mixtures(), strict=True)
+            ]
+            return float(
+                sum(
+                    len(result.answers[0].token_ids)
+                    for result in fader.batch(requests, max_tokens=tokens)
+                )
+            )
 
         yield compare("vectors", "against-none", lambda: write(True), lambda: write(False), rounds)
 
         tokenizer = AutoTokenizer.from_pretrained(builtin.fetch(), padding_side="left")
-        texts = [conversation([Message(role="user", content=text)], (), tokenizer) for text in asked]
+        texts = [
+            conversation([Message(role="user", content=text)], (), tokenizer) for text in asked
+        ]
         inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
         model = peft_model(fader)
 
         def generate() -> float:
             with torch.inference_mode():
                 names = [f"mix{row}" for row in range(ROWS)]
-                found = model.generate(**inputs, adapter_names=names, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+                found = model.generate(
+                    **inputs,
+                    adapter_names=names,
+                    max_new_tokens=tokens,
+                    min_new_tokens=tokens,
+                    do_sample=False,
+                )
             return float((found.shape[1] - inputs["input_ids"].shape[1]) * found.shape[0])
 
         yield compare("vectors", "against-peft", lambda: write(True), generate, min(rounds, 3))

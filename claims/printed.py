@@ -1,4 +1,5 @@
-"""What the claims' scripts share: how they are run (`[PART ...] [--limit N] [--report FILE]`, one figure per line), and where public data is."""
+"""What the claims' scripts share: how they are run (`[PART ...] [--limit N] [--report FILE]`, one
+figure per line), and where public data is."""
 
 from __future__ import annotations
 
@@ -23,13 +24,18 @@ Room = TypeVar("Room")
 
 
 def print_figures(
-    parts: Mapping[str, Callable[[Room], Iterator[Figure]]], room: Callable[[Ledger, int | None], Room], ledger: Path, arguments: list[str]
+    parts: Mapping[str, Callable[[Room], Iterator[Figure]]],
+    room: Callable[[Ledger, int | None], Room],
+    ledger: Path,
+    arguments: list[str],
 ) -> None:
-    """Measure the named parts (all by default) in a room on the built-in model, and print each figure as soon as it is there; with
-    `--report FILE` draw them at the end."""
+    """Measure the named parts (all by default) in a room on the built-in model, and print each
+    figure as soon as it is there; with `--report FILE` draw them at the end."""
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
-    parser.add_argument("--limit", type=int, help="at most this many items of each kind; for a quick look")
+    parser.add_argument(
+        "--limit", type=int, help="at most this many items of each kind; for a quick look"
+    )
     parser.add_argument("--report", type=Path, help="HTML file to write")
     given = parser.parse_args(arguments)
     if unknown := [name for name in given.parts if name not in parts]:
@@ -49,7 +55,8 @@ def print_figures(
 
 
 def public_rows(name: str) -> list[dict[str, Any]]:
-    """The records of a file in the folder with public data that FADER_DATA names; none, and a word about it, where it is not there."""
+    """The records of a file in the folder with public data that FADER_DATA names; none, and a word
+    about it, where it is not there."""
     file = Path(os.environ.get("FADER_DATA", "")) / name
     if "FADER_DATA" in os.environ and file.is_file():
         return [row for _, row in read_rows(file)]

@@ -1,4 +1,5 @@
-"""One question under five alignments, another under a vector at four strengths and in a mixture: one batch, side by side."""
+"""One question under five alignments, another under a vector at four strengths and in a mixture:
+one batch, side by side."""
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -11,22 +12,54 @@ Panels = list[tuple[str, str, dict[str, object]]]
 QUESTION = "Why is the sky blue?"
 ALIGNMENTS: Panels = [
     ("bare model", QUESTION, {}),
-    ("provider and user tiers", QUESTION, {"prompt": {"provider": "Answer in at most two sentences.", "user": "I am seven years old."}}),
-    ("guide: like a pirate", QUESTION, {"guides": [{"kind": "contrast", "principle": "Answer like a pirate."}]}),
+    (
+        "provider and user tiers",
+        QUESTION,
+        {
+            "prompt": {
+                "provider": "Answer in at most two sentences.",
+                "user": "I am seven years old.",
+            }
+        },
+    ),
+    (
+        "guide: like a pirate",
+        QUESTION,
+        {"guides": [{"kind": "contrast", "principle": "Answer like a pirate."}]},
+    ),
     (
         "guide: poetic, away from dry",
         QUESTION,
-        {"guides": [{"kind": "contrast", "principle": "Answer as a poet, with images.", "against": "Answer drily.", "weight": 1.5}]},
+        {
+            "guides": [
+                {
+                    "kind": "contrast",
+                    "principle": "Answer as a poet, with images.",
+                    "against": "Answer drily.",
+                    "weight": 1.5,
+                }
+            ]
+        },
     ),
     (
         "tiers and a guide",
         QUESTION,
-        {"prompt": {"user": "I like short answers."}, "guides": [{"kind": "contrast", "principle": "Be warm and encouraging.", "weight": 1.5}]},
+        {
+            "prompt": {"user": "I like short answers."},
+            "guides": [
+                {"kind": "contrast", "principle": "Be warm and encouraging.", "weight": 1.5}
+            ],
+        },
     ),
 ]
 ASKED = "My knee hurts after running. What should I do?"
-STRENGTHS: Panels = [(f"vector: medical = {amount:g}", ASKED, {"vectors": {"medical": amount}}) for amount in (-1.0, 0.0, 0.5, 1.0)]
-MIXTURE: Panels = [("vectors: medical = 0.5, warm = 1", ASKED, {"vectors": {"medical": 0.5, "warm": 1.0}})]
+STRENGTHS: Panels = [
+    (f"vector: medical = {amount:g}", ASKED, {"vectors": {"medical": amount}})
+    for amount in (-1.0, 0.0, 0.5, 1.0)
+]
+MIXTURE: Panels = [
+    ("vectors: medical = 0.5, warm = 1", ASKED, {"vectors": {"medical": 0.5, "warm": 1.0}})
+]
 
 
 def main() -> None:
@@ -39,12 +72,19 @@ def main() -> None:
     def view() -> Group:
         parts: list[RenderableType] = []
         for question in (QUESTION, ASKED):
-            shown = [Panel(text.strip() or "...", title=name, width=width) for (name, q, _), text in zip(panels, texts, strict=True) if q == question]
+            shown = [
+                Panel(text.strip() or "...", title=name, width=width)
+                for (name, q, _), text in zip(panels, texts, strict=True)
+                if q == question
+            ]
             parts += [f"[bold]{question}[/]", Columns(shown)]
         return Group(*parts)
 
     requests = [{"prompt": question, "alignment": alignment} for _, question, alignment in panels]
-    with Fader() as fader, Live(view(), console=console, refresh_per_second=8, vertical_overflow="visible") as live:
+    with (
+        Fader() as fader,
+        Live(view(), console=console, refresh_per_second=8, vertical_overflow="visible") as live,
+    ):
         for place, chunk in fader.stream_batch(requests, max_tokens=70, repetition_penalty=1.1):
             texts[place] = ("" if texts[place] == "..." else texts[place]) + chunk.text
             live.update(view())

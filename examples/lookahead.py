@@ -1,4 +1,5 @@
-"""Look-ahead search (DeAL): words that must be said, a vector as a reward, and a Python function of your own, all at once."""
+"""Look-ahead search (DeAL): words that must be said, a vector as a reward, and a Python function of
+your own, all at once."""
 
 from collections.abc import Sequence
 
@@ -19,11 +20,21 @@ SEARCH = {
     "rewards": [
         {"kind": "keywords", "words": WORDS},
         {"kind": "python", "name": "few commas", "weight": 0.05},
-        {"kind": "implicit", "policy": {"vectors": {"formal": -1}}, "per_token": True, "squash": True, "weight": 0.2},
+        {
+            "kind": "implicit",
+            "policy": {"vectors": {"formal": -1}},
+            "per_token": True,
+            "squash": True,
+            "weight": 0.2,
+        },
     ],
 }
 
 with Fader(declared=Declared(callables={"few commas": few_commas})) as fader:
     for search in (None, SEARCH):
-        result = fader.generate(f"Write one sentence with these words: {', '.join(WORDS)}.", max_tokens=24, alignment={"search": search})
+        result = fader.generate(
+            f"Write one sentence with these words: {', '.join(WORDS)}.",
+            max_tokens=24,
+            alignment={"search": search},
+        )
         print(f"{result.usage.rows:4} rows: {result.text.strip()}")

@@ -1,4 +1,5 @@
-"""A program of one's own: greedy continuations of a prefix by each of its likeliest tokens, all read in the same forwards."""
+"""A program of one's own: greedy continuations of a prefix by each of its likeliest tokens, all
+read in the same forwards."""
 
 from concurrent.futures import Future
 from typing import Any
@@ -15,7 +16,10 @@ def lookahead(policy: Policy, prefix: Prefix, width: int, length: int) -> Progra
     drafts = [prefix.then(token) for token in logits[0].topk(width).indices.tolist()]
     for _ in range(length):
         logits = yield Next(policy, drafts)  # [drafts, vocabulary]
-        drafts = [draft.then(token) for draft, token in zip(drafts, logits.argmax(-1).tolist(), strict=True)]
+        drafts = [
+            draft.then(token)
+            for draft, token in zip(drafts, logits.argmax(-1).tolist(), strict=True)
+        ]
     return [draft.tokens for draft in drafts]
 
 
@@ -24,6 +28,13 @@ with Fader() as fader:
     policy = Policy(fader.model, tuple(backbone.encode("The old lighthouse keeper")))
     found: Future[Any] = Future()
     needs = {fader.model: (4, len(policy.prompt) + 16)}
-    fader.engine.submit(Job(lookahead(policy, Prefix(), 3, 8), needs, lambda item: None, lambda result, error: found.set_result(result)))
+    fader.engine.submit(
+        Job(
+            lookahead(policy, Prefix(), 3, 8),
+            needs,
+            lambda item: None,
+            lambda result, error: found.set_result(result),
+        )
+    )
     for tokens in found.result():
         print(backbone.decode(tokens))

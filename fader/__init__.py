@@ -1,4 +1,5 @@
-"""fader: a mixing desk for language models. Say what you want from the answers; the model answers that way while it decodes."""
+"""fader: a mixing desk for language models. Say what you want from the answers; the model answers
+that way while it decodes."""
 
 from fader.engine.backbone import Backbone, load
 from fader.engine.loop import Cancelled

@@ -30,7 +30,16 @@ from fader.methods.prompt import conversation
 from fader.methods.rewards import NOTHING, Declared
 from fader.methods.search import rows, search
 from fader.methods.vector import Vector, find, mixture
-from fader.request import Alignment, Lookahead, PolicySpec, Prompt, Request, Sampling, Search, load_alignment
+from fader.request import (
+    Alignment,
+    Lookahead,
+    PolicySpec,
+    Prompt,
+    Request,
+    Sampling,
+    Search,
+    load_alignment,
+)
 from fader.schema import parse
 
 Asked = str | Mapping[str, Any] | Request
@@ -51,15 +60,24 @@ class Result:
         return self.answers[0].text
 
     def as_dict(self) -> dict[str, Any]:
-        """The result as plain JSON values: the first answer's fields, `samples` with all of them where there are several, usage, alignment."""
-        samples = [{key: value for key, value in dataclasses.asdict(answer).items() if value is not None} for answer in self.answers]
+        """The result as plain JSON values: the first answer's fields, `samples` with all of them
+        where there are several, usage, alignment."""
+        samples = [
+            {key: value for key, value in dataclasses.asdict(answer).items() if value is not None}
+            for answer in self.answers
+        ]
         usage = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": sum(len(answer.token_ids) for answer in self.answers),
             **dataclasses.asdict(self.usage),
         }
         more = {"samples": samples} if len(samples) > 1 else {}
-        return {**samples[0], **more, "usage": usage, "alignment": self.alignment.model_dump(mode="json")}
+        return {
+            **samples[0],
+            **more,
+            "usage": usage,
+            "alignment": self.alignment.model_dump(mode="json"),
+        }
 
 
 @dataclass(frozen=True)
@@ -108,17 +126,22 @@ class _Plan:
         """Rows and positions on each backbone, for `samples` answers of `length` tokens."""
         found: dict[str, tuple[int, int]] = {}
         judges = self.objective.policies if self.objective else []
-        for policy, count in [*((policy, samples) for policy in self.aligned.policies), *((policy, 2 * samples) for policy in judges)]:
+        for policy, count in [
+            *((policy, samples) for policy in self.aligned.policies),
+            *((policy, 2 * samples) for policy in judges),
+        ]:
             rows, longest = found.get(policy.backbone, (0, 0))
             found[policy.backbone] = rows + count, max(longest, len(policy.prompt) + length)
         return found
 
 
 class Fader:
-    """A model, or several with one vocabulary, ready to answer requests with their own wishes, many at once.
+    """A model, or several with one vocabulary, ready to answer requests with their own wishes, many
+    at once.
 
-    `model`: the built-in model's name, a folder, a GGUF file, a hub id, or a loaded `Backbone`. `models`: others by name, for guides.
-    `vectors`: folders of vectors by name, beside those found in the usual places. Use as a context manager, or call `close`.
+    `model`: the built-in model's name, a folder, a GGUF file, a hub id, or a loaded `Backbone`.
+    `models`: others by name, for guides. `vectors`: folders of vectors by name, beside those found
+    in the usual places. Use as a context manager, or call `close`.
     """
 
     def __init__(
@@ -134,12 +157,17 @@ class Fader:
         declared: Declared = NOTHING,
     ) -> None:
         def loaded(source: str | Backbone, name: str) -> Backbone:
-            backbone = source if isinstance(source, Backbone) else load(source, device, dtype, kv_bytes)
+            backbone = (
+                source if isinstance(source, Backbone) else load(source, device, dtype, kv_bytes)
+            )
             backbone.name = name
             return backbone
 
         self.model = model.name if isinstance(model, Backbone) else model
-        self.backbones = {name: loaded(source, name) for name, source in {self.model: model, **(models or {})}.items()}
+        self.backbones = {
+            name: loaded(source, name)
+            for name, source in {self.model: model, **(models or {})}.items()
+        }
         self.engine = Engine(self.backbones, token_budget)
         self.declared = declared
         self._vectors: dict[str, Vector] = {}
@@ -164,7 +192,8 @@ class Fader:
         return sorted(self._vectors)
 
     def vector(self, name: str, backbone: Backbone | None = None) -> Vector:
-        """The vector that requests get under that name. Raises ValueError if there is none, or if it does not fit the model."""
+        """The vector that requests get under that name. Raises ValueError if there is none, or if
+        it does not fit the model."""
         vector = self._vectors.get(name)
         if vector is None:
             vector = self._vectors.setdefault(name, find(name))
@@ -172,7 +201,8 @@ class Fader:
         return vector
 
     def add_vector(self, vector: Vector, name: str | None = None) -> None:
-        """Make a vector known under its name, or another. One of the same name is replaced for new requests; running ones keep theirs."""
+        """Make a vector known under its name, or another. One of the same name is replaced for new
+        requests; running ones keep theirs."""
         vector = vector.named(name) if name else vector
         if not any(_fits(vector, backbone) for backbone in self.backbones.values()):
             vector.check(self.backbones[self.model])
@@ -183,7 +213,9 @@ class Fader:
     def remove_vector(self, name: str) -> None:
         """Forget a vector: new requests that name it look it up anew, running ones keep it."""
         if name not in self._vectors:
-            raise ValueError(f"vectors.{name}: not loaded; loaded: {', '.join(self.vectors) or 'none'}")
+            raise ValueError(
+                f"vectors.{name}: not loaded; loaded: {', '.join(self.vectors) or 'none'}"
+            )
         vector = self._vectors.pop(name)
         for backbone in self.backbones.values():
             self.engine.between_steps(partial(backbone.desk.drop, vector))
@@ -193,13 +225,19 @@ class Fader:
     def generate(self, prompt: Asked, **fields: Any) -> Result:
         """The answer to one request: a prompt, a dict of request fields, or a `Request`.
 
-        Keyword arguments are fields of the request (`alignment`, `prefill`, ...) or of its sampling (`max_tokens`, `seed`, ...).
-        Raises ValueError naming the field, the value and the way out.
+        Keyword arguments are fields of the request (`alignment`, `prefill`, ...) or of its sampling
+        (`max_tokens`, `seed`, ...). Raises ValueError naming the field, the value and the way out.
         """
         return self.batch([prompt], **fields)[0]
 
-    def batch(self, prompts: Sequence[Asked], on_result: Callable[[Result], None] | None = None, **fields: Any) -> list[Result]:
-        """The answers to several requests, run together; `fields` apply to those that do not say otherwise. In order.
+    def batch(
+        self,
+        prompts: Sequence[Asked],
+        on_result: Callable[[Result], None] | None = None,
+        **fields: Any,
+    ) -> list[Result]:
+        """The answers to several requests, run together; `fields` apply to those that do not say
+        otherwise. In order.
 
         `on_result` is called with each result as soon as it and those before it are there.
         """
@@ -220,13 +258,17 @@ class Fader:
         return (chunk for _, chunk in self.stream_batch([prompt], **fields))
 
     def stream_batch(self, prompts: Sequence[Asked], **fields: Any) -> Iterator[tuple[int, Chunk]]:
-        """The chunks of several requests run together, as they are decided, each with its request's place in `prompts`."""
+        """The chunks of several requests run together, as they are decided, each with its request's
+        place in `prompts`."""
         chunks: queue.SimpleQueue[tuple[int, Chunk] | None] = queue.SimpleQueue()
 
         def put(place: int, chunk: Chunk) -> None:
             chunks.put((place, chunk))
 
-        submitted = [self._submit(plan, partial(put, place)) for place, plan in enumerate(self._plans(prompts, fields))]
+        submitted = [
+            self._submit(plan, partial(put, place))
+            for place, plan in enumerate(self._plans(prompts, fields))
+        ]
         for _, future in submitted:
             future.add_done_callback(lambda _: chunks.put(None))
 
@@ -281,20 +323,31 @@ class Fader:
             self.engine.cancel(job)
 
     def score(self, prompt: Asked, answer: str, **fields: Any) -> Likelihood:
-        """How likely `answer` is under the request's aligned policy, guides included. One forward pass."""
+        """How likely `answer` is under the request's aligned policy, guides included. One forward
+        pass."""
         return self.score_batch([(prompt, answer)], **fields)[0]
 
     def score_batch(self, pairs: Sequence[tuple[Asked, str]], **fields: Any) -> list[Likelihood]:
-        """`score` of several (prompt, answer) pairs, run together. In order. Answers to the same request share one reading of its prompt."""
+        """`score` of several (prompt, answer) pairs, run together. In order. Answers to the same
+        request share one reading of its prompt."""
         requests = self.requests([prompt for prompt, _ in pairs], **fields)
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
             groups.setdefault(request.model_dump_json(), []).append(place)
         for request in requests:
             if request.alignment.search is not None:
-                raise ValueError("alignment.search: chooses what is written, and a given answer is only read; leave it out to score")
-        readings = [one for group in groups.values() for one in self._readings(self._plan(requests[group[0]]), group, pairs)]
-        started = [(places, self._submit_score(plan, written)) for plan, places, written in readings]
+                raise ValueError(
+                    "alignment.search: chooses what is written, and a given answer is only read;"
+                    " leave it out to score"
+                )
+        readings = [
+            one
+            for group in groups.values()
+            for one in self._readings(self._plan(requests[group[0]]), group, pairs)
+        ]
+        started = [
+            (places, self._submit_score(plan, written)) for plan, places, written in readings
+        ]
         found: dict[int, Likelihood] = {}
         try:
             for places, (_, future) in started:
@@ -304,8 +357,11 @@ class Fader:
                 self.engine.cancel(job)
         return [found[place] for place in range(len(pairs))]
 
-    def _readings(self, plan: _Plan, places: list[int], pairs: Sequence[tuple[Asked, str]]) -> Iterator[tuple[_Plan, list[int], list[list[int]]]]:
-        """The answers at these places to one request as token ids, in as few readings as memory allows. Raises ValueError for what cannot be read."""
+    def _readings(
+        self, plan: _Plan, places: list[int], pairs: Sequence[tuple[Asked, str]]
+    ) -> Iterator[tuple[_Plan, list[int], list[list[int]]]]:
+        """The answers at these places to one request as token ids, in as few readings as memory
+        allows. Raises ValueError for what cannot be read."""
         written = [plan.backbone.encode(pairs[place][1]) for place in places]
         if not all(written):
             raise ValueError("answer: has no tokens; give a text to score")
@@ -337,11 +393,19 @@ class Fader:
         value: dict[str, Any] = {"messages": prompt} if isinstance(prompt, str) else dict(prompt)
         if "prompt" in value:
             if "messages" in value:
-                raise ValueError("prompt: stands for messages, which are given too; give one of the two")
+                raise ValueError(
+                    "prompt: stands for messages, which are given too; give one of the two"
+                )
             value["messages"] = value.pop("prompt")
-        said: list[Mapping[str, Any]] = [{name: fields.pop(name) for name in list(fields) if name in _SAMPLING}]  # the later ones win, field by field
+        said: list[Mapping[str, Any]] = [
+            {name: fields.pop(name) for name in list(fields) if name in _SAMPLING}
+        ]  # the later ones win, field by field
         said += [_given(of.get("sampling", {})) for of in (fields, value)]
-        value = {**fields, **value, "sampling": {name: one for given in said for name, one in given.items()}}
+        value = {
+            **fields,
+            **value,
+            "sampling": {name: one for given in said for name, one in given.items()},
+        }
         if isinstance(value.get("alignment"), (str, Mapping)):
             value["alignment"] = load_alignment(value["alignment"])
         return parse(Request, value)
@@ -356,7 +420,8 @@ class Fader:
         return plans
 
     def _plan(self, request: Request) -> _Plan:
-        """Find the request's model, vectors and policies. Raises ValueError for what there is not or does not fit."""
+        """Find the request's model, vectors and policies. Raises ValueError for what there is not
+        or does not fit."""
         backbone = self._backbone(request.model, "model")
         policies: dict[tuple[Any, ...], Policy] = {}
 
@@ -365,18 +430,24 @@ class Fader:
             if reader is not backbone:
                 _same_vocabulary(backbone, reader)
             wanted = request.alignment.vectors if spec.vectors is None else spec.vectors
-            vectors = mixture((self.vector(name, reader), amount) for name, amount in wanted.items())
+            vectors = mixture(
+                (self.vector(name, reader), amount) for name, amount in wanted.items()
+            )
             prompt = request.alignment.prompt if spec.prompt is None else spec.prompt
             text = conversation(request.messages, (prompt, told), reader.tokenizer, request.prefill)
             ids = tuple(reader.encode(text, special=reader.tokenizer.chat_template is None))
             if not ids:
                 raise ValueError("messages: the prompt has no tokens; write something")
-            return policies.setdefault((reader.name, ids, vectors), Policy(reader.name, ids, vectors))
+            return policies.setdefault(
+                (reader.name, ids, vectors), Policy(reader.name, ids, vectors)
+            )
 
         base = resolve(PolicySpec())
         with _under("guides"):
             aligned = Aligned(base, terms(request.alignment.guides, resolve))
-        end_tokens = frozenset(token for token in backbone.end_tokens if token < backbone.vocabulary)
+        end_tokens = frozenset(
+            token for token in backbone.end_tokens if token < backbone.vocabulary
+        )
         context = base.prompt[-8:] if request.prefill else ()
         seen = base.prompt if request.sampling.repetition_penalty != 1 else ()
         task = Task(request.sampling, end_tokens, backbone.decode, seen, backbone.encode, context)
@@ -385,30 +456,53 @@ class Fader:
             return _Plan(request, aligned, backbone, task)
         _drawn_as_searched(request.sampling, wanted)
         with _under("search"):
-            aim = objective(wanted.rewards, resolve, self.declared, request.messages[-1].content, request.prefill or "")
+            aim = objective(
+                wanted.rewards,
+                resolve,
+                self.declared,
+                request.messages[-1].content,
+                request.prefill or "",
+            )
         return _Plan(request, aligned, backbone, task, aim)
 
     def _backbone(self, name: str | None, field: str) -> Backbone:
         name = name or self.model
         if name not in self.backbones:
-            raise ValueError(f"{field}: {name!r} is not loaded; loaded: {', '.join(self.backbones)}")
+            raise ValueError(
+                f"{field}: {name!r} is not loaded; loaded: {', '.join(self.backbones)}"
+            )
         return self.backbones[name]
 
     def _program(self, plan: _Plan) -> Program:
         """The program that answers a request and returns its answers."""
-        root, samples, wanted = Prefix(), range(plan.request.sampling.n), plan.request.alignment.search
+        root, samples, wanted = (
+            Prefix(),
+            range(plan.request.sampling.n),
+            plan.request.alignment.search,
+        )
         if wanted is None or plan.objective is None:
             return together([decode(plan.aligned, root, plan.task, index) for index in samples])
-        return together([search(wanted, plan.aligned, root, plan.task, plan.objective, index) for index in samples])
+        return together(
+            [
+                search(wanted, plan.aligned, root, plan.task, plan.objective, index)
+                for index in samples
+            ]
+        )
 
-    def _submit(self, plan: _Plan, on_item: Callable[[Chunk], None] = lambda _: None) -> tuple[Job, Future[Result]]:
+    def _submit(
+        self, plan: _Plan, on_item: Callable[[Chunk], None] = lambda _: None
+    ) -> tuple[Job, Future[Result]]:
         def finished(job: Job, answers: list[Answer]) -> Result:
-            return Result(tuple(answers), job.usage, len(plan.aligned.base.prompt), plan.request.alignment)
+            return Result(
+                tuple(answers), job.usage, len(plan.aligned.base.prompt), plan.request.alignment
+            )
 
         needs = plan.needs(plan.request.sampling.max_tokens, _samples(plan.request))
         return self._start(self._program(plan), needs, finished, on_item)
 
-    def _submit_score(self, plan: _Plan, written: Sequence[list[int]]) -> tuple[Job, Future[list[Likelihood]]]:
+    def _submit_score(
+        self, plan: _Plan, written: Sequence[list[int]]
+    ) -> tuple[Job, Future[list[Likelihood]]]:
         def program() -> Program:
             root = Prefix()
             if len(written) > 1:  # the prompt is read once, for all of them
@@ -457,15 +551,19 @@ def _samples(request: Request) -> int:
 
 
 def _drawn_as_searched(sampling: Sampling, wanted: Search) -> None:
-    """Raises ValueError where a search could not do anything with the sampling, or would not heed it."""
+    """Raises ValueError where a search could not do anything with the sampling, or would not heed
+    it."""
     if isinstance(wanted, Lookahead) and wanted.drafts == "greedy":
         if sampling.temperature > 0:
             raise ValueError(
-                f"sampling.temperature: {sampling.temperature:g} has no effect on a greedy look-ahead search; set it to 0, or the search's `drafts` "
-                "to `sampled`"
+                f"sampling.temperature: {sampling.temperature:g} has no effect on a greedy"
+                " look-ahead search; set it to 0, or the search's `drafts` to `sampled`"
             )
     elif sampling.temperature == 0:
-        raise ValueError(f"sampling.temperature: 0 draws the same answer every time; {wanted.kind} needs a temperature above 0, such as 0.8")
+        raise ValueError(
+            f"sampling.temperature: 0 draws the same answer every time; {wanted.kind} needs a"
+            " temperature above 0, such as 0.8"
+        )
 
 
 @contextmanager
@@ -513,8 +611,9 @@ def _same_vocabulary(one: Backbone, two: Backbone) -> None:
     if mine != yours:
         differing = next(token for token in [*mine, *yours] if mine.get(token) != yours.get(token))
         raise ValueError(
-            f"policy.model: {two.name} has another vocabulary than {one.name} (token {differing!r} is {yours.get(differing)} there, "
-            f"{mine.get(differing)} here); take a model of the same tokenizer"
+            f"policy.model: {two.name} has another vocabulary than {one.name} (token {differing!r}"
+            f" is {yours.get(differing)} there, {mine.get(differing)} here); take a model of the"
+            " same tokenizer"
         )
 
 

@@ -1,4 +1,5 @@
-"""What a caller may ask: `Request`, `Sampling`, `Alignment`. One frozen schema for Python, YAML profiles, the command line and HTTP.
+"""What a caller may ask: `Request`, `Sampling`, `Alignment`. One frozen schema for Python, YAML
+profiles, the command line and HTTP.
 
 Unknown fields are refused with their path (`schema.py`).
 """
@@ -15,7 +16,19 @@ from platformdirs import user_config_path
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fader.reward_specs import TextRewardSpec
-from fader.schema import Finite, Frozen, Positive, Seed, Share, Text, Texts, listed, not_empty, parse, short
+from fader.schema import (
+    Finite,
+    Frozen,
+    Positive,
+    Seed,
+    Share,
+    Text,
+    Texts,
+    listed,
+    not_empty,
+    parse,
+    short,
+)
 
 Rendering = Literal["meta", "system", "principle"]
 
@@ -38,15 +51,19 @@ class Sampling(Frozen):
     top_p: Share | None = None
     min_p: Share | None = None
     repetition_penalty: Positive = 1.0
-    """Divides the positive and multiplies the negative logits of tokens that were already read or written; 1 is off."""
+    """Divides the positive and multiplies the negative logits of tokens that were already read or
+    written; 1 is off."""
     seed: Seed = 0
     """The same seed gives the same text, whatever else runs."""
-    stop: Annotated[tuple[Annotated[str, AfterValidator(not_empty)], ...], BeforeValidator(listed)] = ()
+    stop: Annotated[
+        tuple[Annotated[str, AfterValidator(not_empty)], ...], BeforeValidator(listed)
+    ] = ()
     """The answer ends before the first of these strings."""
     n: int = Field(1, ge=1, le=128)
     """How many answers to draw."""
     logprobs: int | None = Field(None, ge=0, le=100)
-    """Report each token's log-probability under the aligned distribution, and this many alternatives."""
+    """Report each token's log-probability under the aligned distribution, and this many
+    alternatives."""
 
 
 class Choice(Frozen):
@@ -58,7 +75,8 @@ class Choice(Frozen):
 
 
 class Prompt(Frozen):
-    """Typed preferences that act in the context (MetaAlign, arXiv 2410.14184). `methods/prompt.py` renders them."""
+    """Typed preferences that act in the context (MetaAlign, arXiv 2410.14184). `methods/prompt.py`
+    renders them."""
 
     provider: Texts = ()
     """The provider's guidelines and preferences; they win over the user's."""
@@ -69,7 +87,8 @@ class Prompt(Frozen):
     history: tuple[Choice, ...] = ()
     """Past choices of the user, from which preferences are to be inferred."""
     rendering: Rendering = "meta"
-    """`meta`: MetaAlign's two typed tiers; `system`: a plain system prompt; `principle`: PAD's guideline and principle prompt."""
+    """`meta`: MetaAlign's two typed tiers; `system`: a plain system prompt; `principle`: PAD's
+    guideline and principle prompt."""
 
     @property
     def empty(self) -> bool:
@@ -78,7 +97,8 @@ class Prompt(Frozen):
 
 
 class PolicySpec(Frozen):
-    """A way to read the conversation: which model, with which vectors, told what. Left out: as the request itself."""
+    """A way to read the conversation: which model, with which vectors, told what. Left out: as the
+    request itself."""
 
     model: Text | None = None
     vectors: dict[str, Finite] | None = None
@@ -86,7 +106,8 @@ class PolicySpec(Frozen):
 
 
 class Plausible(Frozen):
-    """The tokens that a guide may choose among: those in the top-k, top-p or min-p set of one distribution."""
+    """The tokens that a guide may choose among: those in the top-k, top-p or min-p set of one
+    distribution."""
 
     top_k: int | None = Field(None, ge=1)
     top_p: Share | None = None
@@ -99,7 +120,8 @@ class _Guide(Frozen):
     weight: Finite = 1.0
     """w in w * (log policy - log reference); 0 is off."""
     plausible: Plausible | None = None
-    """Which tokens stay candidates; nothing given: the preset's default. With several guides their sets are united."""
+    """Which tokens stay candidates; nothing given: the preset's default. With several guides their
+    sets are united."""
 
 
 class Contrast(_Guide):
@@ -111,7 +133,8 @@ class Contrast(_Guide):
     kind: Literal["contrast"]
     principle: Text
     against: Text | None = None
-    """A principle for the reference to be told, such as the opposite; left out, the reference is the request's own policy."""
+    """A principle for the reference to be told, such as the opposite; left out, the reference is
+    the request's own policy."""
     rendering: Rendering = "system"
     """How the principle is said (see `Prompt.rendering`)."""
     weight: Finite = 2.0
@@ -133,7 +156,8 @@ class Component(Frozen):
 
 
 class Mix(_Guide):
-    """Multi-objective decoding (MOD, arXiv 2406.18853): log p = sum of w_i * log p_i, with the w_i adding up to 1."""
+    """Multi-objective decoding (MOD, arXiv 2406.18853): log p = sum of w_i * log p_i, with the w_i
+    adding up to 1."""
 
     kind: Literal["mix"]
     components: tuple[Component, ...] = Field(min_length=1)
@@ -156,20 +180,28 @@ class Personalized(_Guide):
     """The vectors that make the backbone the personalised model."""
     rendering: Rendering = "principle"
     reference: Literal["own", "base"] = "own"
-    """`own`: the same model without its vectors, told the principle (the paper); `base`: the request's own policy (the released code)."""
+    """`own`: the same model without its vectors, told the principle (the paper); `base`: the
+    request's own policy (the released code)."""
     plausible: Plausible | None = Plausible(top_k=10)
 
     @model_validator(mode="after")
     def _has_a_model(self) -> Personalized:
         if not self.vectors and self.model is None:
-            raise ValueError("give `vectors` or `model`: what makes the model personal; for a principle alone use the guide `contrast`")
+            raise ValueError(
+                "give `vectors` or `model`: what makes the model personal; for a principle alone"
+                " use the guide `contrast`"
+            )
         if not any(self.vectors.values()) and self.reference == "own":
-            raise ValueError("without vectors the model would be its own reference; give `vectors`, or set `reference` to `base`")
+            raise ValueError(
+                "without vectors the model would be its own reference; give `vectors`, or set"
+                " `reference` to `base`"
+            )
         return self
 
 
 class Proxy(_Guide):
-    """A small tuned model against its untuned self (proxy tuning, arXiv 2401.08565; contrastive decoding)."""
+    """A small tuned model against its untuned self (proxy tuning, arXiv 2401.08565; contrastive
+    decoding)."""
 
     kind: Literal["proxy"]
     tuned: Text
@@ -184,11 +216,14 @@ class Ratio(_Guide):
     reference: PolicySpec = PolicySpec()
 
 
-Guide = Annotated[Contrast | Realign | Mix | Personalized | Proxy | Ratio, Field(discriminator="kind")]
+Guide = Annotated[
+    Contrast | Realign | Mix | Personalized | Proxy | Ratio, Field(discriminator="kind")
+]
 
 
 class ImplicitSpec(Frozen):
-    """Reward: beta * sum of (log policy - log reference) over the answer's tokens, which a trained policy implies (DPO, arXiv 2305.18290)."""
+    """Reward: beta * sum of (log policy - log reference) over the answer's tokens, which a trained
+    policy implies (DPO, arXiv 2305.18290)."""
 
     kind: Literal["implicit"]
     policy: PolicySpec
@@ -207,8 +242,9 @@ RewardSpec = Annotated[TextRewardSpec | ImplicitSpec, Field(discriminator="kind"
 
 
 class Budget(Frozen):
-    """What a search may spend on one answer. When a limit is reached, the best answer so far is returned: a finished one if there is one, else the
-    best draft, whose `finish_reason` is `budget`."""
+    """What a search may spend on one answer. When a limit is reached, the best answer so far is
+    returned: a finished one if there is one, else the best draft, whose `finish_reason` is
+    `budget`."""
 
     rows: int | None = Field(None, ge=1)
     """Rows read by the request's own policies, summed over forward passes."""
@@ -231,7 +267,8 @@ class BestOfN(_Search):
 
 
 class Blockwise(_Search):
-    """Draw `n` blocks, keep the `beams` drafts of the highest reward, and so on (blockwise controlled decoding, arXiv 2310.17022)."""
+    """Draw `n` blocks, keep the `beams` drafts of the highest reward, and so on (blockwise
+    controlled decoding, arXiv 2310.17022)."""
 
     kind: Literal["blockwise"]
     n: int = Field(4, ge=1, le=128)
@@ -242,12 +279,16 @@ class Blockwise(_Search):
     @model_validator(mode="after")
     def _fewer_kept(self) -> Blockwise:
         if self.beams > self.n:
-            raise ValueError(f"beams ({self.beams}) must not be more than n ({self.n}): there are n drafts to keep them from")
+            raise ValueError(
+                f"beams ({self.beams}) must not be more than n ({self.n}): there are n drafts to"
+                " keep them from"
+            )
         return self
 
 
 class Segments(_Search):
-    """Draw a segment until it is good enough, then go on from it (rejection by segments, CARDS, arXiv 2406.16306)."""
+    """Draw a segment until it is good enough, then go on from it (rejection by segments, CARDS,
+    arXiv 2406.16306)."""
 
     kind: Literal["segments"]
     entropy: Positive = 3.0
@@ -266,7 +307,8 @@ Shortcut = Literal["reuse", "prune", "plain", "speculate"]
 
 
 class Lookahead(_Search):
-    """Search token by token: log P + weight * h of how the model would go on (DeAL, arXiv 2402.06147)."""
+    """Search token by token: log P + weight * h of how the model would go on (DeAL, arXiv
+    2402.06147)."""
 
     kind: Literal["lookahead"]
     top_k: int = Field(10, ge=1, le=1000)
@@ -274,15 +316,16 @@ class Lookahead(_Search):
     top_p: Share | None = None
     """And no more than hold this probability."""
     lookahead: Annotated[int, Field(ge=0)] | Literal["sentence", "end"] = 16
-    """How far a candidate is continued to be judged: tokens, to the end of the sentence, or to the end of the answer."""
+    """How far a candidate is continued to be judged: tokens, to the end of the sentence, or to the
+    end of the answer."""
     drafts: Literal["greedy", "sampled"] = "greedy"
     """How look-aheads go on: by the likeliest token, or drawn as the request's sampling says."""
     beams: int = Field(1, ge=1, le=64)
     weight: Finite = Field(10.0, ge=0)
     """Of h against log P; 0 is off."""
     width: int = Field(16, ge=1, le=1024)
-    """Look-aheads that may be under way at the same time, beside those of the token being decided. More are quicker where rows are cheap; the
-    tokens are the same."""
+    """Look-aheads that may be under way at the same time, beside those of the token being decided.
+    More are quicker where rows are cheap; the tokens are the same."""
     shortcuts: tuple[Shortcut, ...] = ("reuse", "prune", "plain", "speculate")
     """What makes it fast. None of them changes a token."""
 
@@ -351,31 +394,43 @@ def load_alignment(text: str | Mapping[str, Any] | Alignment) -> Alignment:
         file = profiles().get(text, Path(text))
         if len(text) > 1000 or not file.is_file():
             known = ", ".join(profiles()) or "none yet"
-            raise ValueError(f"alignment: {short(text)} is neither JSON, nor a file, nor a profile (known profiles: {known})")
+            raise ValueError(
+                f"alignment: {short(text)} is neither JSON, nor a file, nor a profile (known"
+                f" profiles: {known})"
+            )
         source, content = str(file), file.read_text(encoding="utf-8")
     try:
         value = yaml.safe_load(content)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ValueError(f"{source}: not valid YAML or JSON{place}: {getattr(error, 'problem', error)}") from None
+        raise ValueError(
+            f"{source}: not valid YAML or JSON{place}: {getattr(error, 'problem', error)}"
+        ) from None
     return parse(Alignment, value if value is not None else {}, source)
 
 
 def profile_file(name: str) -> Path:
-    """Where a profile of that name is kept in the project. Raises ValueError for what is no name."""
+    """Where a profile of that name is kept in the project. Raises ValueError for what is no
+    name."""
     if not re.fullmatch(r"[\w-]+", name):
         raise ValueError(f"profile: {name!r} is not a name; use letters, digits, - and _")
     return profile_folders()[0] / f"{name}.yaml"
 
 
 def save_profile(name: str, alignment: Alignment) -> Path:
-    """Write an alignment into the project's profile folder, where requests find it by name. Written beside its place and renamed."""
+    """Write an alignment into the project's profile folder, where requests find it by name. Written
+    beside its place and renamed."""
     file = profile_file(name)
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_name(f".{name}.part")
     try:
-        scratch.write_text(yaml.safe_dump(alignment.model_dump(mode="json", exclude_defaults=True), sort_keys=False), encoding="utf-8")
+        scratch.write_text(
+            yaml.safe_dump(
+                alignment.model_dump(mode="json", exclude_defaults=True), sort_keys=False
+            ),
+            encoding="utf-8",
+        )
         scratch.replace(file)
     finally:
         scratch.unlink(missing_ok=True)

@@ -23,7 +23,8 @@ class _Matched(_Weighted):
     words: Words
     """Words or phrases; a list in place of one: any of its forms will do."""
     match: Match = "lemma"
-    """`lemma`: any form of the word counts ("ran" is "run"); `form`: the word as it stands. Whole words, in upper or lower case."""
+    """`lemma`: any form of the word counts ("ran" is "run"); `form`: the word as it stands. Whole
+    words, in upper or lower case."""
     lang: Text = "en"
     """The language of the lemmas."""
 
@@ -49,7 +50,8 @@ class ForbiddenSpec(_Matched):
 
 
 class LengthSpec(_Weighted):
-    """Reward: 1 for a text of the wanted length, falling towards 0 the further it is from it; in [0, 1]."""
+    """Reward: 1 for a text of the wanted length, falling towards 0 the further it is from it; in
+    [0, 1]."""
 
     kind: Literal["length"]
     unit: Literal["words", "sentences", "characters"] = "words"
@@ -69,14 +71,17 @@ class LengthSpec(_Weighted):
         if self.about is None and self.at_most is None and self.at_least is None:
             raise ValueError("give `at_most`, `at_least` or `about`")
         if self.at_most is not None and self.at_least is not None and self.at_least > self.at_most:
-            raise ValueError(f"`at_least` must not be above `at_most` (got {self.at_least} and {self.at_most})")
+            raise ValueError(
+                f"`at_least` must not be above `at_most` (got {self.at_least} and {self.at_most})"
+            )
         if self.propose and self.about is None and self.at_most is None:
             raise ValueError("`propose` needs `at_most` or `about`: near them it proposes to end")
         return self
 
 
 class RegexSpec(_Weighted):
-    """Reward: 1 for a text that the pattern matches, else 0. A text that takes longer than 0.1 seconds does not match."""
+    """Reward: 1 for a text that the pattern matches, else 0. A text that takes longer than 0.1
+    seconds does not match."""
 
     kind: Literal["regex"]
     pattern: Text = Field(max_length=1000)
@@ -86,7 +91,8 @@ class RegexSpec(_Weighted):
 
 
 class JsonSchemaSpec(_Weighted):
-    """Reward: 1 for JSON that is valid by the schema, 0.5 for other JSON, 0 for what is none. One fenced block counts as its content."""
+    """Reward: 1 for JSON that is valid by the schema, 0.5 for other JSON, 0 for what is none. One
+    fenced block counts as its content."""
 
     kind: Literal["json-schema"]
     of: dict[str, Any]
@@ -94,11 +100,13 @@ class JsonSchemaSpec(_Weighted):
 
 
 class ReadabilitySpec(_Weighted):
-    """Reward: how easily English text reads, in [0, 1]: Flesch's reading ease / 100, clipped. 0 for a text without letters."""
+    """Reward: how easily English text reads, in [0, 1]: Flesch's reading ease / 100, clipped. 0 for
+    a text without letters."""
 
     kind: Literal["readability"]
     grade: Positive | None = None
-    """A US school grade: 1 for a text of at most this Flesch-Kincaid grade, grade / its own grade beyond."""
+    """A US school grade: 1 for a text of at most this Flesch-Kincaid grade, grade / its own grade
+    beyond."""
 
 
 class SentimentSpec(_Weighted):
@@ -109,7 +117,8 @@ class SentimentSpec(_Weighted):
 
 
 class SimilaritySpec(_Weighted):
-    """Reward: how near the text is to another one, in [0, 1]: the cosine of their embeddings, or of their counts of 3 to 5 characters."""
+    """Reward: how near the text is to another one, in [0, 1]: the cosine of their embeddings, or of
+    their counts of 3 to 5 characters."""
 
     kind: Literal["similarity"]
     to: Text
@@ -118,7 +127,8 @@ class SimilaritySpec(_Weighted):
 
 
 class ClassifierSpec(_Weighted):
-    """Reward: what a sequence-classification model, such as a reward model, says of prompt and text."""
+    """Reward: what a sequence-classification model, such as a reward model, says of prompt and
+    text."""
 
     kind: Literal["classifier"]
     model: Text

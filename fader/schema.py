@@ -1,6 +1,8 @@
-"""The kinds of values that a request is made of, and `parse`, which names every fault in one of them.
+"""The kinds of values that a request is made of, and `parse`, which names every fault in one of
+them.
 
-A schema is frozen and closed: a checked value never changes, and a field that is not listed is an error.
+A schema is frozen and closed: a checked value never changes, and a field that is not listed is an
+error.
 """
 
 from __future__ import annotations
@@ -40,22 +42,34 @@ Texts = Annotated[tuple[Text, ...], BeforeValidator(listed)]
 class Frozen(BaseModel):
     """Immutable, and closed: a field that is not in the schema is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True
+    )
 
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def parse(schema: type[Schema], value: Any, where: str = "") -> Schema:
-    """`value` as `schema`. Raises ValueError naming each faulty field, what is wrong with it and the value given."""
+    """`value` as `schema`. Raises ValueError naming each faulty field, what is wrong with it and
+    the value given."""
     try:
         return schema.model_validate(value)
     except ValidationError as error:
         lines = []
         faults = error.errors()
-        deepest = [fault for fault in faults if not any(f["loc"][: len(fault["loc"])] == fault["loc"] and f is not fault for f in faults)]
+        deepest = [
+            fault
+            for fault in faults
+            if not any(
+                f["loc"][: len(fault["loc"])] == fault["loc"] and f is not fault for f in faults
+            )
+        ]
         for fault in deepest or faults:
-            path = ".".join(str(part) for part in (*filter(None, [where]), *fault["loc"])) or schema.__name__.lower()
+            path = (
+                ".".join(str(part) for part in (*filter(None, [where]), *fault["loc"]))
+                or schema.__name__.lower()
+            )
             said = fault["msg"].removeprefix("Value error, ")
             if fault["type"] == "extra_forbidden":
                 said = "no such field"

@@ -18,7 +18,13 @@ from fader.evaluation.lab import Lab
 from fader.evaluation.ledger import Ledger
 from fader.training.data import DOMAINS, LEVELS, LevelItem
 
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 512}
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
 GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 16}
 ARCHITECTURES = {
     "llama": {**GROUPED, "tie_word_embeddings": True},
@@ -26,7 +32,11 @@ ARCHITECTURES = {
     "qwen3": {**GROUPED, "tie_word_embeddings": True},
     "mistral": {**GROUPED, "sliding_window": 12},
     "gemma2": {**GROUPED, "sliding_window": 12, "query_pre_attn_scalar": 16},
-    "gemma3_text": {**GROUPED, "sliding_window": 12, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+    "gemma3_text": {
+        **GROUPED,
+        "sliding_window": 12,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    },
     "phi": {**SIZES},
     "opt": {
         "hidden_size": 64,
@@ -40,10 +50,18 @@ ARCHITECTURES = {
 }
 warnings_of_the_trainer = pytest.mark.filterwarnings("ignore")
 TEXT = """the sea is wide and the ship is small . a cat sat on a mat , and the dog ran home !
-one two three four five six seven eight nine ten ? people say what they want from a model and it answers that way .
-rivers bend slowly through green valleys while old stone bridges watch the water pass beneath them every day ."""
-TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
+one two three four five six seven eight nine ten ? people say what they want from a model and it \
+answers that way .
+rivers bend slowly through green valleys while old stone bridges watch the water pass beneath them \
+every day ."""
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if"
+    " add_generation_prompt %}<|assistant|>{% endif %}"
+)
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    + TEMPLATE
+)
 
 
 def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
@@ -52,13 +70,23 @@ def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     special = ["<pad>", "<|end|>", "<|stop|>", "<|system|>", "<|user|>", "<|assistant|>"]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     inner.train_from_iterator([TEXT], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>", pad_token="<pad>", chat_template=template)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<|end|>", pad_token="<pad>", chat_template=template
+    )
 
 
-def make_model(folder: Path, architecture: str = "llama", template: str | None = TEMPLATE, seed: int = 0) -> Path:
-    """Write a tiny random model of that architecture, its logits peaked enough that ties do not happen."""
+def make_model(
+    folder: Path, architecture: str = "llama", template: str | None = TEMPLATE, seed: int = 0
+) -> Path:
+    """Write a tiny random model of that architecture, its logits peaked enough that ties do not
+    happen."""
     words = tokenizer(template)
     config = AutoConfig.for_model(
         architecture,
@@ -108,15 +136,26 @@ SHORT = [
 
 def level_items() -> list[LevelItem]:
     """Three short questions with answers at the three levels, in every split."""
-    return [LevelItem(query, dict(zip(LEVELS, answers, strict=True)), split) for split in ("dev", "test", "train") for query, *answers in SHORT]
+    return [
+        LevelItem(query, dict(zip(LEVELS, answers, strict=True)), split)
+        for split in ("dev", "test", "train")
+        for query, *answers in SHORT
+    ]
 
 
 def random_vectors(fader: Fader, folder: Path, names: list[str]) -> dict[str, Path]:
     """Vectors of random factors for a tiny model, saved by name."""
     torch.manual_seed(1)
-    layers = {name: layer for name, layer in fader.backbones[fader.model].desk.layers.items() if name.endswith(("down_proj", "o_proj"))}
+    layers = {
+        name: layer
+        for name, layer in fader.backbones[fader.model].desk.layers.items()
+        if name.endswith(("down_proj", "o_proj"))
+    }
     for name in names:
-        factors = {m: (torch.randn(2, layer.in_features) * 0.1, torch.randn(layer.out_features, 2) * 0.1) for m, layer in layers.items()}
+        factors = {
+            m: (torch.randn(2, layer.in_features) * 0.1, torch.randn(layer.out_features, 2) * 0.1)
+            for m, layer in layers.items()
+        }
         Vector(name, factors).save(folder / name)
     return {name: folder / name for name in names}
 
@@ -134,7 +173,12 @@ def fader(tiny_folder: Path, tmp_path: Path):
 @pytest.fixture
 def lab(fader: Fader, tmp_path: Path) -> Lab:
     """A lab on that model and the short questions."""
-    return Lab(Ledger(fader, tmp_path / "ledger.jsonl", quiet=True), dict.fromkeys((*DOMAINS, "other"), level_items()), styles=["warm"], limit=3)
+    return Lab(
+        Ledger(fader, tmp_path / "ledger.jsonl", quiet=True),
+        dict.fromkeys((*DOMAINS, "other"), level_items()),
+        styles=["warm"],
+        limit=3,
+    )
 
 
 def until(condition: Callable[[], bool], seconds: float = 5) -> None:

@@ -11,7 +11,9 @@ from fader.engine.backbone import Backbone, fingerprint
 
 def model_of(kind: str, **sizes):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=400, **sizes), attn_implementation="eager")
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, vocab_size=400, **sizes), attn_implementation="eager"
+    )
 
 
 def test_recurrent_state_is_refused_by_name():
@@ -56,7 +58,10 @@ def test_bfloat16_runs(tiny_folder):
 
 
 def test_fingerprint_is_the_weights_not_the_precision(tmp_path, tiny_folder):
-    same = [AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    same = [
+        AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
     other = AutoModelForCausalLM.from_pretrained(make_model(tmp_path / "other", seed=1))
     assert fingerprint(same[0]) == fingerprint(same[1]) == load(str(tiny_folder)).fingerprint
     assert fingerprint(other) != fingerprint(same[0])
@@ -67,11 +72,20 @@ def test_a_proxy_of_another_vocabulary_is_refused_and_of_the_same_is_not(tmp_pat
     small, other = load(str(folder)), load(str(make_model(tmp_path / "other", seed=4)))
     other.tokenizer.add_tokens(["<new>"])
     small.name, other.name = "small", "other"
-    with Fader(load(str(tiny_folder)), models={"small": small, "same": load(str(folder)), "other": other}) as fader:
+    with Fader(
+        load(str(tiny_folder)), models={"small": small, "same": load(str(folder)), "other": other}
+    ) as fader:
         guide = {"kind": "proxy", "tuned": "small", "untuned": "small", "weight": 1.0}
         bare = fader.generate("the sea", max_tokens=6).answers[0]
-        assert fader.generate("the sea", max_tokens=6, alignment={"guides": [guide]}).answers[0] == bare  # its own reference: off
-        steered = fader.generate("the sea", max_tokens=6, alignment={"guides": [{"kind": "realign", "aligned": {"model": "small"}, "weight": 1}]})
+        assert (
+            fader.generate("the sea", max_tokens=6, alignment={"guides": [guide]}).answers[0]
+            == bare
+        )  # its own reference: off
+        steered = fader.generate(
+            "the sea",
+            max_tokens=6,
+            alignment={"guides": [{"kind": "realign", "aligned": {"model": "small"}, "weight": 1}]},
+        )
         alone = fader.generate({"prompt": "the sea", "model": "small"}, max_tokens=6)
         assert steered.answers[0].token_ids == alone.answers[0].token_ids
         with pytest.raises(ValueError, match=r"other has another vocabulary .* '<new>'"):
@@ -81,7 +95,9 @@ def test_a_proxy_of_another_vocabulary_is_refused_and_of_the_same_is_not(tmp_pat
 
 
 def test_too_long_a_prompt_is_refused(tiny):
-    with pytest.raises(ValueError, match=r"reads at most 512; shorten the prompt or lower max_tokens"):
+    with pytest.raises(
+        ValueError, match=r"reads at most 512; shorten the prompt or lower max_tokens"
+    ):
         tiny.generate("the sea " * 600)
     with pytest.raises(ValueError, match=r"reads at most 512"):
         tiny.generate("the sea", max_tokens=600)

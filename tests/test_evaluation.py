@@ -1,4 +1,5 @@
-"""Figures, the ledger, the search for amounts and every task, on a tiny model with random vectors; the judge on the shipped answers."""
+"""Figures, the ledger, the search for amounts and every task, on a tiny model with random vectors;
+the judge on the shipped answers."""
 
 import json
 import math
@@ -19,7 +20,16 @@ from fader.evaluation.lab import Lab, Trial, mixed, named
 from fader.evaluation.ledger import Asked, Ledger
 from fader.evaluation.report import write_report
 from fader.evaluation.tasks import TASKS
-from fader.evaluation.tune import COARSE, NEARLY, alone, amounts, clearness, consequences, firsts, tune
+from fader.evaluation.tune import (
+    COARSE,
+    NEARLY,
+    alone,
+    amounts,
+    clearness,
+    consequences,
+    firsts,
+    tune,
+)
 from fader.training.data import DOMAINS, LEVELS, starter_levels, starter_pairs
 
 
@@ -48,12 +58,21 @@ def test_distinct():
 def test_the_ledger_asks_once(fader, tmp_path, monkeypatch):
     file = tmp_path / "ledger.jsonl"
     wanted = [
-        Asked("t", "m", "c", "0", Fader.request("the sea", alignment={"vectors": {"medical": 0.5}}), " wide"),
+        Asked(
+            "t",
+            "m",
+            "c",
+            "0",
+            Fader.request("the sea", alignment={"vectors": {"medical": 0.5}}),
+            " wide",
+        ),
         Asked("t", "m", "c", "1", Fader.request("the sea"), " wide"),
         Asked("t", "m", "c", "2", Fader.request("the sea", max_tokens=4)),
     ]
     first = Ledger(fader, file, quiet=True).ask(wanted)
-    assert first[0].mean == pytest.approx(fader.score("the sea", " wide", alignment={"vectors": {"medical": 0.5}}).mean, abs=1e-4)
+    assert first[0].mean == pytest.approx(
+        fader.score("the sea", " wide", alignment={"vectors": {"medical": 0.5}}).mean, abs=1e-4
+    )
     assert first[2].text == fader.generate("the sea", max_tokens=4).text
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["item"] for row in rows] == ["0", "1", "2"]
@@ -68,7 +87,16 @@ def test_the_ledger_asks_once(fader, tmp_path, monkeypatch):
 
 
 def test_the_ledger_knows_a_vector_by_its_numbers(fader, tmp_path):
-    wanted = [Asked("t", "m", "c", "0", Fader.request("the sea", alignment={"vectors": {"medical": 1.0}}), " wide")]
+    wanted = [
+        Asked(
+            "t",
+            "m",
+            "c",
+            "0",
+            Fader.request("the sea", alignment={"vectors": {"medical": 1.0}}),
+            " wide",
+        )
+    ]
     ledger = Ledger(fader, tmp_path / "ledger.jsonl", quiet=True)
     before = ledger.ask(wanted)
     fader.add_vector(-2 * fader.vector("medical"), "medical")
@@ -84,10 +112,15 @@ def test_a_foreign_file_is_no_ledger(fader, tmp_path):
 def test_ranked_is_the_likelihood_per_token_under_each_mixture(lab, fader):
     items = level_items()[:2]
     moved = {"medical": -0.7, "legal": 1.2}
-    found = lab.ranked("t", [Trial("base", "x", items, mixed({})), Trial(named(moved), "x", items, mixed(moved))])
+    found = lab.ranked(
+        "t", [Trial("base", "x", items, mixed({})), Trial(named(moved), "x", items, mixed(moved))]
+    )
     for means, mixture in zip(found, ({}, moved), strict=True):
         for row, item in zip(means, items, strict=True):
-            one_by_one = [fader.score(item.query, item.answers[level], alignment={"vectors": mixture}).mean for level in LEVELS]
+            one_by_one = [
+                fader.score(item.query, item.answers[level], alignment={"vectors": mixture}).mean
+                for level in LEVELS
+            ]
             assert row.tolist() == pytest.approx(one_by_one, abs=1e-4)
 
 
@@ -96,10 +129,22 @@ def test_tune_finds_the_clearest_amount(lab):
         found = tune(lab, {"medical": level})
         at = {}
         for amount in (*COARSE, found.amounts["medical"]):
-            at[amount] = clearness(lab.ranked("t", [Trial("x", "medical", lab.items("medical", "dev"), mixed({"medical": amount}))])[0], level)
+            at[amount] = clearness(
+                lab.ranked(
+                    "t",
+                    [
+                        Trial(
+                            "x", "medical", lab.items("medical", "dev"), mixed({"medical": amount})
+                        )
+                    ],
+                )[0],
+                level,
+            )
         assert at[found.amounts["medical"]] >= max(at.values()) - NEARLY - 1e-3
         clear = [amount for amount in COARSE if at[amount] >= max(at.values()) - NEARLY]
-        assert min(clear, default=-9) - 0.1 <= found.amounts["medical"] <= max(clear, default=9) + 0.1
+        assert (
+            min(clear, default=-9) - 0.1 <= found.amounts["medical"] <= max(clear, default=9) + 0.1
+        )
     with pytest.raises(ValueError, match="tax: no vector moves this domain"):
         tune(lab, {"tax": "expert"})
 
@@ -110,18 +155,36 @@ def test_a_card_notes_what_the_amounts_do(lab, fader, tmp_path, tiny_folder):
     assert Vector.load(tmp_path / "noted").card["effect"] == noted.card["effect"]
     with Fader(str(tiny_folder), dtype=quick_dtype()) as quick:
         quick.add_vector(fader.vector("medical"))
-        picked = alone(Lab(Ledger(quick, quiet=True), lab.levels, {"medical": "medical"}, limit=3), "t")
+        picked = alone(
+            Lab(Ledger(quick, quiet=True), lab.levels, {"medical": "medical"}, limit=3), "t"
+        )
     assert noted.card["effect"]["levels"] == {level: picked["medical", level] for level in LEVELS}
-    fader.add_vector(replace(noted, card={"effect": {**noted.card["effect"], "levels": dict.fromkeys(LEVELS, 9.0)}}), "medical")
-    assert amounts(replace(lab, vectors={"medical": "medical"}), "t") == {("medical", level): 9.0 for level in LEVELS}  # what the card notes
+    fader.add_vector(
+        replace(
+            noted, card={"effect": {**noted.card["effect"], "levels": dict.fromkeys(LEVELS, 9.0)}}
+        ),
+        "medical",
+    )
+    assert amounts(replace(lab, vectors={"medical": "medical"}), "t") == {
+        ("medical", level): 9.0 for level in LEVELS
+    }  # what the card notes
     other = replace(lab, vectors={"medical": "medical"}, levels={"medical": level_items()[:2]})
     assert amounts(other, "t")["medical", "expert"] != 9.0  # noted on other questions
     fader.add_vector(-fader.vector("medical"), "turned")
     turned = amounts(replace(lab, vectors={"medical": "turned"}), "t")
     assert turned["medical", "expert"] != 9.0  # noted of other numbers
-    seen = note_effect(fader.vector("medical"), tmp_path / "seen", items, str(tiny_folder), seen=True)
-    fader.add_vector(replace(seen, card={"effect": {**seen.card["effect"], "levels": dict.fromkeys(LEVELS, 9.0)}}), "medical")
-    assert amounts(replace(lab, vectors={"medical": "medical"}), "t")["medical", "expert"] != 9.0  # noted on what it was trained on
+    seen = note_effect(
+        fader.vector("medical"), tmp_path / "seen", items, str(tiny_folder), seen=True
+    )
+    fader.add_vector(
+        replace(
+            seen, card={"effect": {**seen.card["effect"], "levels": dict.fromkeys(LEVELS, 9.0)}}
+        ),
+        "medical",
+    )
+    assert (
+        amounts(replace(lab, vectors={"medical": "medical"}), "t")["medical", "expert"] != 9.0
+    )  # noted on what it was trained on
     pairs = starter_pairs("warm")[:2]
     noted = note_effect(fader.vector("warm"), tmp_path / "style", pairs, str(tiny_folder))
     assert [row["amount"] for row in noted.card["effect"]["amounts"]] == list(AMOUNTS)
@@ -133,7 +196,9 @@ def test_tune_reports_what_else_moves(lab):
     assert found.amounts.keys() == wanted.keys()
     figures = [(figure.case, figure.metric) for figure in consequences(lab, found, wanted)]
     assert figures[:2] == [("medical", "reached_expert"), ("legal", "reached_avoidance")]
-    assert {("financial", "moved"), ("other", "drift"), ("neutral", "perplexity_ratio")} <= set(figures)
+    assert {("financial", "moved"), ("other", "drift"), ("neutral", "perplexity_ratio")} <= set(
+        figures
+    )
 
 
 def test_levels_gives_what_it_promises(lab):
@@ -142,8 +207,12 @@ def test_levels_gives_what_it_promises(lab):
     for domain in DOMAINS:
         for level in LEVELS:
             amount = best["vectors", domain, f"lambda_{level}"].value
-            means = lab.ranked("t", [Trial("x", domain, lab.items(domain, "test"), mixed({domain: amount}))])[0]
-            assert best["vectors", domain, f"best_{level}"].value == pytest.approx(sum(firsts(means, level)) / len(means), abs=1e-3)
+            means = lab.ranked(
+                "t", [Trial("x", domain, lab.items(domain, "test"), mixed({domain: amount}))]
+            )[0]
+            assert best["vectors", domain, f"best_{level}"].value == pytest.approx(
+                sum(firsts(means, level)) / len(means), abs=1e-3
+            )
     combinations = [figure for figure in figures if figure.metric == "least_accuracy"]
     assert len(combinations) == len({figure.case for figure in combinations}) == 27
     reached = [figure for figure in figures if figure.metric == "combinations_reached"]
@@ -167,8 +236,16 @@ def test_generation_is_judged_and_counted(lab):
     figures = list(TASKS["generation"](lab))
     methods = {figure.method for figure in figures if figure.metric == "generated_expert"}
     assert methods == {"vectors", "base", "told", "shown"}
-    cost = {(figure.method, figure.metric): figure.value for figure in figures if figure.case == "medical expert"}
-    assert cost["vectors", "prompt_tokens"] < cost["told", "prompt_tokens"] < cost["shown", "prompt_tokens"]
+    cost = {
+        (figure.method, figure.metric): figure.value
+        for figure in figures
+        if figure.case == "medical expert"
+    }
+    assert (
+        cost["vectors", "prompt_tokens"]
+        < cost["told", "prompt_tokens"]
+        < cost["shown", "prompt_tokens"]
+    )
 
 
 def test_styles_are_monotone_when_the_margin_grows(lab):
@@ -182,7 +259,11 @@ def test_styles_are_monotone_when_the_margin_grows(lab):
 
 
 def test_the_report_shows_every_figure(lab, tmp_path):
-    figures = [figure for task in ("levels", "curve", "spillover", "generation") for figure in TASKS[task](lab)]
+    figures = [
+        figure
+        for task in ("levels", "curve", "spillover", "generation")
+        for figure in TASKS[task](lab)
+    ]
     write_report(figures, tmp_path / "deep" / "report.html")
     page = (tmp_path / "deep" / "report.html").read_text()
     assert page.count("<svg") == 4
@@ -194,7 +275,10 @@ def test_the_report_shows_every_figure(lab, tmp_path):
 def test_the_judge_knows_answers_on_subjects_it_was_not_trained_on(domain):
     judge = classifier()
     items = starter_levels(domain)
-    right = [judge([item.query for item in items], [item.answers[level] for item in items]).count(level) for level in LEVELS]
+    right = [
+        judge([item.query for item in items], [item.answers[level] for item in items]).count(level)
+        for level in LEVELS
+    ]
     assert sum(right) / (3 * len(items)) > 0.85
 
 
@@ -202,10 +286,13 @@ class Judging(Speaking):
     """Says which level the last word of an answer names."""
 
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
-        content = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [
-            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": asked.split()[-1].title() + "."}}
-        ]}).encode()  # fmt: skip
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0][
+            "content"
+        ]
+        message = {"role": "assistant", "content": asked.split()[-1].title() + "."}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+        content = json.dumps({**reply, "choices": [choice]}).encode()
         self.say(200, content)
 
 
@@ -222,7 +309,13 @@ def test_a_model_behind_an_endpoint_judges():
 
 
 def test_a_judge_that_cannot_be_reached_is_one_message():
-    with pytest.raises(ConnectionError, match=r"--judge: http://127.0.0.1:9/v1 cannot be reached .* start the server or correct the address"):
+    with pytest.raises(
+        ConnectionError,
+        match=(
+            r"--judge: http://127.0.0.1:9/v1 cannot be reached .* start the server or correct the"
+            r" address"
+        ),
+    ):
         endpoint("http://127.0.0.1:9/v1", "m", retries=0)(["q"], ["says expert"])
 
 
@@ -237,7 +330,10 @@ def test_a_file_that_is_no_ledger_is_left_alone(fader, tmp_path):
 
 def test_the_least_of_several_means_has_an_interval_of_its_own():
     groups = [[1.0] * 27 + [0.0] * 3, [0.0] * 3 + [1.0] * 27, [1.0] * 27 + [0.0] * 3]
-    found, single = least("t", "m", "c", "least", groups), average("t", "m", "c", "least", groups[0])
+    found, single = (
+        least("t", "m", "c", "least", groups),
+        average("t", "m", "c", "least", groups[0]),
+    )
     assert found.value == single.value == 0.9
     assert found.high < single.high  # the least of three is seldom lucky
     assert found.low <= single.low
@@ -245,18 +341,38 @@ def test_the_least_of_several_means_has_an_interval_of_its_own():
 
 @pytest.fixture
 def arguments(fader, tmp_path, tiny_folder, monkeypatch):
-    """What a call on the tiny model needs: its vectors by name, its data, a place for the ledger."""
+    """What a call on the tiny model needs: its vectors by name, its data, a place for the
+    ledger."""
     monkeypatch.setenv("FADER_VECTORS", str(tmp_path / "vectors"))
     file = tmp_path / "levels.jsonl"
-    file.write_text("\n".join(json.dumps({"query": item.query, **item.answers, "split": item.split}) for item in level_items()))
+    file.write_text(
+        "\n".join(
+            json.dumps({"query": item.query, **item.answers, "split": item.split})
+            for item in level_items()
+        )
+    )
     data = [part for domain in DOMAINS for part in ("--data", f"{domain}={file}")]
-    return ["--model", str(tiny_folder), *data, "--out", str(tmp_path / "ledger.jsonl"), "--limit", "2", "--json"]
+    return [
+        "--model",
+        str(tiny_folder),
+        *data,
+        "--out",
+        str(tmp_path / "ledger.jsonl"),
+        "--limit",
+        "2",
+        "--json",
+    ]
 
 
 def test_the_command_prints_figures(arguments, tmp_path):
-    done = run("eval", "levels", *arguments, "--report", str(tmp_path / "report.html"), cwd=tmp_path)
+    done = run(
+        "eval", "levels", *arguments, "--report", str(tmp_path / "report.html"), cwd=tmp_path
+    )
     found = rows(done)
-    assert all(row.keys() == {"task", "method", "case", "metric", "value", "low", "high", "n", "seed"} for row in found)
+    assert all(
+        row.keys() == {"task", "method", "case", "metric", "value", "low", "high", "n", "seed"}
+        for row in found
+    )
     metrics = [(row["case"], row["metric"]) for row in found if row["method"] == "vectors"]
     for domain in DOMAINS:
         assert {(domain, f"best_{level}") for level in LEVELS} <= set(metrics)
@@ -266,7 +382,17 @@ def test_the_command_prints_figures(arguments, tmp_path):
 
 
 def test_tune_writes_a_profile_that_requests_find(arguments, tmp_path):
-    found = rows(run("vectors", "tune", "medical=expert,legal=generic", "--profile", "clinic", *arguments, cwd=tmp_path))[0]
+    found = rows(
+        run(
+            "vectors",
+            "tune",
+            "medical=expert,legal=generic",
+            "--profile",
+            "clinic",
+            *arguments,
+            cwd=tmp_path,
+        )
+    )[0]
     assert found["amounts"].keys() == {"medical", "legal"}
     written = rows(run("profiles", "--json", cwd=tmp_path))
     assert [row["name"] for row in written] == ["clinic"]
@@ -278,12 +404,24 @@ def test_tune_writes_a_profile_that_requests_find(arguments, tmp_path):
     [
         (["eval", "nope"], "TASK: no task 'nope'; known: levels, curve"),
         (["eval", "levels", "--data", "x"], "--data DOMAIN=FILE: must be of this form (got 'x')"),
-        (["eval", "levels", "--vector", "medcal=mine"], "--vector: 'medcal' is none of the domains that are measured (medical, legal, financial)"),
+        (
+            ["eval", "levels", "--vector", "medcal=mine"],
+            (
+                "--vector: 'medcal' is none of the domains that are measured (medical, legal,"
+                " financial)"
+            ),
+        ),
         (["eval", "levels", "--judge", "host#m"], "--judge: must be URL#MODEL (got 'host#m')"),
         (["vectors", "tune", "legal=expert,legal=generic"], "WANT: names a domain twice"),
         (["vectors", "tune", "medical"], "DOMAIN=LEVEL: must be of this form (got 'medical')"),
-        (["vectors", "tune", "medical=loud"], "WANT: medical must be one of avoidance, generic, expert (got 'loud')"),
-        (["vectors", "tune", "medical=expert", "--profile", "../x"], "profile: '../x' is not a name"),
+        (
+            ["vectors", "tune", "medical=loud"],
+            "WANT: medical must be one of avoidance, generic, expert (got 'loud')",
+        ),
+        (
+            ["vectors", "tune", "medical=expert", "--profile", "../x"],
+            "profile: '../x' is not a name",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_said_at_the_door(call, said, tmp_path, tiny_folder):

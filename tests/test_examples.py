@@ -32,5 +32,7 @@ def test_example(name, capsys):
     if name == "contrast":
         assert "Arr" not in said.splitlines()[0]
     if name == "vectors":  # the saved sum is the mixture of its parts
-        *_, mixed, summed = (line.split("  ")[-1].split("}")[-1].strip() for line in said.strip().splitlines())
+        *_, mixed, summed = (
+            line.split("  ")[-1].split("}")[-1].strip() for line in said.strip().splitlines()
+        )
         assert mixed == summed

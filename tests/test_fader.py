@@ -18,13 +18,17 @@ from fader.engine.program import Emit, Next, Score
 
 def test_asyncio_gives_the_same_answers(tiny):
     async def run():
-        one, many = await asyncio.gather(tiny.agenerate("the sea", max_tokens=8), tiny.abatch(["a cat", "the dog"], max_tokens=8))
+        one, many = await asyncio.gather(
+            tiny.agenerate("the sea", max_tokens=8), tiny.abatch(["a cat", "the dog"], max_tokens=8)
+        )
         chunks = [chunk.text async for chunk in tiny.astream("the sea", max_tokens=8)]
         return one, many, "".join(chunks)
 
     one, many, streamed = asyncio.run(run())
     assert one.answers == tiny.generate("the sea", max_tokens=8).answers
-    assert [r.answers for r in many] == [r.answers for r in tiny.batch(["a cat", "the dog"], max_tokens=8)]
+    assert [r.answers for r in many] == [
+        r.answers for r in tiny.batch(["a cat", "the dog"], max_tokens=8)
+    ]
     assert streamed == one.text
 
 
@@ -100,18 +104,36 @@ def test_sampling_as_a_keyword_and_models_by_alias(tiny, tiny_folder, tmp_path):
     assert len(tiny.generate("the sea", sampling={"max_tokens": 3}).answers[0].token_ids) == 3
     other = make_model(tmp_path / "other", seed=5)
     with Fader(str(tiny_folder), models={"alias": str(other)}) as fader:
-        guided = fader.generate("the sea", max_tokens=4, alignment={"guides": [{"kind": "realign", "aligned": {"model": "alias"}}]})
-        assert guided.answers[0].token_ids == fader.generate({"prompt": "the sea", "model": "alias"}, max_tokens=4).answers[0].token_ids
+        guided = fader.generate(
+            "the sea",
+            max_tokens=4,
+            alignment={"guides": [{"kind": "realign", "aligned": {"model": "alias"}}]},
+        )
+        assert (
+            guided.answers[0].token_ids
+            == fader.generate({"prompt": "the sea", "model": "alias"}, max_tokens=4)
+            .answers[0]
+            .token_ids
+        )
 
 
 def test_the_resolved_alignment_can_be_asked_again(tiny):
     alignment = {"guides": [{"kind": "contrast", "principle": "be kind", "plausible": None}]}
     result = tiny.generate("the sea", max_tokens=4, alignment=alignment)
-    assert tiny.generate("the sea", max_tokens=4, alignment=result.as_dict()["alignment"]).answers == result.answers
+    assert (
+        tiny.generate("the sea", max_tokens=4, alignment=result.as_dict()["alignment"]).answers
+        == result.answers
+    )
 
 
 def test_a_principle_is_told_beside_the_requests_own_tiers(tiny):
-    request = tiny.request("the sea", alignment={"prompt": {"user": "be brief"}, "guides": [{"kind": "contrast", "principle": "be kind"}]})
+    request = tiny.request(
+        "the sea",
+        alignment={
+            "prompt": {"user": "be brief"},
+            "guides": [{"kind": "contrast", "principle": "be kind"}],
+        },
+    )
     aligned = tiny._plan(request).aligned
     told = tiny.backbones[tiny.model].tokenizer.decode(aligned.terms[0].policy.prompt)
     assert "be brief" in told
@@ -122,11 +144,17 @@ def test_a_principle_is_told_beside_the_requests_own_tiers(tiny):
 def test_a_batch_that_is_refused_starts_nothing(tiny, monkeypatch):
     monkeypatch.setattr(tiny.engine, "submit", lambda job: pytest.fail("nothing may start"))
     with pytest.raises(ValueError, match=r"request 2: messages: prompt and answer may take"):
-        tiny.batch([{"prompt": "the sea", "sampling": {"max_tokens": 2}}, {"prompt": "the sea", "sampling": {"max_tokens": 600}}])
+        tiny.batch(
+            [
+                {"prompt": "the sea", "sampling": {"max_tokens": 2}},
+                {"prompt": "the sea", "sampling": {"max_tokens": 600}},
+            ]
+        )
 
 
 def test_a_slow_reward_does_not_hold_up_the_others(tiny, monkeypatch):
-    """While a judge thinks, other requests are answered; those that ask it meanwhile wait for one call together."""
+    """While a judge thinks, other requests are answered; those that ask it meanwhile wait for one
+    call together."""
     asked, answered, calls = threading.Event(), threading.Event(), []
 
     def think(prompts, texts):
@@ -137,7 +165,13 @@ def test_a_slow_reward_does_not_hold_up_the_others(tiny, monkeypatch):
 
     monkeypatch.setattr(tiny, "declared", Declared(callables={"think": think}))
     search = {"kind": "best-of-n", "n": 2, "rewards": [{"kind": "python", "name": "think"}]}
-    ask = partial(tiny.generate, "the sea", max_tokens=2, sampling={"temperature": 1}, alignment={"search": search})
+    ask = partial(
+        tiny.generate,
+        "the sea",
+        max_tokens=2,
+        sampling={"temperature": 1},
+        alignment={"search": search},
+    )
     with ThreadPoolExecutor() as pool:
         first = pool.submit(ask)
         assert asked.wait(timeout=30)
@@ -153,7 +187,9 @@ def test_a_slow_reward_does_not_hold_up_the_others(tiny, monkeypatch):
 class TestFaultsEndTheirJobOnly:
     def ends_with(self, tiny, program, on_item=lambda item: None, rows=1):
         ended: queue.Queue[BaseException | None] = queue.Queue()
-        tiny.engine.submit(Job(program, {tiny.model: (rows, 64)}, on_item, lambda result, error: ended.put(error)))
+        tiny.engine.submit(
+            Job(program, {tiny.model: (rows, 64)}, on_item, lambda result, error: ended.put(error))
+        )
         error = ended.get(timeout=30)
         assert tiny.generate("the sea", max_tokens=2).text is not None  # the engine lives
         return error
@@ -192,7 +228,8 @@ class TestFaultsEndTheirJobOnly:
         assert "the judge is out" in str(self.ends_with(tiny, program()))
 
     def test_a_text_that_breaks_a_shared_reward(self, tiny):
-        """Nobody suffers from another's text; a lost connection concerns all, and is not asked for again."""
+        """Nobody suffers from another's text; a lost connection concerns all, and is not asked for
+        again."""
         calls = []
 
         def pick(prompts, texts):
@@ -214,7 +251,14 @@ class TestFaultsEndTheirJobOnly:
                 return (yield Score(pick, ["p"], [text + "!"]))
 
             def start(text):
-                tiny.engine.submit(Job(program(text), {tiny.model: (1, 64)}, lambda item: None, lambda *end: ended.put((text, end[1] or end[0]))))
+                tiny.engine.submit(
+                    Job(
+                        program(text),
+                        {tiny.model: (1, 64)},
+                        lambda item: None,
+                        lambda *end: ended.put((text, end[1] or end[0])),
+                    )
+                )
 
             tiny.engine.between_steps(lambda: [start(text) for text in texts])
             return dict(ended.get(timeout=30) for _ in texts)
@@ -224,7 +268,10 @@ class TestFaultsEndTheirJobOnly:
         found = ends("a", "bad", "bc")
         assert (found["a"], found["bc"], str(found["bad"])) == ([2.0], [3.0], "no text of mine")
         assert ends("a", "lost")["a"] == [2.0]
-        assert [type(error) for error in ends("a", "far").values()] == [ConnectionError, ConnectionError]
+        assert [type(error) for error in ends("a", "far").values()] == [
+            ConnectionError,
+            ConnectionError,
+        ]
         assert calls == [["a", "far"]]
 
     def test_more_rows_than_announced(self, tiny):
@@ -249,7 +296,9 @@ def test_no_memory_for_a_job_ends_that_job_alone(tiny_folder, monkeypatch):
     with Fader(str(tiny_folder)) as fader:
         pool = fader.backbones[fader.model].pool
         reserve = pool.reserve
-        monkeypatch.setattr(pool, "reserve", lambda *wanted: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        monkeypatch.setattr(
+            pool, "reserve", lambda *wanted: (_ for _ in ()).throw(RuntimeError("out of memory"))
+        )
         with pytest.raises(RuntimeError, match="out of memory"):
             fader.generate("the sea", max_tokens=2)
         monkeypatch.setattr(pool, "reserve", reserve)
@@ -257,10 +306,16 @@ def test_no_memory_for_a_job_ends_that_job_alone(tiny_folder, monkeypatch):
 
 
 def test_a_failed_forward_gives_its_memory_back(tiny_folder, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("fader"), "disabled", True)  # here logged faults are kept, with all that their frames hold
+    monkeypatch.setattr(
+        logging.getLogger("fader"), "disabled", True
+    )  # here logged faults are kept, with all that their frames hold
     with Fader(str(tiny_folder)) as fader:
         backbone = fader.backbones[fader.model]
-        monkeypatch.setattr(backbone, "forward", lambda segments: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        monkeypatch.setattr(
+            backbone,
+            "forward",
+            lambda segments: (_ for _ in ()).throw(RuntimeError("out of memory")),
+        )
         with pytest.raises(RuntimeError, match="out of memory") as held:
             fader.generate("the sea", max_tokens=2, n=4, temperature=1.0)
         until(lambda: backbone.pool.taken == 0, seconds=2)
@@ -275,9 +330,13 @@ def test_a_vector_that_could_not_be_stacked_is_stacked_anew(fader, monkeypatch):
     fader.add_vector(medical)
     assert fader.generate("the sea", max_tokens=1).text  # by then its factors are gone
     assert not desk.vectors
-    last = desk.layers[[name for name in desk.layers if name in fader.vector("medical").factors][-1]]
+    last = desk.layers[
+        [name for name in desk.layers if name in fader.vector("medical").factors][-1]
+    ]
     stack = last.stack
-    monkeypatch.setattr(last, "stack", lambda factors: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    monkeypatch.setattr(
+        last, "stack", lambda factors: (_ for _ in ()).throw(RuntimeError("out of memory"))
+    )
     with pytest.raises(RuntimeError, match="out of memory"):
         fader.score("the sea", " wide", **wish)
     monkeypatch.setattr(last, "stack", stack)
@@ -293,7 +352,9 @@ def test_a_reward_that_exits_ends_its_request_alone(tiny_folder):
     def leave(prompts, texts):
         raise SystemExit
 
-    wish = {"search": {"kind": "best-of-n", "n": 2, "rewards": [{"kind": "python", "name": "leave"}]}}
+    wish = {
+        "search": {"kind": "best-of-n", "n": 2, "rewards": [{"kind": "python", "name": "leave"}]}
+    }
     with Fader(str(tiny_folder), declared=Declared(callables={"leave": leave})) as fader:
         for _ in range(2):
             with pytest.raises(RuntimeError, match="SystemExit"):
@@ -306,7 +367,9 @@ def test_sampling_is_given_field_by_field(tiny):
         return tiny.request(prompt, **fields).sampling
 
     assert asked("x", sampling=Sampling(seed=1), max_tokens=5) == Sampling(seed=1, max_tokens=5)
-    assert asked({"prompt": "x", "sampling": {"seed": 1}}, sampling={"max_tokens": 5, "seed": 2}) == Sampling(seed=1, max_tokens=5)
+    assert asked(
+        {"prompt": "x", "sampling": {"seed": 1}}, sampling={"max_tokens": 5, "seed": 2}
+    ) == Sampling(seed=1, max_tokens=5)
     with pytest.raises(ValueError, match="sampling: must be a mapping of its fields"):
         asked("x", sampling=3)
     with pytest.raises(ValueError, match="prompt: stands for messages, which are given too"):
@@ -314,8 +377,14 @@ def test_sampling_is_given_field_by_field(tiny):
 
 
 def test_more_answers_than_fit_are_scored_in_parts(tiny_folder):
-    answers = [f" {word}" for word in ("sea", "wide", "ship", "small", "cat", "mat", "dog", "home", "one", "two")]
-    with Fader(load(str(tiny_folder), kv_bytes=3 * 64 * 3 * 2 * 2 * 16 * 4)) as little, Fader(str(tiny_folder)) as much:
+    answers = [
+        f" {word}"
+        for word in ("sea", "wide", "ship", "small", "cat", "mat", "dog", "home", "one", "two")
+    ]
+    with (
+        Fader(load(str(tiny_folder), kv_bytes=3 * 64 * 3 * 2 * 2 * 16 * 4)) as little,
+        Fader(str(tiny_folder)) as much,
+    ):
         assert little.backbones[little.model].pool.budget == 3 * 64
         pairs = [("the", answer) for answer in answers]
         found = [one.mean for one in little.score_batch(pairs)]
@@ -327,4 +396,10 @@ def test_what_cannot_be_scored_starts_nothing(tiny, monkeypatch):
     with pytest.raises(ValueError, match="answer: has no tokens"):
         tiny.score_batch([("the sea", " wide"), ("a cat", "")])
     with pytest.raises(ValueError, match=r"alignment.search: chooses what is written"):
-        tiny.score("the sea", " wide", alignment={"search": {"kind": "lookahead", "rewards": [{"kind": "length", "at_most": 3}]}})
+        tiny.score(
+            "the sea",
+            " wide",
+            alignment={
+                "search": {"kind": "lookahead", "rewards": [{"kind": "length", "at_most": 3}]}
+            },
+        )

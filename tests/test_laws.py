@@ -17,17 +17,28 @@ from fader.methods.prompt import conversation
 from fader.request import Prompt
 
 WORDS = TEXT.split()
-QUICK = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 questions = st.lists(st.sampled_from(WORDS), min_size=1, max_size=60).map(" ".join)
 
 
-def random_vector(fader: Fader, name: str, seed: int, rank: int = 4, targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj")) -> Vector:
+def random_vector(
+    fader: Fader,
+    name: str,
+    seed: int,
+    rank: int = 4,
+    targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj"),
+) -> Vector:
     noise = torch.Generator().manual_seed(seed)
     layers = fader.backbones[fader.model].desk.layers
     return Vector(
         name,
         {
-            module: (torch.randn(rank, layer.in_features, generator=noise) * 0.2, torch.randn(layer.out_features, rank, generator=noise) * 0.2)
+            module: (
+                torch.randn(rank, layer.in_features, generator=noise) * 0.2,
+                torch.randn(layer.out_features, rank, generator=noise) * 0.2,
+            )
             for module, layer in layers.items()
             if module.endswith(targets)
         },
@@ -36,7 +47,9 @@ def random_vector(fader: Fader, name: str, seed: int, rank: int = 4, targets: tu
 
 def ids(fader: Fader, question: str) -> list[int]:
     backbone = fader.backbones[fader.model]
-    return backbone.encode(conversation(fader.request(question).messages, (), backbone.tokenizer), special=False)
+    return backbone.encode(
+        conversation(fader.request(question).messages, (), backbone.tokenizer), special=False
+    )
 
 
 def ask(fader: Fader, program):
@@ -46,7 +59,14 @@ def ask(fader: Fader, program):
     done = threading.Event()
     found = []
     needs = {fader.model: (8, 400)}
-    fader.engine.submit(Job(program, needs, lambda _: None, lambda result, error: (found.append((result, error)), done.set())))
+    fader.engine.submit(
+        Job(
+            program,
+            needs,
+            lambda _: None,
+            lambda result, error: (found.append((result, error)), done.set()),
+        )
+    )
     assert done.wait(60)
     result, error = found[0]
     if error:
@@ -58,13 +78,23 @@ def ask(fader: Fader, program):
 def test_greedy_equals_transformers_generate(architecture, tmp_path):
     folder = make_model(tmp_path / architecture, architecture)
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    asked = ["the sea", "one two three four five six seven eight nine ten ? people say what they want", " ".join(WORDS[:40])]
+    asked = [
+        "the sea",
+        "one two three four five six seven eight nine ten ? people say what they want",
+        " ".join(WORDS[:40]),
+    ]
     with Fader(load(str(folder))) as fader:
         for penalty in (1.0, 1.3):
-            for question, result in zip(asked, fader.batch(asked, max_tokens=24, repetition_penalty=penalty), strict=True):
+            for question, result in zip(
+                asked, fader.batch(asked, max_tokens=24, repetition_penalty=penalty), strict=True
+            ):
                 prompt = torch.tensor([ids(fader, question)])
                 found = theirs.generate(
-                    prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=24, do_sample=False, repetition_penalty=penalty
+                    prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    max_new_tokens=24,
+                    do_sample=False,
+                    repetition_penalty=penalty,
                 )
                 assert list(result.answers[0].token_ids) == found[0, prompt.shape[1] :].tolist()
 
@@ -76,13 +106,31 @@ def test_zero_is_off(tiny):
     loop = {"kind": "ratio", "policy": {}, "weight": 5}  # its own reference: cancels
     for sampling in ({}, {"temperature": 1.0, "top_k": 20}):
         bare = tiny.generate("a cat sat", max_tokens=20, **sampling).answers[0]
-        for alignment in ({}, {"vectors": {"off": 0.0}}, {"guides": [guide]}, {"guides": [loop]}, {"prompt": {}}):
-            assert tiny.generate("a cat sat", max_tokens=20, alignment=alignment, **sampling).answers[0] == bare
+        for alignment in (
+            {},
+            {"vectors": {"off": 0.0}},
+            {"guides": [guide]},
+            {"guides": [loop]},
+            {"prompt": {}},
+        ):
+            assert (
+                tiny.generate("a cat sat", max_tokens=20, alignment=alignment, **sampling).answers[
+                    0
+                ]
+                == bare
+            )
     # a constant reward keeps the first sample, which is the bare one
     constant = {"kind": "best-of-n", "n": 3, "rewards": [{"kind": "length", "at_most": 10**6}]}
     bare = tiny.generate("a cat sat", max_tokens=20, temperature=1.0).answers[0]
-    assert tiny.generate("a cat sat", max_tokens=20, temperature=1.0, alignment={"search": constant}).answers[0].token_ids == bare.token_ids
-    strong = tiny.generate("a cat sat", max_tokens=20, alignment={"vectors": {"off": 1.0}}).answers[0]
+    assert (
+        tiny.generate("a cat sat", max_tokens=20, temperature=1.0, alignment={"search": constant})
+        .answers[0]
+        .token_ids
+        == bare.token_ids
+    )
+    strong = tiny.generate("a cat sat", max_tokens=20, alignment={"vectors": {"off": 1.0}}).answers[
+        0
+    ]
     assert strong != tiny.generate("a cat sat", max_tokens=20).answers[0]
 
 
@@ -93,11 +141,18 @@ def test_a_row_alone_equals_the_row_in_any_batch(tiny, company, budget):
     together = tiny.batch(company, max_tokens=12)
     tiny.engine.token_budget = 512
     for question, result in zip(company, together, strict=True):
-        assert tiny.generate(question, max_tokens=12).answers[0].token_ids == result.answers[0].token_ids
+        assert (
+            tiny.generate(question, max_tokens=12).answers[0].token_ids
+            == result.answers[0].token_ids
+        )
 
 
 @QUICK
-@given(question=questions, tokens=st.lists(st.integers(6, 380), min_size=1, max_size=20), cut=st.integers(0, 19))
+@given(
+    question=questions,
+    tokens=st.lists(st.integers(6, 380), min_size=1, max_size=20),
+    cut=st.integers(0, 19),
+)
 def test_cache_on_equals_cache_off(tiny, question, tokens, cut):
     policy = Policy(tiny.model, tuple(ids(tiny, question)))
 
@@ -161,7 +216,11 @@ def test_memory_returns(tiny):
 def test_same_seed_same_text_whatever_else_runs(tiny):
     draw = {"max_tokens": 16, "temperature": 0.9, "top_p": 0.95, "seed": 7, "n": 3}
     alone = tiny.generate("the dog ran", **draw)
-    crowd = tiny.batch(["a cat", {"prompt": "the dog ran", "sampling": draw}, "old stone"], max_tokens=20, temperature=1.0)[1]
+    crowd = tiny.batch(
+        ["a cat", {"prompt": "the dog ran", "sampling": draw}, "old stone"],
+        max_tokens=20,
+        temperature=1.0,
+    )[1]
     assert [a.token_ids for a in alone.answers] == [a.token_ids for a in crowd.answers]
     assert len({a.token_ids for a in alone.answers}) > 1
     assert tiny.generate("the dog ran", **{**draw, "seed": 8}).answers != alone.answers
@@ -171,14 +230,30 @@ def test_same_seed_same_text_whatever_else_runs(tiny):
 def test_a_per_row_mixture_equals_the_merged_weights(architecture, tmp_path):
     folder = make_model(tmp_path / architecture, architecture)
     targets = ("q_proj", "v_proj", "down_proj", "query_key_value", "dense", "fc1", "fc2", "lm_head")
-    mixtures = [{}, {"one": 0.7}, {"one": -1.5, "two": 0.4}, {"two": 2.0}, {"one": 0.3, "two": 0.3, "three": -0.3}]
+    mixtures = [
+        {},
+        {"one": 0.7},
+        {"one": -1.5, "two": 0.4},
+        {"two": 2.0},
+        {"one": 0.3, "two": 0.3, "three": -0.3},
+    ]
     answer = "rivers bend slowly"
     with Fader(load(str(folder))) as fader:
         for seed, name in enumerate(("one", "two", "three")):
-            fader.add_vector(random_vector(fader, name, seed, rank=2 + seed, targets=targets[seed:] if seed < 2 else targets))
+            fader.add_vector(
+                random_vector(
+                    fader,
+                    name,
+                    seed,
+                    rank=2 + seed,
+                    targets=targets[seed:] if seed < 2 else targets,
+                )
+            )
         prompt = ids(fader, "the sea")
         said = fader.backbones[fader.model].encode(answer)
-        found = fader.score_batch([({"prompt": "the sea", "alignment": {"vectors": mix}}, answer) for mix in mixtures])
+        found = fader.score_batch(
+            [({"prompt": "the sea", "alignment": {"vectors": mix}}, answer) for mix in mixtures]
+        )
         vectors = dict(fader._vectors)
     for mix, mine in zip(mixtures, found, strict=True):
         merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -187,7 +262,9 @@ def test_a_per_row_mixture_equals_the_merged_weights(architecture, tmp_path):
             for name, amount in mix.items():
                 for module in vectors[name].factors:
                     layer = merged.get_submodule(module)
-                    if tied and layer is merged.get_output_embeddings():  # only the head changes, not the embedding
+                    if (
+                        tied and layer is merged.get_output_embeddings()
+                    ):  # only the head changes, not the embedding
                         layer.weight = torch.nn.Parameter(layer.weight.clone())
                         tied = False
                     layer.weight += amount * vectors[name].delta(module)
@@ -197,13 +274,18 @@ def test_a_per_row_mixture_equals_the_merged_weights(architecture, tmp_path):
 
 
 def test_a_guide_is_its_formula(tiny):
-    """Contrast, realign, mix, personalized and ratio against the log-linear form computed from separate reads."""
+    """Contrast, realign, mix, personalized and ratio against the log-linear form computed from
+    separate reads."""
     vector = random_vector(tiny, "aligned", 5)
     tiny.add_vector(vector)
 
     def log(prompt=None, vectors=()):
         backbone = tiny.backbones[tiny.model]
-        text = conversation(tiny.request("the sea").messages, (Prompt.model_validate(prompt or {}),), backbone.tokenizer)
+        text = conversation(
+            tiny.request("the sea").messages,
+            (Prompt.model_validate(prompt or {}),),
+            backbone.tokenizer,
+        )
         policy = Policy(tiny.model, tuple(backbone.encode(text)), tuple(vectors))
 
         def program():
@@ -215,30 +297,56 @@ def test_a_guide_is_its_formula(tiny):
     principled = {"user": ["be warm"], "rendering": "principle"}
     aligned = log(vectors=[(vector, 1.0)])
     cases = [
-        ({"kind": "contrast", "principle": "be warm", "weight": 1.5, "plausible": None}, base + 1.5 * (told - base)),
-        ({"kind": "realign", "aligned": {"vectors": {"aligned": 1}}, "weight": 0.4}, 0.6 * base + 0.4 * aligned),
+        (
+            {"kind": "contrast", "principle": "be warm", "weight": 1.5, "plausible": None},
+            base + 1.5 * (told - base),
+        ),
+        (
+            {"kind": "realign", "aligned": {"vectors": {"aligned": 1}}, "weight": 0.4},
+            0.6 * base + 0.4 * aligned,
+        ),
         (
             {
                 "kind": "mix",
                 "components": [
                     {"policy": {"vectors": {"aligned": 1}}, "weight": 0.7},
-                    {"policy": {"prompt": {"user": "be warm", "rendering": "system"}}, "weight": 0.3},
+                    {
+                        "policy": {"prompt": {"user": "be warm", "rendering": "system"}},
+                        "weight": 0.3,
+                    },
                 ],
             },
             0.7 * aligned + 0.3 * told,
         ),
         (
-            {"kind": "personalized", "principle": "be warm", "vectors": {"aligned": 1}, "plausible": None},
+            {
+                "kind": "personalized",
+                "principle": "be warm",
+                "vectors": {"aligned": 1},
+                "plausible": None,
+            },
             base + log(principled, [(vector, 1.0)]) - log(principled),
         ),
         (
-            {"kind": "personalized", "principle": "be warm", "vectors": {"aligned": 1}, "reference": "base", "weight": 0.3, "plausible": None},
+            {
+                "kind": "personalized",
+                "principle": "be warm",
+                "vectors": {"aligned": 1},
+                "reference": "base",
+                "weight": 0.3,
+                "plausible": None,
+            },
             0.7 * base + 0.3 * log(principled, [(vector, 1.0)]),
         ),
-        ({"kind": "ratio", "policy": {"vectors": {"aligned": -1}}, "weight": 2}, base + 2 * (log(vectors=[(vector, -1.0)]) - base)),
+        (
+            {"kind": "ratio", "policy": {"vectors": {"aligned": -1}}, "weight": 2},
+            base + 2 * (log(vectors=[(vector, -1.0)]) - base),
+        ),
     ]
     for guide, expected in cases:
-        answer = tiny.generate("the sea", max_tokens=1, logprobs=100, alignment={"guides": [guide]}).answers[0]
+        answer = tiny.generate(
+            "the sea", max_tokens=1, logprobs=100, alignment={"guides": [guide]}
+        ).answers[0]
         assert answer.logprobs is not None
         expected = expected.log_softmax(-1)
         for token, value in answer.logprobs[0].top:
@@ -250,14 +358,30 @@ def test_a_guide_is_its_formula(tiny):
 def test_plausible_tokens_are_those_of_the_judge(tiny):
     guide = {"kind": "contrast", "principle": "be warm", "weight": 3}
     for plausible in ({"top_k": 3}, {"top_k": 3, "of": "policy"}, {"min_p": 0.2}, {"top_p": 0.5}):
-        answer = tiny.generate("the sea", max_tokens=1, logprobs=100, alignment={"guides": [{**guide, "plausible": plausible}]}).answers[0]
+        answer = tiny.generate(
+            "the sea",
+            max_tokens=1,
+            logprobs=100,
+            alignment={"guides": [{**guide, "plausible": plausible}]},
+        ).answers[0]
         kept = {token for token, _ in answer.logprobs[0].top}
-        judge = {"prompt": {"user": "be warm", "rendering": "system"}} if plausible.get("of") == "policy" else {}
-        top = tiny.generate("the sea", max_tokens=1, logprobs=100, alignment=judge).answers[0].logprobs[0].top
+        judge = (
+            {"prompt": {"user": "be warm", "rendering": "system"}}
+            if plausible.get("of") == "policy"
+            else {}
+        )
+        top = (
+            tiny.generate("the sea", max_tokens=1, logprobs=100, alignment=judge)
+            .answers[0]
+            .logprobs[0]
+            .top
+        )
         if "top_k" in plausible:
             expected = {token for token, _ in top[:3]}
         elif "min_p" in plausible:
-            expected = {token for token, value in top if value >= top[0][1] + torch.tensor(0.2).log()}
+            expected = {
+                token for token, value in top if value >= top[0][1] + torch.tensor(0.2).log()
+            }
         else:
             expected, mass = set(), 0.0
             for token, value in top:
@@ -280,14 +404,22 @@ def test_several_guides_add_up_and_compose_with_vectors_and_prompt(tiny):
     answer = tiny.generate("the sea", max_tokens=6, logprobs=0, alignment=alignment).answers[0]
     scored = tiny.score("the sea", answer.text, alignment=alignment)
     if scored.tokens == tuple(entry.token for entry in answer.logprobs):
-        assert scored.logprobs == pytest.approx([entry.logprob for entry in answer.logprobs], abs=2e-3)
+        assert scored.logprobs == pytest.approx(
+            [entry.logprob for entry in answer.logprobs], abs=2e-3
+        )
     assert all(set(entry.guides) == {"0:contrast", "1:ratio"} for entry in answer.logprobs)
 
 
 class TestStops:
     def test_every_end_token_ends(self, tiny):
-        """Whatever the model writes, nothing follows an end token, and length is said when there was none."""
-        results = tiny.batch([{"prompt": "the sea", "sampling": {"seed": i, "max_tokens": 40, "temperature": 50}} for i in range(30)])
+        """Whatever the model writes, nothing follows an end token, and length is said when there
+        was none."""
+        results = tiny.batch(
+            [
+                {"prompt": "the sea", "sampling": {"seed": i, "max_tokens": 40, "temperature": 50}}
+                for i in range(30)
+            ]
+        )
         ended = 0
         for result in results:
             answer = result.answers[0]
@@ -305,17 +437,25 @@ class TestStops:
             result = tiny.generate("the sea", max_tokens=30, stop=[stop, "never written"])
             assert result.text == whole.text[: whole.text.index(stop)]
             assert result.answers[0].finish_reason == "stop"
-            assert "".join(chunk.text for chunk in tiny.stream("the sea", max_tokens=30, stop=[stop])) == result.text
+            assert (
+                "".join(chunk.text for chunk in tiny.stream("the sea", max_tokens=30, stop=[stop]))
+                == result.text
+            )
 
     def test_max_tokens(self, tiny):
-        assert [len(tiny.generate("the sea", max_tokens=n).answers[0].token_ids) for n in (1, 2, 5)] == [1, 2, 5]
+        assert [
+            len(tiny.generate("the sea", max_tokens=n).answers[0].token_ids) for n in (1, 2, 5)
+        ] == [1, 2, 5]
 
     def test_chunks_are_the_answer(self, tiny):
         for temperature in (0, 1.5):
             result = tiny.generate("old stone", max_tokens=40, temperature=temperature)
             chunks = list(tiny.stream("old stone", max_tokens=40, temperature=temperature))
             assert "".join(chunk.text for chunk in chunks) == result.text
-            assert tuple(token for chunk in chunks for token in chunk.token_ids) == result.answers[0].token_ids
+            assert (
+                tuple(token for chunk in chunks for token in chunk.token_ids)
+                == result.answers[0].token_ids
+            )
             assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
 
     def test_a_forced_beginning_is_continued(self, tiny):
@@ -336,11 +476,20 @@ def test_usage_is_true(tiny):
     assert usage["forward_passes"] == longest
     assert usage["rows"] == written - 1  # the two samples read the prompt as one row
     assert usage["seconds"] > 0
-    guided = tiny.generate("the sea", max_tokens=4, alignment={"guides": [{"kind": "contrast", "principle": "be kind", "against": "be rude"}]})
+    guided = tiny.generate(
+        "the sea",
+        max_tokens=4,
+        alignment={"guides": [{"kind": "contrast", "principle": "be kind", "against": "be rude"}]},
+    )
     assert guided.usage.rows == 3 * len(guided.answers[0].token_ids)
     assert guided.usage.forward_passes == len(guided.answers[0].token_ids)
     best = {"kind": "best-of-n", "n": 5, "rewards": [{"kind": "keywords", "words": ["sea"]}]}
-    assert tiny.generate("a", max_tokens=4, temperature=1.0, alignment={"search": best}).usage.reward_calls == 5
+    assert (
+        tiny.generate(
+            "a", max_tokens=4, temperature=1.0, alignment={"search": best}
+        ).usage.reward_calls
+        == 5
+    )
 
 
 def test_more_than_fits_waits_and_too_much_is_refused(tiny_folder):
@@ -354,11 +503,15 @@ def test_more_than_fits_waits_and_too_much_is_refused(tiny_folder):
     with Fader(load(str(tiny_folder))) as roomy:
         for place, result in enumerate(results):
             question = " ".join(WORDS[place : place + 4])
-            assert roomy.generate(question, max_tokens=20).answers[0].token_ids == result.answers[0].token_ids
+            assert (
+                roomy.generate(question, max_tokens=20).answers[0].token_ids
+                == result.answers[0].token_ids
+            )
 
 
 def test_stress_many_join_leave_and_are_cancelled(tiny):
-    """64 requests of random lengths and alignments come and go; every survivor equals its lonely run."""
+    """64 requests of random lengths and alignments come and go; every survivor equals its lonely
+    run."""
     dice = random.Random(3)
     tiny.add_vector(random_vector(tiny, "x", 11))
     tiny.add_vector(random_vector(tiny, "y", 12))
@@ -368,13 +521,20 @@ def test_stress_many_join_leave_and_are_cancelled(tiny):
         {"vectors": {"x": -0.4, "y": 0.6}},
         {"prompt": {"user": "be kind"}},
         {"guides": [{"kind": "contrast", "principle": "be kind", "weight": 1.2}]},
-        {"guides": [{"kind": "realign", "aligned": {"vectors": {"y": 1}}, "weight": 0.5}], "vectors": {"x": 0.2}},
+        {
+            "guides": [{"kind": "realign", "aligned": {"vectors": {"y": 1}}, "weight": 0.5}],
+            "vectors": {"x": 0.2},
+        },
     ]
     requests = [
         {
             "prompt": " ".join(dice.choices(WORDS, k=dice.randint(1, 50))),
             "alignment": dice.choice(alignments),
-            "sampling": {"max_tokens": dice.randint(1, 30), "temperature": dice.choice([0, 0.8]), "seed": place},
+            "sampling": {
+                "max_tokens": dice.randint(1, 30),
+                "temperature": dice.choice([0, 0.8]),
+                "seed": place,
+            },
         }
         for place in range(64)
     ]
@@ -383,7 +543,9 @@ def test_stress_many_join_leave_and_are_cancelled(tiny):
     for place, plan in enumerate(plans):
         submitted.append(tiny._submit(plan))
         if dice.random() < 0.3:
-            submitted[place // 2][1].exception() if dice.random() < 0.2 else None  # sometimes wait for one
+            (
+                submitted[place // 2][1].exception() if dice.random() < 0.2 else None
+            )  # sometimes wait for one
         if dice.random() < 0.25:
             tiny.engine.cancel(submitted[dice.randrange(len(submitted))][0])
     survivors = cancelled = 0
@@ -420,7 +582,14 @@ def test_a_template_without_system_role_folds_the_tiers_into_the_user_turn(tmp_p
     folder = make_model(tmp_path / "gemma", "gemma2", NO_SYSTEM)
     with Fader(load(str(folder))) as fader:
         backbone = fader.backbones[fader.model]
-        text = conversation(fader.request("the sea").messages, (Prompt(provider=("be brief",)),), backbone.tokenizer)
+        text = conversation(
+            fader.request("the sea").messages, (Prompt(provider=("be brief",)),), backbone.tokenizer
+        )
         assert text.startswith("<|user|><System Info>")
         assert text.endswith("the sea<|end|><|assistant|>")
-        assert fader.generate("the sea", max_tokens=3, alignment={"prompt": {"provider": "be brief"}}).text is not None
+        assert (
+            fader.generate(
+                "the sea", max_tokens=3, alignment={"prompt": {"provider": "be brief"}}
+            ).text
+            is not None
+        )

@@ -13,10 +13,14 @@ WORDS = {"kind": "keywords", "words": ["sea", "dog", "at"], "match": "form"}
 
 
 def reference(fader, prompt, search, max_tokens, stop=()):
-    """The paper's pseudo-code: every candidate's look-ahead read anew at every step, one prompt at a time, no cache. Returns the tokens."""
+    """The paper's pseudo-code: every candidate's look-ahead read anew at every step, one prompt at
+    a time, no cache. Returns the tokens."""
     backbone = fader.backbones[fader.model]
     request = parse(Request, {"messages": prompt, "alignment": {"search": search}})
-    spec, reward = request.alignment.search, weighted_sum(request.alignment.search.rewards, Declared())
+    spec, reward = (
+        request.alignment.search,
+        weighted_sum(request.alignment.search.rewards, Declared()),
+    )
     context = list(fader._plan(fader.request(prompt)).aligned.base.prompt)
 
     def log_probabilities(tokens):
@@ -24,11 +28,19 @@ def reference(fader, prompt, search, max_tokens, stop=()):
 
     def ended(tokens):
         text = backbone.decode(tokens)
-        return bool(tokens) and (tokens[-1] in backbone.end_tokens or len(tokens) == max_tokens or any(s in text for s in stop))
+        return bool(tokens) and (
+            tokens[-1] in backbone.end_tokens
+            or len(tokens) == max_tokens
+            or any(s in text for s in stop)
+        )
 
     def far(tokens, start):
         if spec.lookahead == "sentence":
-            return backbone.decode(tokens)[len(backbone.decode(tokens[: start - 1])) :].rstrip().endswith((".", "!", "?"))
+            return (
+                backbone.decode(tokens)[len(backbone.decode(tokens[: start - 1])) :]
+                .rstrip()
+                .endswith((".", "!", "?"))
+            )
         return spec.lookahead != "end" and len(tokens) - start >= spec.lookahead
 
     def h(tokens):
@@ -75,7 +87,11 @@ def plain_forward(tiny):
     del backbone.model_reference
 
 
-SHORTCUTS = [tuple(names) for count in range(5) for names in itertools.combinations(("reuse", "prune", "plain", "speculate"), count)]
+SHORTCUTS = [
+    tuple(names)
+    for count in range(5)
+    for names in itertools.combinations(("reuse", "prune", "plain", "speculate"), count)
+]
 CASES = [
     {"top_k": 4, "lookahead": 5},
     {"top_k": 4, "lookahead": 0, "weight": 3},
@@ -84,8 +100,16 @@ CASES = [
     {"top_k": 5, "lookahead": 3, "beams": 3, "weight": 5},
     {"top_k": 4, "lookahead": 4, "stop": (" sea", "the s")},
     {"top_k": 6, "lookahead": 6, "width": 1, "weight": 100},
-    {"top_k": 4, "lookahead": 4, "rewards": [WORDS, {"kind": "length", "at_most": 4, "weight": 0.5}]},
-    {"top_k": 4, "lookahead": 4, "rewards": [{**WORDS, "weight": -1}, {"kind": "length", "at_most": 2}]},
+    {
+        "top_k": 4,
+        "lookahead": 4,
+        "rewards": [WORDS, {"kind": "length", "at_most": 4, "weight": 0.5}],
+    },
+    {
+        "top_k": 4,
+        "lookahead": 4,
+        "rewards": [{**WORDS, "weight": -1}, {"kind": "length", "at_most": 2}],
+    },
 ]
 
 
@@ -98,7 +122,12 @@ def test_every_shortcut_gives_the_tokens_of_the_plain_reference(tiny, case):
     expected = [reference(tiny, prompt, spec, 12, stop) for prompt in prompts]
     assert len({tuple(tokens) for tokens in expected}) == 3
     for shortcuts in SHORTCUTS:
-        results = tiny.batch(prompts, max_tokens=12, stop=stop, alignment={"search": {**spec, "shortcuts": shortcuts}})
+        results = tiny.batch(
+            prompts,
+            max_tokens=12,
+            stop=stop,
+            alignment={"search": {**spec, "shortcuts": shortcuts}},
+        )
         assert [list(result.answers[0].token_ids) for result in results] == expected, shortcuts
 
 
@@ -106,5 +135,16 @@ def test_search_changes_what_is_written(tiny):
     spec = {"kind": "lookahead", "rewards": [WORDS], "weight": 30, "top_k": 8, "lookahead": 6}
     found = tiny.generate("the sea", max_tokens=12, alignment={"search": spec}).answers[0]
     plain = tiny.generate("the sea", max_tokens=12).answers[0]
-    reward = weighted_sum([parse(Request, {"messages": "x", "alignment": {"search": spec}}).alignment.search.rewards[0]], Declared())
-    assert found.search.reward == reward.score([""], [found.text])[0] > reward.score([""], [plain.text])[0]
+    reward = weighted_sum(
+        [
+            parse(
+                Request, {"messages": "x", "alignment": {"search": spec}}
+            ).alignment.search.rewards[0]
+        ],
+        Declared(),
+    )
+    assert (
+        found.search.reward
+        == reward.score([""], [found.text])[0]
+        > reward.score([""], [plain.text])[0]
+    )

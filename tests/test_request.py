@@ -14,20 +14,55 @@ from fader.schema import parse
         ({"messages": ""}, "messages.0.content: must not be empty"),
         ({"messages": []}, "messages: "),
         ({"messages": "x", "colour": 1}, "colour: no such field (got 1)"),
-        ({"messages": "x", "alignment": {"vectors": {"a": math.nan}}}, "alignment.vectors.a: Input should be a finite number (got nan)"),
+        (
+            {"messages": "x", "alignment": {"vectors": {"a": math.nan}}},
+            "alignment.vectors.a: Input should be a finite number (got nan)",
+        ),
         ({"messages": "x", "alignment": {"vectors": {"a": math.inf}}}, "alignment.vectors.a"),
         ({"messages": "x", "alignment": {"guides": [{"kind": "magic"}]}}, "alignment.guides.0: "),
-        ({"messages": "x", "alignment": {"guides": [{"kind": "contrast", "principle": "p", "weight": "much"}]}}, "weight: "),
-        ({"messages": "x", "alignment": {"guides": [{"kind": "personalized", "principle": "p"}]}}, "give `vectors` or `model`"),
-        ({"messages": "x", "alignment": {"guides": [{"kind": "personalized", "principle": "p", "model": "m"}]}}, "would be its own reference"),
+        (
+            {
+                "messages": "x",
+                "alignment": {"guides": [{"kind": "contrast", "principle": "p", "weight": "much"}]},
+            },
+            "weight: ",
+        ),
+        (
+            {
+                "messages": "x",
+                "alignment": {"guides": [{"kind": "personalized", "principle": "p"}]},
+            },
+            "give `vectors` or `model`",
+        ),
+        (
+            {
+                "messages": "x",
+                "alignment": {"guides": [{"kind": "personalized", "principle": "p", "model": "m"}]},
+            },
+            "would be its own reference",
+        ),
         ({"messages": "x", "alignment": "a" * 5000}, "neither JSON, nor a file, nor a profile"),
-        ({"messages": "x", "alignment": {"guides": [{"kind": "mix", "components": [{"policy": {}, "weight": 0.5}]}]}}, "add up to 1, got 0.5"),
-        ({"messages": "x", "sampling": {"n": 0}}, "sampling.n: Input should be greater than or equal to 1 (got 0)"),
+        (
+            {
+                "messages": "x",
+                "alignment": {
+                    "guides": [{"kind": "mix", "components": [{"policy": {}, "weight": 0.5}]}]
+                },
+            },
+            "add up to 1, got 0.5",
+        ),
+        (
+            {"messages": "x", "sampling": {"n": 0}},
+            "sampling.n: Input should be greater than or equal to 1 (got 0)",
+        ),
         ({"messages": "x", "sampling": {"stop": [""]}}, "sampling.stop.0: must not be empty"),
         ({"messages": "x", "sampling": {"temperature": -1}}, "sampling.temperature"),
         ({"messages": "x", "sampling": {"top_p": 0}}, "sampling.top_p"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
-        ({"messages": "x", "alignment": "no-such-profile"}, "neither JSON, nor a file, nor a profile"),
+        (
+            {"messages": "x", "alignment": "no-such-profile"},
+            "neither JSON, nor a file, nor a profile",
+        ),
     ],
 )
 def test_faults_are_named(value, said):
@@ -38,7 +73,14 @@ def test_faults_are_named(value, said):
 
 
 def test_frozen_and_plain_strings_are_lists_of_one():
-    request = parse(Request, {"messages": "hello", "sampling": {"stop": "\n"}, "alignment": {"prompt": {"user": "be kind"}}})
+    request = parse(
+        Request,
+        {
+            "messages": "hello",
+            "sampling": {"stop": "\n"},
+            "alignment": {"prompt": {"user": "be kind"}},
+        },
+    )
     assert request.messages[0].content == "hello"
     assert request.sampling.stop == ("\n",)
     assert request.alignment.prompt.user == ("be kind",)
@@ -47,7 +89,13 @@ def test_frozen_and_plain_strings_are_lists_of_one():
 
 
 def test_round_trip_and_schema():
-    request = parse(Request, {"messages": "hello", "alignment": {"guides": [{"kind": "contrast", "principle": "p"}], "vectors": {"a": 1}}})
+    request = parse(
+        Request,
+        {
+            "messages": "hello",
+            "alignment": {"guides": [{"kind": "contrast", "principle": "p"}], "vectors": {"a": 1}},
+        },
+    )
     assert Request.model_validate_json(request.model_dump_json()) == request
     schema = json_schema()
     assert schema["additionalProperties"] is False
@@ -58,15 +106,22 @@ def test_round_trip_and_schema():
 def test_profiles_of_the_project_hide_the_users(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fader.request.user_config_path", lambda name: tmp_path / "user")
-    for folder, text in ((tmp_path / ".fader", "prompt: {user: from the project}"), (tmp_path / "user", "prompt: {user: from the user}")):
+    for folder, text in (
+        (tmp_path / ".fader", "prompt: {user: from the project}"),
+        (tmp_path / "user", "prompt: {user: from the user}"),
+    ):
         (folder / "profiles").mkdir(parents=True)
         (folder / "profiles" / "kind.yaml").write_text(text)
     (tmp_path / "user" / "profiles" / "other.json").write_text('{"vectors": {"a": 0.5}}')
     assert list(profiles()) == ["kind", "other"]
     assert load_alignment("kind").prompt.user == ("from the project",)
     assert load_alignment("other").vectors == {"a": 0.5}
-    assert parse(Request, {"messages": "x", "alignment": "kind"}).alignment == load_alignment("kind")
-    assert load_alignment(str(tmp_path / "user" / "profiles" / "other.json")) == load_alignment('{"vectors": {"a": 0.5}}')
+    assert parse(Request, {"messages": "x", "alignment": "kind"}).alignment == load_alignment(
+        "kind"
+    )
+    assert load_alignment(str(tmp_path / "user" / "profiles" / "other.json")) == load_alignment(
+        '{"vectors": {"a": 0.5}}'
+    )
 
 
 def test_broken_yaml_says_where(tmp_path):

@@ -1,4 +1,5 @@
-"""Every reward: one float per text, judged alone, within its bounds, and `ahead` true for whatever is appended."""
+"""Every reward: one float per text, judged alone, within its bounds, and `ahead` true for whatever
+is appended."""
 
 import json
 import math
@@ -47,7 +48,8 @@ def value(reward, text, prompt="p"):
 
 
 class Script(Speaking):
-    """A judge whose mark is the number of times that the answer says "good"; other words in the answer make it fail."""
+    """A judge whose mark is the number of times that the answer says "good"; other words in the
+    answer make it fail."""
 
     def do_POST(self):
         server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -76,14 +78,35 @@ class Script(Speaking):
         said = f"<think>7? 8?</think> {min(10, answer.count('good'))}/10."
         if "mute" in answer or ("shy" in answer and not again):
             said = "I would say 3 or 4."
-        choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
-        return self.say(200, json.dumps({"id": "x", "object": "chat.completion", "created": 1, "model": "scripted", "choices": [choice]}).encode())
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": said},
+            "finish_reason": "stop",
+        }
+        return self.say(
+            200,
+            json.dumps(
+                {
+                    "id": "x",
+                    "object": "chat.completion",
+                    "created": 1,
+                    "model": "scripted",
+                    "choices": [choice],
+                }
+            ).encode(),
+        )
 
 
 @pytest.fixture(scope="module")
 def server():
     with Quiet(("127.0.0.1", 0), Script) as server:
-        server.asked, server.running, server.most, server.delay, server.guard = Counter(), 0, 0, 0.0, threading.Lock()
+        server.asked, server.running, server.most, server.delay, server.guard = (
+            Counter(),
+            0,
+            0,
+            0.0,
+            threading.Lock(),
+        )
         server.url = f"http://127.0.0.1:{server.server_port}/v1"
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -92,7 +115,8 @@ def server():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Tiny random models: one and three outputs, with a chat template and without, with padding and without, and an embedder."""
+    """Tiny random models: one and three outputs, with a chat template and without, with padding and
+    without, and an embedder."""
     made = {}
     for name, kind, outputs, template in (
         ("chat", "llama", 1, True),
@@ -102,11 +126,21 @@ def folders(tmp_path_factory):
         ("embedder", "bert", 0, False),
     ):
         words = tokenizer() if template else tokenizer(None)
-        pad = {"pad_token_id": None if name == "unpadded" else 0, "bos_token_id": None, "eos_token_id": 1}
-        labels = {"id2label": {i: f"L{i}" for i in range(outputs)}, "num_labels": outputs} if outputs else {}
+        pad = {
+            "pad_token_id": None if name == "unpadded" else 0,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+        }
+        labels = (
+            {"id2label": {i: f"L{i}" for i in range(outputs)}, "num_labels": outputs}
+            if outputs
+            else {}
+        )
         config = AutoConfig.for_model(kind, **SIZES, **pad, **labels, vocab_size=len(words))
         torch.manual_seed(3)
-        model = (AutoModelForSequenceClassification if outputs else AutoModel).from_config(config, dtype=torch.float32)
+        model = (AutoModelForSequenceClassification if outputs else AutoModel).from_config(
+            config, dtype=torch.float32
+        )
         made[name] = str(tmp_path_factory.mktemp(name))
         model.save_pretrained(made[name])
         words.save_pretrained(made[name])
@@ -116,7 +150,11 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def declared(server, folders):
     return Declared(
-        callables={"vowels": lambda prompts, texts: [np.float32(sum(map(text.count, "aeiou"))) for text in texts]},
+        callables={
+            "vowels": lambda prompts, texts: [
+                np.float32(sum(map(text.count, "aeiou"))) for text in texts
+            ]
+        },
         judges={"kind": Judge(server.url, "scripted", "right")},
         classifiers={name: folders[name] for name in ("chat", "unpadded", "pair", "roberta")},
         embedders={"small": folders["embedder"]},
@@ -127,7 +165,11 @@ def declared(server, folders):
 CASES = [
     (spec("keywords", words=["dog", "run"]), "The dogs ran.", "A dog."),
     (spec("keywords", words=["dog", "run"], match="form", hard=True), "dog run", "dog runs"),
-    (spec("keywords", words=["dog", "ice cream"], ordered=True), "dogs like ice creams", "ice cream for a dog"),
+    (
+        spec("keywords", words=["dog", "ice cream"], ordered=True),
+        "dogs like ice creams",
+        "ice cream for a dog",
+    ),
     (spec("forbidden", words=["dog", "ice cream"]), "ice for a cat", "two dogs"),
     (spec("forbidden", words=["dog", "cat"], hard=False), "dogs", "dogs and cats"),
     (spec("length", at_most=3), "one two three", "one two three four"),
@@ -137,13 +179,25 @@ CASES = [
     (spec("regex", pattern=r"\d+"), "in 1999", "in June"),
     (spec("regex", pattern="(?:a|b)+ *c?", match="fullmatch"), "abab c", "ababd"),
     (spec("json-schema", of={"type": "object", "required": ["a"]}), '{"a": 1}', '{"b": 1}'),
-    (spec("readability"), "The cat sat on the mat.", "Institutional considerations necessitate comprehensive reorganisation."),
-    (spec("readability", grade=4), "The cat sat on the mat.", "Institutional considerations necessitate comprehensive reorganisation."),
+    (
+        spec("readability"),
+        "The cat sat on the mat.",
+        "Institutional considerations necessitate comprehensive reorganisation.",
+    ),
+    (
+        spec("readability", grade=4),
+        "The cat sat on the mat.",
+        "Institutional considerations necessitate comprehensive reorganisation.",
+    ),
     (spec("sentiment"), "I love it!", "I hate it!"),
     (spec("sentiment", toward="negative"), "I hate it!", "I love it!"),
     (spec("sentiment", toward="neutral"), "It is a chair.", "I love it!"),
     (spec("similarity", to="the dogs ran home"), "a dog ran home", "stock markets"),
-    (spec("similarity", to="the sea is wide", model="small"), "the sea is wide", "a cat sat on a mat !"),
+    (
+        spec("similarity", to="the sea is wide", model="small"),
+        "the sea is wide",
+        "a cat sat on a mat !",
+    ),
     (spec("classifier", model="chat"), None, None),
     (spec("classifier", model="unpadded", normalize="sigmoid"), None, None),
     (spec("classifier", model="pair", label="L1", normalize="softmax"), None, None),
@@ -184,7 +238,11 @@ OTHERS = [
 
 def label(one):
     """A test's id: a reward's settings."""
-    return str(one.model_dump(exclude_defaults=True))[:70] if isinstance(one, get_args(TextRewardSpec)) else ""
+    return (
+        str(one.model_dump(exclude_defaults=True))[:70]
+        if isinstance(one, get_args(TextRewardSpec))
+        else ""
+    )
 
 
 @pytest.fixture(params=SPECS, ids=label)
@@ -198,11 +256,18 @@ def test_every_kind_is_here_and_in_the_table():
 
 
 def test_one_float_per_text_and_batch_equals_singles(reward):
-    texts = [*OTHERS, "The dogs ran home. It was good!", "good", "the sea is wide and the ship is small . " * 9]
+    texts = [
+        *OTHERS,
+        "The dogs ran home. It was good!",
+        "good",
+        "the sea is wide and the ship is small . " * 9,
+    ]
     prompts = [f"the sea {i}" * (i % 3) for i in range(len(texts))]
     batch = reward.score(prompts, texts)
     assert all(type(found) is float and math.isfinite(found) for found in batch)
-    assert batch == pytest.approx([value(reward, text, prompt) for prompt, text in zip(prompts, texts, strict=True)], abs=1e-5)
+    assert batch == pytest.approx(
+        [value(reward, text, prompt) for prompt, text in zip(prompts, texts, strict=True)], abs=1e-5
+    )
     assert reward.score([], []) == []
     for text, found in zip(texts, batch, strict=True):
         low, high = reward.of_any_continuation(text)
@@ -217,7 +282,11 @@ def test_a_better_text_gets_more(one, better, worse, declared):
     assert high > low
 
 
-@pytest.mark.parametrize("text", ["The dog's good day. " * 5000, "a" * 50_000, "狗。" * 30_000, '"[{.' * 20_000], ids=lambda text: text[:4])
+@pytest.mark.parametrize(
+    "text",
+    ["The dog's good day. " * 5000, "a" * 50_000, "狗。" * 30_000, '"[{.' * 20_000],
+    ids=lambda text: text[:4],
+)
 def test_long_texts_are_judged_quickly(reward, text):
     start = time.perf_counter()
     found = value(reward, text)
@@ -226,8 +295,51 @@ def test_long_texts_are_judged_quickly(reward, text):
     assert time.perf_counter() - start < 10
 
 
-PIECES = ["dog", "do", "g", "s", "ma", "run", "r", "an", "n", "ice", " cream", "cafe", "狗", "a", "d", "b", " ", "  ", "\n", "\t", ".", "!", "?"]
-PIECES += ["\u3002", "'", "\u2019", '"', ")", ",", "-", "3", "\ufffd", "\u0301", "\u200d", "_", "c", "\u00a0", "\u3000", "\u0e31", "A.", ". "]
+PIECES = [
+    "dog",
+    "do",
+    "g",
+    "s",
+    "ma",
+    "run",
+    "r",
+    "an",
+    "n",
+    "ice",
+    " cream",
+    "cafe",
+    "狗",
+    "a",
+    "d",
+    "b",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    ".",
+    "!",
+    "?",
+]
+PIECES += [
+    "\u3002",
+    "'",
+    "\u2019",
+    '"',
+    ")",
+    ",",
+    "-",
+    "3",
+    "\ufffd",
+    "\u0301",
+    "\u200d",
+    "_",
+    "c",
+    "\u00a0",
+    "\u3000",
+    "\u0e31",
+    "A.",
+    ". ",
+]
 LINES = st.lists(st.sampled_from(PIECES), max_size=10).map("".join) | st.text(max_size=6)
 MADE = {one: make(one) for one in AHEAD}
 
@@ -238,12 +350,24 @@ def test_ahead_holds_for_whatever_is_appended(one, text, more):
     reward = MADE[one]
     low, high = reward.of_any_continuation(text)
     assert reward.bounds[0] <= low <= high <= reward.bounds[1]
-    for whole in (text, text + more, text.rstrip("\ufffd") + more):  # the last character was unfinished and became another
+    for whole in (
+        text,
+        text + more,
+        text.rstrip("\ufffd") + more,
+    ):  # the last character was unfinished and became another
         assert low <= value(reward, whole) <= high
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(AHEAD), st.sampled_from([-2.0, -0.3, 0.0, 0.1, 3.0])), min_size=1, max_size=4), LINES, LINES)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(AHEAD), st.sampled_from([-2.0, -0.3, 0.0, 0.1, 3.0])),
+        min_size=1,
+        max_size=4,
+    ),
+    LINES,
+    LINES,
+)
 def test_ahead_of_a_sum_holds_too(weighted, text, more):
     reward = weighted_sum([one.model_copy(update={"weight": weight}) for one, weight in weighted])
     low, high = reward.of_any_continuation(text)
@@ -272,7 +396,8 @@ def test_ahead_says_something():
     assert ahead("abx", "regex", pattern="ab+c", match="fullmatch") == (0, 0)
     assert ahead("abb\ufffd", "regex", pattern="ab+c", match="fullmatch") == (0, 1)
     assert ahead("abx", "regex", pattern="ab+c") == (0, 1)
-    # a "\ufffd" at the end may become less than it is; of these patterns the package says wrongly that nothing can follow
+    # a "\ufffd" at the end may become less than it is; of these patterns the package says wrongly
+    # that nothing can follow
     assert ahead("ab\ufffd\ufffd", "length", at_most=3, unit="characters", hard=True) == (0, 1)
     assert ahead("a \ufffd", "length", at_least=2) == (0.5, 1)
     assert ahead("", "regex", pattern=r"\b.+", match="fullmatch") == (0, 1)
@@ -308,7 +433,14 @@ def test_words_are_found_in_their_forms():
         ("don't", "I don\u2019t"),
     ]:
         assert value(make(spec("keywords", words=word)), text) == 1, (word, text)
-    for word, text in [("car", "caring"), ("hop", "hoping"), ("be", "bed"), ("dog", "dogma"), ("ice cream", "ice, cream"), ("a", "as")]:
+    for word, text in [
+        ("car", "caring"),
+        ("hop", "hoping"),
+        ("be", "bed"),
+        ("dog", "dogma"),
+        ("ice cream", "ice, cream"),
+        ("a", "as"),
+    ]:
         assert value(make(spec("keywords", words=word)), text) == 0, (word, text)
     assert value(make(spec("keywords", words="Hund", lang="de")), "zwei Hunde") == 1
     assert value(make(spec("keywords", words="Собака", lang="ru")), "много собаки") == 1
@@ -323,8 +455,12 @@ def test_form_needs_no_lemmas(monkeypatch):
 
 def test_keywords_in_order():
     reward = make(spec("keywords", words=["a", "b", "a"], ordered=True, match="form"))
-    assert reward.score([""] * 6, ["a", "b a", "a b", "a b a", "b b", "b a x b b a"]) == pytest.approx([1 / 3, 1 / 3, 2 / 3, 1, 0, 1])
-    hard = make(spec("keywords", words=["new york", "york city"], ordered=True, hard=True, match="form"))
+    assert reward.score(
+        [""] * 6, ["a", "b a", "a b", "a b a", "b b", "b a x b b a"]
+    ) == pytest.approx([1 / 3, 1 / 3, 2 / 3, 1, 0, 1])
+    hard = make(
+        spec("keywords", words=["new york", "york city"], ordered=True, hard=True, match="form")
+    )
     assert hard.score([""] * 2, ["new york city", "new york or york city"]) == [0, 1]
 
 
@@ -336,14 +472,29 @@ def test_proposals_of_keywords():
     assert reward.propose("The dog xd") == [" skate", " ice cream", "狗"]
     assert reward.propose("a \ufffd") == []
     ordered = make(spec("keywords", words=["skate", "dog"], ordered=True, propose=True))
-    assert [ordered.propose(text) for text in ("dog", "he skates", "he skates with dogs")] == [[" skate"], [" dog"], []]
+    assert [ordered.propose(text) for text in ("dog", "he skates", "he skates with dogs")] == [
+        [" skate"],
+        [" dog"],
+        [],
+    ]
     assert make(spec("keywords", words=["skate"])).propose is None
     assert rest("a d", "dog") == "og"
     assert rest("ad", "dog") == " dog"
 
 
 def test_what_is_settled():
-    assert [settled(text) for text in ("the dog", "the dog ", "the dog.", "do\ufffd", "a e\u0301", "一只狗", "狗 \ufffd")] == [
+    assert [
+        settled(text)
+        for text in (
+            "the dog",
+            "the dog ",
+            "the dog.",
+            "do\ufffd",
+            "a e\u0301",
+            "一只狗",
+            "狗 \ufffd",
+        )
+    ] == [
         "the ",
         "the dog ",
         "the dog.",
@@ -355,7 +506,16 @@ def test_what_is_settled():
 
 
 def test_lengths():
-    told = {"": 0, " ": 0, "Hi": 1, "Hi. ": 1, "It costs 3.5 now": 1, 'He said "Go." Then left!': 2, "你好。我是": 2, "Wait... what?! Yes": 3}
+    told = {
+        "": 0,
+        " ": 0,
+        "Hi": 1,
+        "Hi. ": 1,
+        "It costs 3.5 now": 1,
+        'He said "Go." Then left!': 2,
+        "你好。我是": 2,
+        "Wait... what?! Yes": 3,
+    }
     assert {text: count(text, "sentences") for text in told} == told
     assert count("a\u3000b  c\n", "words") == 3
     soft = make(spec("length", at_least=2, at_most=4))
@@ -366,7 +526,10 @@ def test_lengths():
 
 def test_proposals_of_length():
     reward = make(spec("length", at_most=5, propose=True))
-    assert [list(reward.propose(text)) for text in ("a", "a b", "a b.", 'a "b." ', "a b c d e", "a b c d e.", "a b \ufffd")] == [
+    assert [
+        list(reward.propose(text))
+        for text in ("a", "a b", "a b.", 'a "b." ', "a b c d e", "a b c d e.", "a b \ufffd")
+    ] == [
         [],
         [".", "!", "?"],
         [END],
@@ -391,7 +554,12 @@ def test_a_pattern_is_stopped_in_time():
 
 
 def test_json_by_its_schema():
-    of = {"type": "object", "properties": {"name": {"$ref": "#/$defs/name"}}, "required": ["name"], "$defs": {"name": {"pattern": "^[A-Z]"}}}
+    of = {
+        "type": "object",
+        "properties": {"name": {"$ref": "#/$defs/name"}},
+        "required": ["name"],
+        "$defs": {"name": {"pattern": "^[A-Z]"}},
+    }
     reward = make(spec("json-schema", of=of))
     good = '{"name": "Ann"}'
     texts = [
@@ -415,25 +583,44 @@ def test_json_by_its_schema():
 def test_sentiment_of_long_texts_is_the_mean():
     reward = make(spec("sentiment"))
     love, hate = "I love it . " * 125, "I hate it . " * 125
-    assert value(reward, love + hate) == pytest.approx((value(reward, love) + value(reward, hate)) / 2)
+    assert value(reward, love + hate) == pytest.approx(
+        (value(reward, love) + value(reward, hate)) / 2
+    )
 
 
 @pytest.mark.parametrize("name", ["chat", "unpadded", "pair", "roberta"])
 def test_a_classifier_is_its_model(name, folders, declared):
-    words, model = tokenizer(), AutoModelForSequenceClassification.from_pretrained(folders[name]).eval()
+    words, model = (
+        tokenizer(),
+        AutoModelForSequenceClassification.from_pretrained(folders[name]).eval(),
+    )
     reward = make(spec("classifier", model=name, label=0), declared)
-    prompts, texts = ["the sea", "a cat", "x"], [" is wide and the ship is small", "", "people say what they want"]
+    prompts, texts = (
+        ["the sea", "a cat", "x"],
+        [" is wide and the ship is small", "", "people say what they want"],
+    )
     for prompt, text, found in zip(prompts, texts, reward.score(prompts, texts), strict=True):
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
-        said = words.apply_chat_template(turns, tokenize=False) if name in ("chat", "unpadded") else prompt + text
-        ids = words(said)["input_ids"] if name in ("chat", "unpadded") else words(prompt)["input_ids"] + words(text)["input_ids"]
+        said = (
+            words.apply_chat_template(turns, tokenize=False)
+            if name in ("chat", "unpadded")
+            else prompt + text
+        )
+        ids = (
+            words(said)["input_ids"]
+            if name in ("chat", "unpadded")
+            else words(prompt)["input_ids"] + words(text)["input_ids"]
+        )
         with torch.inference_mode():
             assert found == pytest.approx(model(torch.tensor([ids])).logits[0, 0].item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["chat", "pair"])
 def test_what_is_too_long_loses_the_beginning_of_the_prompt_first(name, folders):
-    reader, words = judge_reward.load("AutoModelForSequenceClassification", folders[name]), tokenizer()
+    reader, words = (
+        judge_reward.load("AutoModelForSequenceClassification", folders[name]),
+        tokenizer(),
+    )
     prompt, text = "a dog " * 300 + "the sea", "a cat"
     for asked, said in ((prompt, text), ("the sea", prompt + text)):
         ids = reader._fitted(asked, said)["input_ids"]
@@ -448,8 +635,17 @@ def test_what_is_too_long_loses_the_beginning_of_the_prompt_first(name, folders)
 
 
 def test_a_classifier_squashes(declared):
-    raw, soft, sigmoid = (make(spec("classifier", model="pair", label=2, normalize=how), declared) for how in ("none", "softmax", "sigmoid"))
-    every = [value(make(spec("classifier", model="pair", label=f"L{i}", normalize="softmax"), declared), "the sea") for i in range(3)]
+    raw, soft, sigmoid = (
+        make(spec("classifier", model="pair", label=2, normalize=how), declared)
+        for how in ("none", "softmax", "sigmoid")
+    )
+    every = [
+        value(
+            make(spec("classifier", model="pair", label=f"L{i}", normalize="softmax"), declared),
+            "the sea",
+        )
+        for i in range(3)
+    ]
     assert sum(every) == pytest.approx(1)
     assert value(soft, "the sea") == pytest.approx(every[2])
     assert value(sigmoid, "the sea") == pytest.approx(1 / (1 + math.exp(-value(raw, "the sea"))))
@@ -464,7 +660,8 @@ def test_a_model_is_loaded_once(declared, monkeypatch):
 
 def judging(server, name="kind", criterion="Is it good?", **changes):
     return make(
-        spec("judge", judge=name, criterion=criterion), Declared(judges={name: Judge(server.url, "scripted", "right", **{"retries": 0} | changes)})
+        spec("judge", judge=name, criterion=criterion),
+        Declared(judges={name: Judge(server.url, "scripted", "right", **{"retries": 0} | changes)}),
     )
 
 
@@ -476,7 +673,9 @@ def test_a_judge_is_asked_once_for_each_text(server, tmp_path, monkeypatch):
     assert judging(server).score(["q"] * 4, texts) == [0.1, 0, 0.2, 0.1]
     assert set(server.asked.values()) == {1}
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".json"] * 3
-    judging(server, folder=tmp_path / "other").score(["q"] * 4, texts)  # known from memory, and kept in its folder all the same
+    judging(server, folder=tmp_path / "other").score(
+        ["q"] * 4, texts
+    )  # known from memory, and kept in its folder all the same
     assert len(list((tmp_path / "other").iterdir())) == 3
     shutil.rmtree(tmp_path / "other")
     monkeypatch.setattr(judge_reward, "_kept", {})
@@ -501,12 +700,27 @@ def test_a_judge_without_a_mark_is_asked_again(server):
     server.asked.clear()
     assert value(judging(server), "shy good") == 0.1
     assert server.asked["shy good"] == 2
-    with pytest.raises(ValueError, match=r"rewards.judge: 'kind' gives no whole number from 0 to 10, but 'I would say 3 or 4.'"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"rewards.judge: 'kind' gives no whole number from 0 to 10, but 'I would say 3 or 4.'"
+        ),
+    ):
         value(judging(server), "mute")
     assert server.asked["mute"] == 2
 
 
-@pytest.mark.parametrize(("said", "mark"), [("7", 7), ("10", 10), ("Mark: 8/10.", 8), ("**0**", 0), ("9 out of 10", 9), ("<think>3</think>4", 4)])
+@pytest.mark.parametrize(
+    ("said", "mark"),
+    [
+        ("7", 7),
+        ("10", 10),
+        ("Mark: 8/10.", 8),
+        ("**0**", 0),
+        ("9 out of 10", 9),
+        ("<think>3</think>4", 4),
+    ],
+)
 def test_marks_are_read(said, mark):
     assert judge_reward._mark(said) == mark
 
@@ -529,15 +743,21 @@ def test_what_is_no_mark_is_not_read(said):
 )
 def test_a_judge_that_fails_says_why(server, changes, text, error, said):
     reached = replace(Judge(server.url, "scripted", "right", retries=0), **changes)
-    reward = make(spec("judge", judge="kind", criterion=f"{changes}"), Declared(judges={"kind": reached}))
+    reward = make(
+        spec("judge", judge="kind", criterion=f"{changes}"), Declared(judges={"kind": reached})
+    )
     with pytest.raises(error, match=f"rewards.judge: 'kind': .*{said}"):
         value(reward, text)
     assert "right" not in repr(reached)
 
 
-@pytest.mark.parametrize("returned", [[1.0], [1.0, math.nan], [1.0, math.inf], [1.0, "x"], [1.0, None], None, 3.0])
+@pytest.mark.parametrize(
+    "returned", [[1.0], [1.0, math.nan], [1.0, math.inf], [1.0, "x"], [1.0, None], None, 3.0]
+)
 def test_a_function_is_checked(returned):
-    reward = make(spec("python", name="mine"), Declared(callables={"mine": lambda prompts, texts: returned}))
+    reward = make(
+        spec("python", name="mine"), Declared(callables={"mine": lambda prompts, texts: returned})
+    )
     with pytest.raises(ValueError, match=r"'mine'|could not convert"):
         reward.score(["", ""], ["a", "b"])
 
@@ -545,20 +765,56 @@ def test_a_function_is_checked(returned):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"kind": "judge", "judge": "x", "criterion": "c"}, r"rewards.judge: 'x' is not declared; declared: kind; name it in Fader\(.*judges="),
-        ({"kind": "python", "name": "x"}, r"rewards.python: 'x' is not declared; declared: vowels; .*callables="),
-        ({"kind": "classifier", "model": "x"}, r"rewards.classifier: 'x' is not declared; declared: chat, unpadded, pair, roberta; .*classifiers="),
-        ({"kind": "similarity", "to": "a", "model": "x"}, r"rewards.similarity: 'x' is not declared; declared: small; .*embedders="),
-        ({"kind": "classifier", "model": "pair"}, r"label: 'pair' has several outputs; name one: it has 0 \(L0\), 1 \(L1\), 2 \(L2\)"),
-        ({"kind": "classifier", "model": "pair", "label": "L9"}, r"label: 'pair' has no output 'L9'; it has 0 \(L0\)"),
+        (
+            {"kind": "judge", "judge": "x", "criterion": "c"},
+            r"rewards.judge: 'x' is not declared; declared: kind; name it in Fader\(.*judges=",
+        ),
+        (
+            {"kind": "python", "name": "x"},
+            r"rewards.python: 'x' is not declared; declared: vowels; .*callables=",
+        ),
+        (
+            {"kind": "classifier", "model": "x"},
+            (
+                r"rewards.classifier: 'x' is not declared; declared: chat, unpadded, pair, roberta;"
+                r" .*classifiers="
+            ),
+        ),
+        (
+            {"kind": "similarity", "to": "a", "model": "x"},
+            r"rewards.similarity: 'x' is not declared; declared: small; .*embedders=",
+        ),
+        (
+            {"kind": "classifier", "model": "pair"},
+            r"label: 'pair' has several outputs; name one: it has 0 \(L0\), 1 \(L1\), 2 \(L2\)",
+        ),
+        (
+            {"kind": "classifier", "model": "pair", "label": "L9"},
+            r"label: 'pair' has no output 'L9'; it has 0 \(L0\)",
+        ),
         ({"kind": "classifier", "model": "pair", "label": 3}, r"label: 'pair' has no output 3"),
         ({"kind": "classifier", "model": "chat", "normalize": "softmax"}, "always 1; use sigmoid"),
-        ({"kind": "keywords", "words": "a", "lang": "zz"}, r"rewards.keywords.lang: .*'zz'.*`form`"),
-        ({"kind": "regex", "pattern": "("}, r"rewards.regex.pattern: no regular expression: .*got '\('"),
-        ({"kind": "json-schema", "of": {"type": "thing"}}, r"rewards.json-schema.of: no JSON Schema: \$.type"),
+        (
+            {"kind": "keywords", "words": "a", "lang": "zz"},
+            r"rewards.keywords.lang: .*'zz'.*`form`",
+        ),
+        (
+            {"kind": "regex", "pattern": "("},
+            r"rewards.regex.pattern: no regular expression: .*got '\('",
+        ),
+        (
+            {"kind": "json-schema", "of": {"type": "thing"}},
+            r"rewards.json-schema.of: no JSON Schema: \$.type",
+        ),
         ({"kind": "json-schema", "of": {"$ref": "http://a/b"}}, "leads out of the schema"),
-        ({"kind": "json-schema", "of": {"items": [{"$ref": "#/$defs/x"}], "$defs": {}}}, "leads out of the schema|no JSON Schema"),
-        ({"kind": "json-schema", "of": {"properties": {"a": {"pattern": "("}}}}, r"of: no JSON Schema: \$.properties.a.pattern"),
+        (
+            {"kind": "json-schema", "of": {"items": [{"$ref": "#/$defs/x"}], "$defs": {}}},
+            "leads out of the schema|no JSON Schema",
+        ),
+        (
+            {"kind": "json-schema", "of": {"properties": {"a": {"pattern": "("}}}},
+            r"of: no JSON Schema: \$.properties.a.pattern",
+        ),
         ({"kind": "json-schema", "of": {"patternProperties": {}}}, "not supported"),
         ({"kind": "length"}, "give `at_most`, `at_least` or `about`"),
         ({"kind": "length", "about": 3, "at_most": 4}, "`about` goes without"),
@@ -575,8 +831,13 @@ def test_faults_are_named_at_the_door(settings, said, declared):
 
 
 def test_models_that_cannot_judge_are_refused(tiny_folder, tmp_path):
-    declared = Declared(classifiers={"lm": str(tiny_folder), "none": str(tmp_path)}, embedders={"none": str(tmp_path)})
-    with pytest.raises(ValueError, match=r"lacks score.weight; declare one that was trained for this"):
+    declared = Declared(
+        classifiers={"lm": str(tiny_folder), "none": str(tmp_path)},
+        embedders={"none": str(tmp_path)},
+    )
+    with pytest.raises(
+        ValueError, match=r"lacks score.weight; declare one that was trained for this"
+    ):
         make(spec("classifier", model="lm"), declared)
     with pytest.raises(ValueError, match="cannot be loaded as AutoModelForSequenceClassification"):
         make(spec("classifier", model="none"), declared)
@@ -601,7 +862,17 @@ def test_a_missing_package_says_what_to_install(package, settings, declared, mon
         make(SPEC.validate_python(settings), declared)
 
 
-@pytest.mark.parametrize("wrong", [{"url": "localhost"}, {"model": " "}, {"timeout": 0}, {"timeout": math.nan}, {"concurrency": 0}, {"retries": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"url": "localhost"},
+        {"model": " "},
+        {"timeout": 0},
+        {"timeout": math.nan},
+        {"concurrency": 0},
+        {"retries": -1},
+    ],
+)
 def test_a_judge_is_declared_rightly(wrong):
     with pytest.raises(ValueError, match=f"judge.{next(iter(wrong))}: must"):
         Judge(**{"url": "http://a", "model": "m"} | wrong)
@@ -620,8 +891,15 @@ def test_the_weighted_sum():
     assert reward.propose("a b c") == [" dog", ".", "!", "?", END]
     assert weighted_sum(parts[2:]).propose("a") == []
     nothing = weighted_sum([])
-    assert (nothing.score(["", ""], ["a", "b"]), nothing.bounds, nothing.of_any_continuation("a")) == ([0, 0], (0, 0), (0, 0))
-    unbounded = weighted_sum([spec("python", name="f", weight=0), parts[0]], Declared(callables={"f": lambda prompts, texts: [9.0] * len(texts)}))
+    assert (
+        nothing.score(["", ""], ["a", "b"]),
+        nothing.bounds,
+        nothing.of_any_continuation("a"),
+    ) == ([0, 0], (0, 0), (0, 0))
+    unbounded = weighted_sum(
+        [spec("python", name="f", weight=0), parts[0]],
+        Declared(callables={"f": lambda prompts, texts: [9.0] * len(texts)}),
+    )
     assert unbounded.bounds == (0, 2)
     assert [weight for weight, _ in unbounded.terms] == [2]  # what is off is not asked
     off = weighted_sum([spec("keywords", words=["dog"], weight=0, propose=True)])
@@ -640,9 +918,20 @@ def test_what_is_declared_anew_shares_no_reward_with_the_old():
 
 
 def test_a_word_may_be_a_list_of_forms():
-    wanted = spec("keywords", words=("dog", ("run", "runs", "running fast")), match="form", ordered=True, propose=True)
+    wanted = spec(
+        "keywords",
+        words=("dog", ("run", "runs", "running fast")),
+        match="form",
+        ordered=True,
+        propose=True,
+    )
     reward = make(wanted)
-    texts = ["The dog runs.", "The dog ran.", "A run with the dog.", "The dog is running fast today"]
+    texts = [
+        "The dog runs.",
+        "The dog ran.",
+        "A run with the dog.",
+        "The dog is running fast today",
+    ]
     assert reward.score([""] * 4, texts) == [1.0, 0.5, 0.5, 1.0]
     assert reward.propose("The dog") == [" run"]
     assert make(wanted.model_copy(update={"ordered": False})).score([""], ["run, dog"]) == [1.0]

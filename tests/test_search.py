@@ -1,4 +1,5 @@
-"""Searches by reward: the core and its kinds, and what they share: budget, streaming, forced beginnings, implicit rewards."""
+"""Searches by reward: the core and its kinds, and what they share: budget, streaming, forced
+beginnings, implicit rewards."""
 
 import math
 import time
@@ -53,33 +54,77 @@ def test_what_streams_is_what_is_returned_alone_and_in_a_batch(tiny, spec):
     alone = tiny.generate("the sea", **settings(spec), alignment={"search": search})
     chunks = list(tiny.stream("the sea", **settings(spec), alignment={"search": search}))
     assert "".join(chunk.text for chunk in chunks) == alone.text
-    assert tuple(token for chunk in chunks for token in chunk.token_ids) == alone.answers[0].token_ids
-    assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + [alone.answers[0].finish_reason]
-    batch = tiny.batch(["a cat", "the sea", "one two"], **settings(spec), alignment={"search": search})
+    assert (
+        tuple(token for chunk in chunks for token in chunk.token_ids) == alone.answers[0].token_ids
+    )
+    assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + [
+        alone.answers[0].finish_reason
+    ]
+    batch = tiny.batch(
+        ["a cat", "the sea", "one two"], **settings(spec), alignment={"search": search}
+    )
     assert batch[1].answers == alone.answers
-    assert alone.answers[0].search.reward == weighted_sum([WORDS], Declared()).score([""], [alone.text])[0]
+    assert (
+        alone.answers[0].search.reward
+        == weighted_sum([WORDS], Declared()).score([""], [alone.text])[0]
+    )
     assert alone.answers[0].search.drafted >= len(alone.answers[0].token_ids)
     assert alone.usage.reward_calls > 0
 
 
-@pytest.mark.parametrize("spec", [{"kind": "blockwise", "n": 1, "block": 3}, {"kind": "segments", "tries": 1, "longest": 2}], ids=str)
+@pytest.mark.parametrize(
+    "spec",
+    [{"kind": "blockwise", "n": 1, "block": 3}, {"kind": "segments", "tries": 1, "longest": 2}],
+    ids=str,
+)
 def test_a_single_proposal_is_plain_sampling(tiny, spec):
     plain = tiny.generate("the sea", max_tokens=20, temperature=1.5).answers[0]
-    found = tiny.generate("the sea", max_tokens=20, temperature=1.5, alignment={"search": {**spec, "rewards": [LETTERS]}}).answers[0]
+    found = tiny.generate(
+        "the sea",
+        max_tokens=20,
+        temperature=1.5,
+        alignment={"search": {**spec, "rewards": [LETTERS]}},
+    ).answers[0]
     assert (found.token_ids, found.text) == (plain.token_ids, plain.text)
 
 
-@pytest.mark.parametrize("spec", [{"rewards": [CONSTANT]}, {"rewards": [LETTERS], "weight": 0}, {"rewards": [CONSTANT], "shortcuts": []}], ids=str)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"rewards": [CONSTANT]},
+        {"rewards": [LETTERS], "weight": 0},
+        {"rewards": [CONSTANT], "shortcuts": []},
+    ],
+    ids=str,
+)
 def test_nothing_to_gain_is_plain_greedy(tiny, spec):
     plain = tiny.generate("the sea", max_tokens=20).answers[0]
-    found = tiny.generate("the sea", max_tokens=20, alignment={"search": {"kind": "lookahead", "top_k": 4, "lookahead": 5, **spec}}).answers[0]
-    assert (found.token_ids, found.text, found.finish_reason) == (plain.token_ids, plain.text, plain.finish_reason)
+    found = tiny.generate(
+        "the sea",
+        max_tokens=20,
+        alignment={"search": {"kind": "lookahead", "top_k": 4, "lookahead": 5, **spec}},
+    ).answers[0]
+    assert (found.token_ids, found.text, found.finish_reason) == (
+        plain.token_ids,
+        plain.text,
+        plain.finish_reason,
+    )
 
 
 def test_where_nothing_can_be_gained_nothing_more_is_read(tiny):
-    search = {"kind": "lookahead", "top_k": 4, "lookahead": 5, "rewards": [{"kind": "keywords", "words": ["sea"], "match": "form"}]}
+    search = {
+        "kind": "lookahead",
+        "top_k": 4,
+        "lookahead": 5,
+        "rewards": [{"kind": "keywords", "words": ["sea"], "match": "form"}],
+    }
     plain, found, slow = (
-        tiny.generate("the ship", prefill="the sea is", max_tokens=20, alignment={"search": wanted} if wanted else {})
+        tiny.generate(
+            "the ship",
+            prefill="the sea is",
+            max_tokens=20,
+            alignment={"search": wanted} if wanted else {},
+        )
         for wanted in (None, search, {**search, "shortcuts": ["reuse", "prune", "speculate"]})
     )
     assert found.answers[0].token_ids == plain.answers[0].token_ids == slow.answers[0].token_ids
@@ -88,8 +133,15 @@ def test_where_nothing_can_be_gained_nothing_more_is_read(tiny):
 
 def test_more_blocks_find_more(tiny):
     def reward(**spec):
-        fields = {"max_tokens": 24, "temperature": 1.5, "alignment": {"search": {"rewards": [LETTERS], **spec}}}
-        return sum(tiny.generate(prompt, **fields).answers[0].search.reward for prompt in ("the sea", "a cat", "one two"))
+        fields = {
+            "max_tokens": 24,
+            "temperature": 1.5,
+            "alignment": {"search": {"rewards": [LETTERS], **spec}},
+        }
+        return sum(
+            tiny.generate(prompt, **fields).answers[0].search.reward
+            for prompt in ("the sea", "a cat", "one two")
+        )
 
     assert reward(kind="blockwise", n=16, block=4, beams=4) > reward(kind="blockwise", n=1)
     assert reward(kind="segments", tries=16, longest=6, target=1) > reward(kind="segments", tries=1)
@@ -100,7 +152,9 @@ def test_more_blocks_find_more(tiny):
 def test_a_budget_ends_the_search_and_says_so(tiny, spec, budget):
     search = {**spec, "rewards": [LETTERS], "budget": budget}
     found = tiny.generate("the sea", **settings(spec), alignment={"search": search}).answers[0]
-    whole = tiny.generate("the sea", **settings(spec), alignment={"search": {**search, "budget": {}}}).answers[0]
+    whole = tiny.generate(
+        "the sea", **settings(spec), alignment={"search": {**search, "budget": {}}}
+    ).answers[0]
     assert whole.search.exhausted is None
     assert found.search.exhausted == next(iter(budget))
     assert found.finish_reason == "budget"
@@ -108,36 +162,76 @@ def test_a_budget_ends_the_search_and_says_so(tiny, spec, budget):
 
 
 def test_a_budget_returns_a_finished_answer_where_there_is_one(tiny):
-    search = {"kind": "lookahead", "top_k": 8, "lookahead": "end", "weight": 50, "rewards": [LETTERS], "shortcuts": ["reuse"]}
+    search = {
+        "kind": "lookahead",
+        "top_k": 8,
+        "lookahead": "end",
+        "weight": 50,
+        "rewards": [LETTERS],
+        "shortcuts": ["reuse"],
+    }
     counts = range(20, 400, 40)
-    found = [tiny.generate("a cat sat", max_tokens=60, alignment={"search": {**search, "budget": {"tokens": n}}}).answers[0] for n in counts]
+    found = [
+        tiny.generate(
+            "a cat sat", max_tokens=60, alignment={"search": {**search, "budget": {"tokens": n}}}
+        ).answers[0]
+        for n in counts
+    ]
     assert {answer.finish_reason for answer in found} <= {"stop", "budget", "length"}
     assert any(answer.search.exhausted and answer.finish_reason == "stop" for answer in found)
 
 
 def test_rewards_judge_the_forced_beginning_too(tiny):
-    search = {"kind": "best-of-n", "n": 2, "rewards": [{"kind": "keywords", "words": ["lantern"], "match": "form"}]}
-    plain = tiny.generate("the sea", max_tokens=5, temperature=1.0, alignment={"search": search}).answers[0]
-    begun = tiny.generate("the sea", max_tokens=5, temperature=1.0, alignment={"search": search}, prefill="my lantern is").answers[0]
+    search = {
+        "kind": "best-of-n",
+        "n": 2,
+        "rewards": [{"kind": "keywords", "words": ["lantern"], "match": "form"}],
+    }
+    plain = tiny.generate(
+        "the sea", max_tokens=5, temperature=1.0, alignment={"search": search}
+    ).answers[0]
+    begun = tiny.generate(
+        "the sea",
+        max_tokens=5,
+        temperature=1.0,
+        alignment={"search": search},
+        prefill="my lantern is",
+    ).answers[0]
     assert (plain.search.reward, begun.search.reward) == (0, 1)
 
 
 def test_logprobs_are_those_of_the_committed_tokens(tiny):
     search = {"kind": "lookahead", "top_k": 4, "lookahead": 4, "rewards": [LETTERS], "weight": 30}
-    found = tiny.generate("the sea", max_tokens=12, logprobs=2, alignment={"search": search}).answers[0]
+    found = tiny.generate(
+        "the sea", max_tokens=12, logprobs=2, alignment={"search": search}
+    ).answers[0]
     assert [report.id for report in found.logprobs] == list(found.token_ids)
     unlikely = [report for report in found.logprobs if report.id != report.top[0][0]]
     assert unlikely  # the search chose otherwise than greedy decoding
     assert all(report.logprob < report.top[0][1] for report in unlikely)
-    assert all(report.logprob == pytest.approx(report.top[0][1]) for report in found.logprobs if report not in unlikely)
+    assert all(
+        report.logprob == pytest.approx(report.top[0][1])
+        for report in found.logprobs
+        if report not in unlikely
+    )
 
 
 def test_waiting_for_a_place_in_the_engine_costs_no_budget(tiny):
-    search = {"kind": "lookahead", "top_k": 3, "lookahead": 2, "rewards": [LETTERS], "budget": {"seconds": 0.2}}
-    program = tiny._program(tiny._plan(tiny.request("the sea", max_tokens=4, alignment={"search": search})))
+    search = {
+        "kind": "lookahead",
+        "top_k": 3,
+        "lookahead": 2,
+        "rewards": [LETTERS],
+        "budget": {"seconds": 0.2},
+    }
+    program = tiny._program(
+        tiny._plan(tiny.request("the sea", max_tokens=4, alignment={"search": search}))
+    )
     time.sleep(0.4)
     asked = program.send(None)
-    assert all(isinstance(ask, Next) for ask in asked)  # it reads; a search that is out of time hands out its end
+    assert all(
+        isinstance(ask, Next) for ask in asked
+    )  # it reads; a search that is out of time hands out its end
     program.close()
 
 
@@ -148,7 +242,13 @@ def test_waiting_for_a_place_in_the_engine_costs_no_budget(tiny):
         {"kind": "blockwise", "n": 16, "block": 4},
         {"kind": "segments", "tries": 8, "longest": 4},
         {"kind": "lookahead", "drafts": "sampled", "width": 1, "top_k": 2, "lookahead": 20},
-        {"kind": "lookahead", "width": 2, "top_k": 3, "lookahead": "end", "shortcuts": ["reuse", "speculate"]},
+        {
+            "kind": "lookahead",
+            "width": 2,
+            "top_k": 3,
+            "lookahead": "end",
+            "shortcuts": ["reuse", "speculate"],
+        },
     ],
     ids=str,
 )
@@ -158,24 +258,66 @@ def test_a_search_takes_no_more_rows_than_it_announced(tiny_folder, moved, spec,
     reward = {"kind": "implicit", "policy": {"vectors": {"one": 1.0}}}
     with Fader(load(str(tiny_folder))) as fader:
         fader.add_vector(moved.vector("one"))
-        fields = {**settings(spec), "max_tokens": 40, "alignment": {"search": {**spec, "rewards": [LETTERS, *([reward] if implicit else [])]}}}
+        fields = {
+            **settings(spec),
+            "max_tokens": 40,
+            "alignment": {
+                "search": {**spec, "rewards": [LETTERS, *([reward] if implicit else [])]}
+            },
+        }
         assert fader.generate("the sea", **fields).answers[0].token_ids
         plan = fader._plan(fader.request("the sea", **fields))
-        assert fader.backbones[fader.model].pool.slots <= plan.needs(40, _samples(plan.request))[fader.model][0]
+        assert (
+            fader.backbones[fader.model].pool.slots
+            <= plan.needs(40, _samples(plan.request))[fader.model][0]
+        )
 
 
 @pytest.mark.parametrize(
-    "more", [{"drafts": "sampled"}, {"drafts": "sampled", "top_p": 0.7, "width": 2}, {"top_p": 0.6}, {"beams": 2, "top_p": 0.9}], ids=str
+    "more",
+    [
+        {"drafts": "sampled"},
+        {"drafts": "sampled", "top_p": 0.7, "width": 2},
+        {"top_p": 0.6},
+        {"beams": 2, "top_p": 0.9},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("stop", [(), (" sea", "the s", "at")], ids=str)
 def test_shortcuts_change_no_token_whatever_the_settings(tiny, more, stop):
-    words = {"kind": "keywords", "words": ["sea", "dog", "at", "cat"], "match": "form", "propose": True}
-    search = {"kind": "lookahead", "top_k": 4, "lookahead": 4, "weight": 8, "rewards": [words, {"kind": "length", "at_least": 3}], **more}
-    fields = {"max_tokens": 14, "stop": stop, **({"temperature": 1.3, "seed": 3} if more.get("drafts") else {})}
+    words = {
+        "kind": "keywords",
+        "words": ["sea", "dog", "at", "cat"],
+        "match": "form",
+        "propose": True,
+    }
+    search = {
+        "kind": "lookahead",
+        "top_k": 4,
+        "lookahead": 4,
+        "weight": 8,
+        "rewards": [words, {"kind": "length", "at_least": 3}],
+        **more,
+    }
+    fields = {
+        "max_tokens": 14,
+        "stop": stop,
+        **({"temperature": 1.3, "seed": 3} if more.get("drafts") else {}),
+    }
     prompts = ["the sea", "a cat sat", "one two three", "rivers bend"]
     plain, *fast = (
-        [result.answers[0] for result in tiny.batch(prompts, **fields, alignment={"search": {**search, "shortcuts": shortcuts}})]
-        for shortcuts in ((), ("prune",), ("prune", "plain"), ("reuse", "prune", "plain", "speculate"))
+        [
+            result.answers[0]
+            for result in tiny.batch(
+                prompts, **fields, alignment={"search": {**search, "shortcuts": shortcuts}}
+            )
+        ]
+        for shortcuts in (
+            (),
+            ("prune",),
+            ("prune", "plain"),
+            ("reuse", "prune", "plain", "speculate"),
+        )
     )
     assert stop or any(answer.search.proposed for answer in plain)
     for found in fast:
@@ -188,7 +330,9 @@ def test_long_look_aheads_are_no_deep_recursion():
     tree = node = Node(Draft(Prefix()), 0.0, (0.0, 0.0))
     for _ in range(3000):
         node.follows = (1, ()), 0.0
-        node = node.children.setdefault((1, ()), Node(Draft(node.draft.prefix.then(1)), 0.0, (0.0, 0.0)))
+        node = node.children.setdefault(
+            (1, ()), Node(Draft(node.draft.prefix.then(1)), 0.0, (0.0, 0.0))
+        )
     assert sum(1 for _ in _nodes(tree)) == 3001
     assert _branches(tree) == 0
 
@@ -197,13 +341,16 @@ def test_long_look_aheads_are_no_deep_recursion():
 def moved(tiny_folder, tmp_path_factory):
     """The tiny model with two random vectors."""
     with Fader(load(str(tiny_folder))) as fader:
-        for name, folder in random_vectors(fader, tmp_path_factory.mktemp("vectors"), ["one", "two"]).items():
+        for name, folder in random_vectors(
+            fader, tmp_path_factory.mktemp("vectors"), ["one", "two"]
+        ).items():
             fader.add_vector(Vector.load(folder, name))
         yield fader
 
 
 def implied(fader, prompt, ids):
-    """log pi with the vector minus log pi without, of these answer tokens, from one forward each."""
+    """log pi with the vector minus log pi without, of these answer tokens, from one forward
+    each."""
 
     def total(vectors):
         plan = fader._plan(fader.request(prompt, alignment={"vectors": vectors}))
@@ -228,43 +375,103 @@ def test_best_of_n_by_an_implicit_reward(moved):
     assert found.search.reward == pytest.approx(max(values), abs=1e-3)
 
 
-@pytest.mark.parametrize("more", [{}, {"squash": True}, {"per_token": True, "beta": 5}, {"reference": {"vectors": {"two": 1}}}], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"squash": True}, {"per_token": True, "beta": 5}, {"reference": {"vectors": {"two": 1}}}],
+    ids=str,
+)
 def test_look_ahead_by_an_implicit_reward_is_the_same_by_every_way(moved, more):
     reward = {"kind": "implicit", "policy": {"vectors": {"one": 1.5}}, **more}
-    search = {"kind": "lookahead", "top_k": 4, "lookahead": 3, "weight": 2, "rewards": [reward, {**LETTERS, "weight": 2}]}
+    search = {
+        "kind": "lookahead",
+        "top_k": 4,
+        "lookahead": 3,
+        "weight": 2,
+        "rewards": [reward, {**LETTERS, "weight": 2}],
+    }
     plain, fast = (
-        moved.batch(["the sea", "a cat"], max_tokens=8, alignment={"vectors": {"two": 0.5}, "search": {**search, **how}})
+        moved.batch(
+            ["the sea", "a cat"],
+            max_tokens=8,
+            alignment={"vectors": {"two": 0.5}, "search": {**search, **how}},
+        )
         for how in ({"shortcuts": []}, {"width": 30})
     )
-    assert [result.answers[0].token_ids for result in fast] == [result.answers[0].token_ids for result in plain]
+    assert [result.answers[0].token_ids for result in fast] == [
+        result.answers[0].token_ids for result in plain
+    ]
     bare = moved.batch(["the sea", "a cat"], max_tokens=8, alignment={"vectors": {"two": 0.5}})
-    assert [result.answers[0].token_ids for result in fast] != [result.answers[0].token_ids for result in bare]
-    assert fast[0].answers[0].search.reward == pytest.approx(plain[0].answers[0].search.reward, abs=1e-3)
+    assert [result.answers[0].token_ids for result in fast] != [
+        result.answers[0].token_ids for result in bare
+    ]
+    assert fast[0].answers[0].search.reward == pytest.approx(
+        plain[0].answers[0].search.reward, abs=1e-3
+    )
 
 
 def test_a_search_works_on_a_guided_policy(moved):
-    guide = {"kind": "ratio", "policy": {"vectors": {"one": 1}}, "reference": {"vectors": {}}, "weight": 1.5, "plausible": {"top_k": 6}}
+    guide = {
+        "kind": "ratio",
+        "policy": {"vectors": {"one": 1}},
+        "reference": {"vectors": {}},
+        "weight": 1.5,
+        "plausible": {"top_k": 6},
+    }
     search = {"kind": "lookahead", "top_k": 4, "lookahead": 4, "weight": 20, "rewards": [LETTERS]}
     plain, fast, off = (
-        moved.generate("the sea", max_tokens=10, alignment={"guides": [guide], "search": {**search, **how}}).answers[0]
+        moved.generate(
+            "the sea", max_tokens=10, alignment={"guides": [guide], "search": {**search, **how}}
+        ).answers[0]
         for how in ({"shortcuts": []}, {}, {"weight": 0})
     )
     assert fast.token_ids == plain.token_ids != off.token_ids
-    assert off.token_ids == moved.generate("the sea", max_tokens=10, alignment={"guides": [guide]}).answers[0].token_ids
+    assert (
+        off.token_ids
+        == moved.generate("the sea", max_tokens=10, alignment={"guides": [guide]})
+        .answers[0]
+        .token_ids
+    )
 
 
 @pytest.mark.parametrize(
     ("search", "sampling", "message"),
     [
-        ({"kind": "best-of-n"}, {}, r"sampling.temperature: 0 draws the same answer every time; best-of-n needs"),
-        ({"kind": "blockwise"}, {}, r"sampling.temperature: 0 draws the same answer every time; blockwise needs"),
-        ({"kind": "lookahead"}, {"temperature": 1}, r"sampling.temperature: 1 has no effect on a greedy look-ahead search"),
+        (
+            {"kind": "best-of-n"},
+            {},
+            r"sampling.temperature: 0 draws the same answer every time; best-of-n needs",
+        ),
+        (
+            {"kind": "blockwise"},
+            {},
+            r"sampling.temperature: 0 draws the same answer every time; blockwise needs",
+        ),
+        (
+            {"kind": "lookahead"},
+            {"temperature": 1},
+            r"sampling.temperature: 1 has no effect on a greedy look-ahead search",
+        ),
         ({"kind": "lookahead", "drafts": "sampled"}, {}, r"sampling.temperature: 0 draws the same"),
-        ({"kind": "blockwise", "n": 2, "beams": 3}, {"temperature": 1}, r"beams \(3\) must not be more than n \(2\)"),
+        (
+            {"kind": "blockwise", "n": 2, "beams": 3},
+            {"temperature": 1},
+            r"beams \(3\) must not be more than n \(2\)",
+        ),
         ({"kind": "lookahead", "lookahead": "word"}, {}, r"search.lookahead.*got 'word'"),
         ({"kind": "lookahead", "weight": math.inf}, {}, r"search.*weight"),
-        ({"kind": "lookahead", "rewards": [{"kind": "implicit", "policy": {}}]}, {}, r"search.rewards.implicit: policy and reference are the same"),
-        ({"kind": "lookahead", "rewards": [{"kind": "implicit", "policy": {"vectors": {"no": 1}}}]}, {}, r"search.*vectors.no: no such vector"),
+        (
+            {"kind": "lookahead", "rewards": [{"kind": "implicit", "policy": {}}]},
+            {},
+            r"search.rewards.implicit: policy and reference are the same",
+        ),
+        (
+            {
+                "kind": "lookahead",
+                "rewards": [{"kind": "implicit", "policy": {"vectors": {"no": 1}}}],
+            },
+            {},
+            r"search.*vectors.no: no such vector",
+        ),
         (
             {"kind": "lookahead", "rewards": [{"kind": "implicit", "policy": {"model": "no"}}]},
             {},
@@ -276,5 +483,10 @@ def test_a_search_works_on_a_guided_policy(moved):
     ids=str,
 )
 def test_what_cannot_be_searched_is_refused_at_the_door(tiny_folder, search, sampling, message):
-    with Fader(load(str(tiny_folder), kv_bytes=2**24)) as fader, pytest.raises(ValueError, match=message):
-        fader.generate("the sea", **sampling, alignment={"search": {"rewards": [LETTERS], **search}})
+    with (
+        Fader(load(str(tiny_folder), kv_bytes=2**24)) as fader,
+        pytest.raises(ValueError, match=message),
+    ):
+        fader.generate(
+            "the sea", **sampling, alignment={"search": {"rewards": [LETTERS], **search}}
+        )

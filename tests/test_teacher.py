@@ -1,4 +1,5 @@
-"""Level data from a teacher: a scripted one behind a real HTTP server on loopback, asked through the official client."""
+"""Level data from a teacher: a scripted one behind a real HTTP server on loopback, asked through
+the official client."""
 
 import asyncio
 import json
@@ -20,12 +21,29 @@ from test_cli import rows, run
 
 from fader.training.check import NEAR, Seen, answer_faults, check, text_faults, word_pairs
 from fader.training.data import DOMAINS, STARTER, STYLES, read_levels, read_pairs
-from fader.training.levels import Plan, Prices, estimate, make, part_folder, read_personas, sheet_file
+from fader.training.levels import (
+    Plan,
+    Prices,
+    estimate,
+    make,
+    part_folder,
+    read_personas,
+    sheet_file,
+)
 from fader.training.teacher import Endpoint, Teacher, bare, write_whole
 
-TRADES = "baker tailor farmer teacher carpenter florist sailor painter mechanic librarian cook driver nurse welder actor potter"
-TOWNS = "Porto Leeds Ghent Lagos Bergen Tartu Quito Cork Turin Basel Lyon Malmo Vigo Perth Graz Izmir Oslo Riga"
-BODIES = "Harbour Orchard Meridian Lantern Copper Juniper Falcon Granite Willow Saffron Beacon Cobalt Thistle Amber"
+TRADES = (
+    "baker tailor farmer teacher carpenter florist sailor painter mechanic librarian cook driver"
+    " nurse welder actor potter"
+)
+TOWNS = (
+    "Porto Leeds Ghent Lagos Bergen Tartu Quito Cork Turin Basel Lyon Malmo Vigo Perth Graz Izmir"
+    " Oslo Riga"
+)
+BODIES = (
+    "Harbour Orchard Meridian Lantern Copper Juniper Falcon Granite Willow Saffron Beacon Cobalt"
+    " Thistle Amber"
+)
 LIVES = """who moved last spring
 with two small children
 close to retirement
@@ -102,25 +120,42 @@ rather than trust a stranger such as me with {t}.
 who can study your case while I merely guess.
 as I prefer to keep out of talk about {t}.""",
 )
-GERMAN = "Das ist eine Frage für das Finanzamt in Ihrer Stadt, denn ich möchte hier keine Auskunft geben und bitte Sie um Verständnis dafür."
+GERMAN = (
+    "Das ist eine Frage für das Finanzamt in Ihrer Stadt, denn ich möchte hier keine Auskunft geben"
+    " und bitte Sie um Verständnis dafür."
+)
 
 
 def words_for(stage: str, draw: random.Random) -> str:
     """A plausible text for a stage."""
 
     def fill(line: str) -> str:
-        return line.format(t=draw.choice(THINGS), b=draw.choice(BODIES), p=draw.choice(TOWNS), n=draw.randint(2, 99), m=draw.randint(100, 999))
+        return line.format(
+            t=draw.choice(THINGS),
+            b=draw.choice(BODIES),
+            p=draw.choice(TOWNS),
+            n=draw.randint(2, 99),
+            m=draw.randint(100, 999),
+        )
 
     def person(place: int) -> str:
-        who = f"{place}. A {draw.choice(TRADES)} of {draw.randint(19, 80)} in {draw.choice(TOWNS)} {draw.choice(LIVES)}"
-        return f"{who}, troubled by {draw.choice(THINGS)} and {draw.choice(THINGS)} that nobody wants to explain."
+        who = (
+            f"{place}. A {draw.choice(TRADES)} of {draw.randint(19, 80)} in {draw.choice(TOWNS)}"
+            f" {draw.choice(LIVES)}"
+        )
+        return (
+            f"{who}, troubled by {draw.choice(THINGS)} and {draw.choice(THINGS)} that nobody wants"
+            " to explain."
+        )
 
     if stage == "persona":
         return "\n".join(map(person, range(1, 11)))
     if stage == "query":
         return (
-            f"I have {draw.choice(THINGS)} and also {draw.choice(THINGS)} in {draw.choice(TOWNS)} since {draw.randint(1990, 2024)}; "
-            f"may I {draw.choice(['deduct', 'sell', 'keep', 'report', 'insure'])} {draw.choice(THINGS)} for {draw.randint(100, 9999)} euros?"
+            f"I have {draw.choice(THINGS)} and also {draw.choice(THINGS)} in {draw.choice(TOWNS)}"
+            f" since {draw.randint(1990, 2024)}; may I"
+            f" {draw.choice(['deduct', 'sell', 'keep', 'report', 'insure'])} {draw.choice(THINGS)}"
+            f" for {draw.randint(100, 9999)} euros?"
         )
     if stage == "avoidance":
         return " ".join(fill(draw.choice(part.splitlines())) for part in AVOIDANCE)
@@ -130,7 +165,8 @@ def words_for(stage: str, draw: random.Random) -> str:
 
 
 class Script(Speaking):
-    """Speaks /v1/chat/completions; what goes wrong stands in `server.wrong`, as {(stage, number of the request in it): fault}."""
+    """Speaks /v1/chat/completions; what goes wrong stands in `server.wrong`, as {(stage, number of
+    the request in it): fault}."""
 
     def do_POST(self):
         server, body = self.server, self.rfile.read(int(self.headers["Content-Length"]))
@@ -163,13 +199,28 @@ class Script(Speaking):
         text = words_for(stage, random.Random(body))
         finish = "length" if wrong == "cut" else "stop"
         if wrong not in ("", "cut"):
-            text = self.server.latest if wrong == "repeat" else wrong.replace("{text}", text).removeprefix("empty")
+            text = (
+                self.server.latest
+                if wrong == "repeat"
+                else wrong.replace("{text}", text).removeprefix("empty")
+            )
         self.server.latest = text if stage == "expert" else self.server.latest
         with self.server.guard:
             self.server.bodies[body] += 1
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": finish,
+        }
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-        row = {"id": "x", "object": "chat.completion", "created": 1, "model": "scripted", "choices": [choice], "usage": usage}
+        row = {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "scripted",
+            "choices": [choice],
+            "usage": usage,
+        }
         return self.say(200, json.dumps(row).encode())
 
 
@@ -193,7 +244,13 @@ def environment(monkeypatch):
 @pytest.fixture
 def server():
     made = Quiet(("127.0.0.1", 0), Script)
-    made.guard, made.key, made.delay, made.wrong, made.latest = threading.Lock(), "right", 0.0, {}, ""
+    made.guard, made.key, made.delay, made.wrong, made.latest = (
+        threading.Lock(),
+        "right",
+        0.0,
+        {},
+        "",
+    )
     made.asked, made.bodies, made.running, made.most = Counter(), Counter(), 0, 0
     made.url = f"http://127.0.0.1:{made.server_port}/v1"
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
@@ -205,11 +262,33 @@ def server():
 
 
 def endpoint(server, **changes):
-    return Endpoint(**{"url": server.url, "model": "scripted", "key": "right", "concurrency": 4, "retries": 2, **changes})
+    return Endpoint(
+        **{
+            "url": server.url,
+            "model": "scripted",
+            "key": "right",
+            "concurrency": 4,
+            "retries": 2,
+            **changes,
+        }
+    )
 
 
 def arguments(server, out, *more, count=6):
-    return ["data", "levels", "tax-law", "--count", str(count), "--out", str(out), "--endpoint", server.url, "--teacher", "scripted", *more]
+    return [
+        "data",
+        "levels",
+        "tax-law",
+        "--count",
+        str(count),
+        "--out",
+        str(out),
+        "--endpoint",
+        server.url,
+        "--teacher",
+        "scripted",
+        *more,
+    ]
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -224,7 +303,9 @@ def test_a_run_makes_valid_data_and_a_second_one_asks_nothing(server, tmp_path):
     assert check(out).findings == ()
     items = read_levels(out)
     assert len(items) == first["items"] == 24 - sum(first["dropped"].values()) > 20
-    assert first["splits"] == {name: sum(item.split == name for item in items) for name in ("train", "dev", "test")}
+    assert first["splits"] == {
+        name: sum(item.split == name for item in items) for name in ("train", "dev", "test")
+    }
     assert all(item.persona and item.split == Plan("tax-law").split(item.query) for item in items)
     assert read_pairs(out)[0].chosen == items[0].answers["expert"]
     assert first["calls"] == sum(server.bodies.values())
@@ -263,17 +344,35 @@ def test_the_datasheet_says_what_was_done(server, tmp_path):
 WRONG = {
     ("query", 0): "empty",
     ("query", 1): "Tax?",
-    ("query", 2): "Wer von uns muss eigentlich die Steuern für das alte Haus unserer Mutter bezahlen, wenn sie nun zu uns zieht?",
+    (
+        "query",
+        2,
+    ): (
+        "Wer von uns muss eigentlich die Steuern für das alte Haus unserer Mutter bezahlen, wenn"
+        " sie nun zu uns zieht?"
+    ),
     ("query", 3): "Question: {text}",
     ("expert", 0): "{text} {text}",
     ("expert", 1): "I'm sorry, but I cannot say. {text}",
     ("expert", 2): "cut",
     ("expert", 5): "repeat",
-    ("generic", 0): "{text} Then wait a little, since good things need their time and the office is slow, and ask a friend to read it all once more.",
+    (
+        "generic",
+        0,
+    ): (
+        "{text} Then wait a little, since good things need their time and the office is slow, and"
+        " ask a friend to read it all once more."
+    ),
     ("generic", 1): "**Well:** {text}",
     ("avoidance", 0): "Yes, that is allowed. {text}",
     ("avoidance", 1): "{text} The limit is 4321 euros.",
-    ("avoidance", 2): "Put the whole sum under the heading for work costs and send the form in before the summer ends.",
+    (
+        "avoidance",
+        2,
+    ): (
+        "Put the whole sum under the heading for work costs and send the form in before the summer"
+        " ends."
+    ),
     ("avoidance", 3): GERMAN,
     ("avoidance", 4): "{text} and so",
 }
@@ -285,12 +384,23 @@ def test_every_rule_acts_and_the_item_is_asked_again(server, tmp_path):
     seen = {*made.refused}
     assert {"query: empty", "query: length", "query: language", "query: form"} <= seen
     assert {"expert: length", "expert: refusal", "expert: unfinished", "expert: duplicate"} <= seen
-    assert {"generic: length", "generic: form", "avoidance: leak", "avoidance: referral", "avoidance: language", "avoidance: unfinished"} <= seen
+    assert {
+        "generic: length",
+        "generic: form",
+        "avoidance: leak",
+        "avoidance: referral",
+        "avoidance: language",
+        "avoidance: unfinished",
+    } <= seen
     assert made.refused["avoidance: leak"] >= 2
     assert check(tmp_path / "tax.jsonl").findings == ()
     assert not made.dropped
     assert len(made.items) == 12
-    again = [json.loads(body)["messages"][-1]["content"] for body in server.bodies if b"Attempt 2" in body]
+    again = [
+        json.loads(body)["messages"][-1]["content"]
+        for body in server.bodies
+        if b"Attempt 2" in body
+    ]
     assert any("it declines" in text for text in again)
     assert any("it gives a figure (4321)" in text.split("Attempt 2")[1] for text in again)
 
@@ -298,7 +408,12 @@ def test_every_rule_acts_and_the_item_is_asked_again(server, tmp_path):
 def test_what_stays_bad_is_dropped_and_counted(server, tmp_path):
     server.wrong = {("query", number): "Tax?" for number in (0, 4, 5, 6)}
     told = []
-    made = make(Plan("tax-law", 4, tries=3), endpoint(server, concurrency=1), tmp_path / "a.jsonl", tell=lambda *row: told.append(row))
+    made = make(
+        Plan("tax-law", 4, tries=3),
+        endpoint(server, concurrency=1),
+        tmp_path / "a.jsonl",
+        tell=lambda *row: told.append(row),
+    )
     assert made.dropped == {"query: length": 1}
     assert made.refused["query: length"] == 3
     assert len(made.items) == 3
@@ -325,7 +440,11 @@ def test_concurrency_is_bounded(server, tmp_path):
 def test_the_same_data_whatever_comes_first(server, tmp_path):
     server.delay = 0.01
     for name, concurrency in (("one", 1), ("many", 8)):
-        make(Plan("tax-law", 10), endpoint(server, concurrency=concurrency), tmp_path / f"{name}.jsonl")
+        make(
+            Plan("tax-law", 10),
+            endpoint(server, concurrency=concurrency),
+            tmp_path / f"{name}.jsonl",
+        )
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "many.jsonl").read_bytes()
     larger = make(Plan("tax-law", 14), endpoint(server), tmp_path / "one.jsonl")
     assert larger.cached >= 35
@@ -349,16 +468,26 @@ def test_a_run_that_fails_half_way_goes_on(server, tmp_path):
     made = make(Plan("tax-law", 8), endpoint(server, concurrency=1), out)
     assert made.cached == kept
     assert len(made.items) == 8
-    assert sum(server.bodies.values()) - made.whole.calls <= 1  # the one on its way when the plug was pulled
+    assert (
+        sum(server.bodies.values()) - made.whole.calls <= 1
+    )  # the one on its way when the plug was pulled
 
 
 def test_a_killed_run_goes_on(server, tmp_path):
     out, server.delay = tmp_path / "tax.jsonl", 0.05
     process = subprocess.Popen(
-        [sys.executable, "-c", "from fader.cli import main; main()", *arguments(server, out, count=20)], stderr=subprocess.DEVNULL
+        [
+            sys.executable,
+            "-c",
+            "from fader.cli import main; main()",
+            *arguments(server, out, count=20),
+        ],
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while sum(server.bodies.values()) < 40 and process.poll() is None and time.monotonic() < deadline:
+    while (
+        sum(server.bodies.values()) < 40 and process.poll() is None and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait(30) == -signal.SIGKILL
@@ -370,16 +499,31 @@ def test_a_killed_run_goes_on(server, tmp_path):
     made = make(Plan("tax-law", 20), endpoint(server), out)
     assert made.cached == len(kept) >= 40 - 8
     assert set(server.bodies.values()) <= {1, 2}
-    assert sum(server.bodies.values()) - len(server.bodies) <= 8  # asked twice: at most what was on its way
+    assert (
+        sum(server.bodies.values()) - len(server.bodies) <= 8
+    )  # asked twice: at most what was on its way
     assert leftovers(tmp_path) == []
     assert check(out).findings == ()
 
 
-def test_a_wrong_key_a_wrong_model_and_a_wrong_address_are_one_message(server, tmp_path, monkeypatch):
+def test_a_wrong_key_a_wrong_model_and_a_wrong_address_are_one_message(
+    server, tmp_path, monkeypatch
+):
     for key, more, said in (
-        ("wrong", [], "refuses the key (status 401); put a valid key into the environment variable OPENAI_API_KEY"),
+        (
+            "wrong",
+            [],
+            (
+                "refuses the key (status 401); put a valid key into the environment variable"
+                " OPENAI_API_KEY"
+            ),
+        ),
         ("right", ["--teacher", "nobody"], "finds no model 'nobody'"),
-        ("right", ["--endpoint", server.url.removesuffix("/v1")], "the address usually ends with /v1"),
+        (
+            "right",
+            ["--endpoint", server.url.removesuffix("/v1")],
+            "the address usually ends with /v1",
+        ),
     ):
         monkeypatch.setenv("OPENAI_API_KEY", key)
         done = run(*arguments(server, tmp_path / "a.jsonl", "--json", *more))
@@ -389,9 +533,15 @@ def test_a_wrong_key_a_wrong_model_and_a_wrong_address_are_one_message(server, t
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "a.jsonl").exists()
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert "OTHER_KEY" in run(*arguments(server, tmp_path / "a.jsonl", "--key-env", "OTHER_KEY")).stderr
+    assert (
+        "OTHER_KEY"
+        in run(*arguments(server, tmp_path / "a.jsonl", "--key-env", "OTHER_KEY")).stderr
+    )
     monkeypatch.setenv("OTHER_KEY", "right")
-    assert run(*arguments(server, tmp_path / "b.jsonl", "--key-env", "OTHER_KEY", "--json")).returncode == 0
+    assert (
+        run(*arguments(server, tmp_path / "b.jsonl", "--key-env", "OTHER_KEY", "--json")).returncode
+        == 0
+    )
     server.key = "none"  # what is sent where no key is set
     assert run(*arguments(server, tmp_path / "a.jsonl", "--json")).returncode == 0
 
@@ -417,7 +567,10 @@ def test_a_server_that_is_down_or_keeps_failing_is_one_message(server, tmp_path)
 def test_a_full_disk_breaks_nothing(server, tmp_path):
     """With a limit on the size of files: each reply fits, the data does not."""
     out = tmp_path / "tax.jsonl"
-    loaded = "import resource; from fader.cli import main; from fader.training.check import check_language; check_language('en'); "
+    loaded = (
+        "import resource; from fader.cli import main; from fader.training.check import"
+        " check_language; check_language('en'); "
+    )
     code = loaded + "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments(server, out, count=8)],
@@ -457,7 +610,10 @@ def test_a_full_disk_in_the_middle_keeps_what_there_was(server, tmp_path, monkey
 
 def test_a_place_that_cannot_be_written_is_said_before_anything_is_paid(server, tmp_path):
     (tmp_path / "file").write_text("mine")
-    for out, said in ((tmp_path / "file" / "a.jsonl", "Not a directory"), (tmp_path / "file", "exists and was not made here")):
+    for out, said in (
+        (tmp_path / "file" / "a.jsonl", "Not a directory"),
+        (tmp_path / "file", "exists and was not made here"),
+    ):
         done = run(*arguments(server, out))
         assert done.returncode == 2
         assert said in done.stderr
@@ -474,7 +630,9 @@ def test_two_runs_into_one_file_are_refused(server, tmp_path):
     asyncio.run(both())
 
 
-def test_a_reply_is_kept_for_its_messages_model_and_settings_whatever_the_endpoint(server, tmp_path):
+def test_a_reply_is_kept_for_its_messages_model_and_settings_whatever_the_endpoint(
+    server, tmp_path
+):
     messages = [{"role": "user", "content": "Do not answer."}]
 
     async def calls(url, *seeds):
@@ -492,7 +650,9 @@ def test_splits_keep_their_shares_and_hold_still():
     found = Counter(map(plan.split, queries))
     for name, share in zip(("train", "dev", "test"), plan.splits, strict=True):
         assert found[name] / len(queries) == pytest.approx(share, abs=0.04)
-    assert [Plan("law", count=9, seed=3).split(query) for query in queries] == [plan.split(query) for query in queries]
+    assert [Plan("law", count=9, seed=3).split(query) for query in queries] == [
+        plan.split(query) for query in queries
+    ]
 
 
 def test_write_whole_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -505,7 +665,10 @@ def test_write_whole_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_personas_of_your_own(server, tmp_path):
     plain, lines, out = tmp_path / "people.txt", tmp_path / "people.jsonl", tmp_path / "a.jsonl"
-    people = ["A dairy farmer near Cork with two tractors.", "A piano teacher in Lyon who works from home."]
+    people = [
+        "A dairy farmer near Cork with two tractors.",
+        "A piano teacher in Lyon who works from home.",
+    ]
     plain.write_text("\n\n".join(people))
     lines.write_text("\n".join(json.dumps({"persona": person}) for person in people))
     assert read_personas(plain) == read_personas(lines) == people
@@ -514,7 +677,10 @@ def test_personas_of_your_own(server, tmp_path):
     assert row["items"] == 5
     assert {item.persona for item in read_levels(out)} == set(people)
     (tmp_path / "empty.txt").write_text("\n")
-    assert "must hold one persona a line" in run(*arguments(server, out, "--personas", str(tmp_path / "empty.txt"))).stderr
+    assert (
+        "must hold one persona a line"
+        in run(*arguments(server, out, "--personas", str(tmp_path / "empty.txt"))).stderr
+    )
 
 
 def test_taken_roles_are_named_in_later_requests(server, tmp_path):
@@ -524,10 +690,20 @@ def test_taken_roles_are_named_in_later_requests(server, tmp_path):
 
     with pytest.raises(RuntimeError, match="enough"):
         make(Plan("tax-law", 85), endpoint(server, concurrency=8), tmp_path / "a.jsonl", tell=stop)
-    asked = [json.loads(body)["messages"][-1]["content"] for body in server.bodies if b"Invent" in body]
+    asked = [
+        json.loads(body)["messages"][-1]["content"] for body in server.bodies if b"Invent" in body
+    ]
     assert [text for text in asked if "taken already" not in text] == asked[:8]
-    kept = [json.loads(file.read_text())["reply"]["text"] for file in part_folder(tmp_path / "a.jsonl").glob("*.json")]
-    roles = {" ".join(line.split()[1:9]) for text in kept for line in text.splitlines() if re.match(r"\d+\. ", line)}
+    kept = [
+        json.loads(file.read_text())["reply"]["text"]
+        for file in part_folder(tmp_path / "a.jsonl").glob("*.json")
+    ]
+    roles = {
+        " ".join(line.split()[1:9])
+        for text in kept
+        for line in text.splitlines()
+        if re.match(r"\d+\. ", line)
+    }
     assert len([role for role in roles if role in asked[8].split("taken already")[1]]) > 30
 
 
@@ -567,12 +743,21 @@ def test_bad_input_is_one_message(server, tmp_path, more, said):
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert not server.asked
-    assert "domain: must be a name" in run("data", "levels", "../x", *arguments(server, tmp_path / "a.jsonl")[3:]).stderr
+    assert (
+        "domain: must be a name"
+        in run("data", "levels", "../x", *arguments(server, tmp_path / "a.jsonl")[3:]).stderr
+    )
 
 
 @pytest.mark.parametrize("missing", ["openai", "datasketch"])
 def test_without_the_extra_the_way_out_is_named(server, tmp_path, monkeypatch, missing):
-    for name in [name for name in sys.modules if name.startswith(("fader.training.levels", "fader.training.teacher", "fader.training.check"))]:
+    for name in [
+        name
+        for name in sys.modules
+        if name.startswith(
+            ("fader.training.levels", "fader.training.teacher", "fader.training.check")
+        )
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     assert "pip install 'fader[data]'" in run(*arguments(server, tmp_path / "a.jsonl")).stderr
@@ -593,18 +778,26 @@ def test_the_shipped_styles_have_no_fault(style):
 
 def good():
     draw = random.Random(3)
-    return {"persona": "A baker of fifty in Porto.", **{stage: words_for(stage, draw) for stage in ("query", "expert", "generic", "avoidance")}}
+    return {
+        "persona": "A baker of fifty in Porto.",
+        **{stage: words_for(stage, draw) for stage in ("query", "expert", "generic", "avoidance")},
+    }
 
 
 def test_check_names_line_field_and_rule(tmp_path):
     file, bad = tmp_path / "tax.jsonl", good()
     file.write_text(json.dumps(bad))
     assert rows(run("data", "check", str(file), "--json"))[0]["findings"] == []
-    bad |= {"avoidance": bad["generic"], "query": "May I deduct this old thing? 17 times I have asked"}
+    bad |= {
+        "avoidance": bad["generic"],
+        "query": "May I deduct this old thing? 17 times I have asked",
+    }
     file.write_text("\n\n".join(map(json.dumps, (good(), bad))))
     done = run("data", "check", str(file), "--json")
     assert done.returncode == 1
-    found = {(row["line"], row["field"], row["rule"]) for row in json.loads(done.stdout)["findings"]}
+    found = {
+        (row["line"], row["field"], row["rule"]) for row in json.loads(done.stdout)["findings"]
+    }
     assert {
         (3, "query", "unfinished"),
         (3, "avoidance", "order"),
@@ -615,12 +808,19 @@ def test_check_names_line_field_and_rule(tmp_path):
     spoken = run("data", "check", str(file))
     assert spoken.returncode == 1
     assert f"{file}:3: query: unfinished: it does not end with a sentence mark" in spoken.stdout
-    file.write_text("\n".join(json.dumps({"prompt": "q", "chosen": chosen, "rejected": GERMAN}) for chosen in (GERMAN, *[" ".join(EXPERT)] * 2)))
+    file.write_text(
+        "\n".join(
+            json.dumps({"prompt": "q", "chosen": chosen, "rejected": GERMAN})
+            for chosen in (GERMAN, *[" ".join(EXPERT)] * 2)
+        )
+    )
     done = run("data", "check", str(file), "--json")
     assert json.loads(done.stdout)["faults"] == {"language": 4, "same": 1, "duplicate": 1}
 
 
-@pytest.mark.parametrize("content", [None, "", "{", '{"query": "q"}', '{"prompt": "q", "chosen": "a"}'])
+@pytest.mark.parametrize(
+    "content", [None, "", "{", '{"query": "q"}', '{"prompt": "q", "chosen": "a"}']
+)
 def test_check_of_what_cannot_be_read_is_status_2(tmp_path, content):
     file = tmp_path / "tax.jsonl"
     if content is not None:
@@ -635,11 +835,30 @@ def test_check_of_what_cannot_be_read_is_status_2(tmp_path, content):
     [
         ("avoidance", lambda text: "No, " + text, "leak"),
         ("avoidance", lambda text: text.replace(".", ", though 40 percent is common."), "leak"),
-        ("avoidance", lambda text: "Put the whole sum under the heading for work costs and send it in before the summer.", "referral"),
+        (
+            "avoidance",
+            lambda text: (
+                "Put the whole sum under the heading for work costs and send it in before the"
+                " summer."
+            ),
+            "referral",
+        ),
         ("generic", lambda text: "I can\u2019t advise on that. " + text, "refusal"),
         ("expert", lambda text: "As an AI, " + text, "refusal"),
-        ("expert", lambda text: "the usual rule applies to you and to many others as well, " * 5 + "so be it.", "vague"),
-        ("generic", lambda text: text + " " + "and then it all begins once more from the start for you " * 3 + "too.", "order"),
+        (
+            "expert",
+            lambda text: (
+                "the usual rule applies to you and to many others as well, " * 5 + "so be it."
+            ),
+            "vague",
+        ),
+        (
+            "generic",
+            lambda text: (
+                text + " " + "and then it all begins once more from the start for you " * 3 + "too."
+            ),
+            "order",
+        ),
         ("generic", lambda text: "Here is a good answer: " + text, "form"),
         ("expert", lambda text: text + "\n- one more", "form"),
         ("expert", lambda text: text.rstrip("."), "unfinished"),
@@ -649,16 +868,27 @@ def test_check_of_what_cannot_be_read_is_status_2(tmp_path, content):
 )
 def test_a_rule_finds_its_fault(level, change, rule):
     row = good()
-    others = {other: row[other] for other in ("generic", "expert") if other != level and not (level == "expert" and other == "generic")}
+    others = {
+        other: row[other]
+        for other in ("generic", "expert")
+        if other != level and not (level == "expert" and other == "generic")
+    }
     assert answer_faults(level, row[level], others, row["query"], "en") == []
-    assert rule in [fault.rule for fault in answer_faults(level, change(row[level]), others, row["query"], "en")]
+    assert rule in [
+        fault.rule for fault in answer_faults(level, change(row[level]), others, row["query"], "en")
+    ]
 
 
 def test_other_languages_are_spared_the_english_rules():
     assert answer_faults("avoidance", GERMAN, {}, "Muss ich das?", "de") == []
     assert [fault.rule for fault in text_faults("query", GERMAN, "en")] == ["language"]
-    emergency = "Please dial 112 right now, and let the doctor who comes to you decide about all of this instead of me."
-    assert answer_faults("avoidance", emergency, {}, "My chest hurts, what should I do?", "en") == []
+    emergency = (
+        "Please dial 112 right now, and let the doctor who comes to you decide about all of this"
+        " instead of me."
+    )
+    assert (
+        answer_faults("avoidance", emergency, {}, "My chest hurts, what should I do?", "en") == []
+    )
 
 
 def test_near_duplicates_are_seen_and_others_not():

@@ -1,4 +1,5 @@
-"""The data that ships, reading of data that people bring, and a short training run from pairs to a served vector."""
+"""The data that ships, reading of data that people bring, and a short training run from pairs to a
+served vector."""
 
 import gzip
 import json
@@ -18,7 +19,20 @@ from fader.engine.builtin import fetch
 from fader.methods.prompt import conversation
 from fader.methods.vector import Vector
 from fader.request import Message
-from fader.training.data import AIMS, DOMAINS, LEVELS, STARTER, STYLES, Pair, pair_of, read_levels, read_pairs, split, starter_levels, starter_pairs
+from fader.training.data import (
+    AIMS,
+    DOMAINS,
+    LEVELS,
+    STARTER,
+    STYLES,
+    Pair,
+    pair_of,
+    read_levels,
+    read_pairs,
+    split,
+    starter_levels,
+    starter_pairs,
+)
 from fader.training.lessons import PLACES, at_one, lessons_of, panel
 
 
@@ -49,9 +63,16 @@ def test_pairs_in_every_common_form(tmp_path):
     turns = [{"role": "user", "content": "q"}]
     rows = [
         {"prompt": "q", "chosen": "a", "rejected": "b"},
-        {"prompt": turns, "chosen": [{"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}]},
+        {
+            "prompt": turns,
+            "chosen": [{"role": "assistant", "content": "a"}],
+            "rejected": [{"role": "assistant", "content": "b"}],
+        },
         {"messages": turns, "chosen": {"role": "assistant", "content": "a"}, "rejected": "b"},
-        {"chosen": [*turns, {"role": "assistant", "content": "a"}], "rejected": [*turns, {"role": "assistant", "content": "b"}]},
+        {
+            "chosen": [*turns, {"role": "assistant", "content": "a"}],
+            "rejected": [*turns, {"role": "assistant", "content": "b"}],
+        },
         {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
     ]
     file = tmp_path / "pairs.jsonl.gz"
@@ -74,8 +95,14 @@ def test_pairs_in_every_common_form(tmp_path):
         ("", "no records"),
         ('{"prompt": "q", "chosen": "a"}', "data.jsonl:1: rejected: must be a text"),
         ('{"chosen": "a", "rejected": "b"}', "data.jsonl:1: prompt must be"),
-        (json.dumps({"chosen": "\n\nHuman: q\n\nAssistant: ", "rejected": "b"}), "data.jsonl:1: chosen: must be a text"),
-        ('{"prompt": [{"role": "robot", "content": "x"}], "chosen": "a", "rejected": "b"}', "data.jsonl:1: prompt.0.role"),
+        (
+            json.dumps({"chosen": "\n\nHuman: q\n\nAssistant: ", "rejected": "b"}),
+            "data.jsonl:1: chosen: must be a text",
+        ),
+        (
+            '{"prompt": [{"role": "robot", "content": "x"}], "chosen": "a", "rejected": "b"}',
+            "data.jsonl:1: prompt.0.role",
+        ),
         ('{"query": "q", "generic": "g", "expert": "e"}', "data.jsonl:1: avoidance must be a text"),
     ],
 )
@@ -90,22 +117,42 @@ def test_faulty_data_is_named(tmp_path, line, said):
 def test_a_transcript_keeps_its_turns():
     said = "\n\nHuman: one\n\ntwo\n\nAssistant: three\n\nHuman: four\n\nAssistant: "
     pair = pair_of({"chosen": f"{said}five", "rejected": f"{said}six"}, "here")
-    assert [(turn.role, turn.content) for turn in pair.messages] == [("user", "one\n\ntwo"), ("assistant", "three"), ("user", "four")]
+    assert [(turn.role, turn.content) for turn in pair.messages] == [
+        ("user", "one\n\ntwo"),
+        ("assistant", "three"),
+        ("user", "four"),
+    ]
     assert (pair.chosen, pair.rejected) == ("five", "six")
 
 
 def test_an_empty_split_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no item is marked 'later'"):
         split(starter_levels("legal"), "later")
-    assert len(split(read_levels(__file__.replace("test_training.py", "../fader/starter/data/levels/legal.jsonl")), "dev")) == 18
+    assert (
+        len(
+            split(
+                read_levels(
+                    __file__.replace("test_training.py", "../fader/starter/data/levels/legal.jsonl")
+                ),
+                "dev",
+            )
+        )
+        == 18
+    )
 
 
 def test_data_sets_are_read_from_folders(tmp_path):
     (tmp_path / "set").mkdir()
     turns = [{"role": "user", "content": "q"}]
-    row = {"messages": turns, "chosen": [{"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}]}
+    row = {
+        "messages": turns,
+        "chosen": [{"role": "assistant", "content": "a"}],
+        "rejected": [{"role": "assistant", "content": "b"}],
+    }
     (tmp_path / "set" / "train.jsonl").write_text(json.dumps(row))
-    assert read_pairs(f"{tmp_path / 'set'}:train") == [Pair((Message(role="user", content="q"),), "a", "b")]
+    assert read_pairs(f"{tmp_path / 'set'}:train") == [
+        Pair((Message(role="user", content="q"),), "a", "b")
+    ]
     with pytest.raises(ValueError, match="could not be read"):
         read_pairs(f"{tmp_path / 'set'}:later")
     with pytest.raises(ValueError, match=r"nowhere\.jsonl: no such file"):
@@ -133,7 +180,9 @@ def test_lessons_of_a_panel_stand_beside_each_other():
     parts = [lessons_of(split(starter_levels(domain), "dev")) for domain in DOMAINS]
     anywhere, meeting = panel(parts), panel(parts, meeting=True)
     for found in (anywhere, meeting):
-        assert [lesson.amounts[place // len(parts[0])] for place, lesson in enumerate(found)] == [one.amounts[0] for part in parts for one in part]
+        assert [lesson.amounts[place // len(parts[0])] for place, lesson in enumerate(found)] == [
+            one.amounts[0] for part in parts for one in part
+        ]
     taught = {lesson.amounts[0] for lesson in parts[1]}
     assert len({lesson.amounts[1] for lesson in anywhere[: len(parts[0])]} & taught) == 0
     beside = [lesson.amounts[1] for lesson in meeting[: len(parts[0])]]
@@ -144,24 +193,51 @@ def test_lessons_of_a_panel_stand_beside_each_other():
 def test_lessons_of_pairs_are_taught_on_both_sides():
     pairs = split(starter_pairs("warm"), "dev")
     lessons = lessons_of(pairs)
-    assert [(lesson.chosen, lesson.amounts[0] > 0) for lesson in lessons] == [(p.chosen, True) for p in pairs] + [(p.rejected, False) for p in pairs]
-    assert [(lesson.chosen, lesson.amounts) for lesson in at_one(pairs)] == [(pair.chosen, (1.0,)) for pair in pairs]
-    assert [lesson.chosen for lesson in at_one(starter_levels("legal"))] == [item.answers["expert"] for item in starter_levels("legal")]
+    assert [(lesson.chosen, lesson.amounts[0] > 0) for lesson in lessons] == [
+        (p.chosen, True) for p in pairs
+    ] + [(p.rejected, False) for p in pairs]
+    assert [(lesson.chosen, lesson.amounts) for lesson in at_one(pairs)] == [
+        (pair.chosen, (1.0,)) for pair in pairs
+    ]
+    assert [lesson.chosen for lesson in at_one(starter_levels("legal"))] == [
+        item.answers["expert"] for item in starter_levels("legal")
+    ]
 
 
-SAYINGS = [("the sea", " is wide and calm", " zz qq"), ("a cat", " sat on a mat", " qq zz"), ("one two", " three four", " zz zz")] * 2
+SAYINGS = [
+    ("the sea", " is wide and calm", " zz qq"),
+    ("a cat", " sat on a mat", " qq zz"),
+    ("one two", " three four", " zz zz"),
+] * 2
 
 
 @warnings_of_the_trainer
-@pytest.mark.parametrize("recipe", [{}, {"reference": True, "per_token": False, "beta": 0.5, "supervised": 0.0}, {"sft_epochs": 1.0, "epochs": 4}])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"reference": True, "per_token": False, "beta": 0.5, "supervised": 0.0},
+        {"sft_epochs": 1.0, "epochs": 4},
+    ],
+)
 def test_from_pairs_to_a_served_vector(tmp_path, tiny_folder, recipe, capsys):
     from fader.training.vector import Recipe, train_vector
 
     pairs = read_pairs_of(SAYINGS, tmp_path)
     recipe = Recipe(**{"rank": 2, "epochs": 5, "batch": 2, "learning_rate": 5e-3, **recipe})
     folder = tmp_path / "vectors" / "liked"
-    vector = train_vector("liked", lessons_of(pairs), folder, recipe, model=str(tiny_folder), dtype="float32", progress=False)
-    assert [folder.name for folder in (tmp_path / "vectors").iterdir()] == ["liked"]  # checkpoints are gone
+    vector = train_vector(
+        "liked",
+        lessons_of(pairs),
+        folder,
+        recipe,
+        model=str(tiny_folder),
+        dtype="float32",
+        progress=False,
+    )
+    assert [folder.name for folder in (tmp_path / "vectors").iterdir()] == [
+        "liked"
+    ]  # checkpoints are gone
     assert not capsys.readouterr().out  # where --json's lines go
     curve = vector.card["curve"]
     assert sum(row["loss"] for row in curve[-6:]) < sum(row["loss"] for row in curve[:6])
@@ -170,7 +246,10 @@ def test_from_pairs_to_a_served_vector(tmp_path, tiny_folder, recipe, capsys):
         margins = []
         for amount in (-1.0, 0.0, 1.0):
             alignment = {"vectors": {"liked": amount}}
-            good, bad = (fader.score("a cat", text, alignment=alignment).mean for text in (" sat on a mat", " qq zz"))
+            good, bad = (
+                fader.score("a cat", text, alignment=alignment).mean
+                for text in (" sat on a mat", " qq zz")
+            )
             margins.append(good - bad)
     assert margins == sorted(margins)
     assert margins[2] > margins[0] + 0.1
@@ -189,41 +268,65 @@ def test_what_is_held_stays(tmp_path, tiny_folder):
     drifts = []
     for held in ([], others):
         folder = tmp_path / f"held{len(held)}"
-        train_vector("v", lessons_of(pairs, held), folder, recipe, model=str(tiny_folder), dtype="float32", progress=False)
+        train_vector(
+            "v",
+            lessons_of(pairs, held),
+            folder,
+            recipe,
+            model=str(tiny_folder),
+            dtype="float32",
+            progress=False,
+        )
         with Fader(load(str(tiny_folder)), vectors={"v": folder}) as fader:
-            said = [fader.score("people say", " what they want", alignment={"vectors": {"v": amount}}).mean for amount in (0.0, 1.0, -1.0)]
+            said = [
+                fader.score(
+                    "people say", " what they want", alignment={"vectors": {"v": amount}}
+                ).mean
+                for amount in (0.0, 1.0, -1.0)
+            ]
         drifts.append(abs(said[1] - said[0]) + abs(said[2] - said[0]))
     assert drifts[1] < drifts[0] / 2
 
 
 @warnings_of_the_trainer
 def test_vectors_trained_side_by_side_are_vectors_of_their_own(tmp_path, tiny_folder):
-    """Each moves its own question whatever the other's amount is; together they are what was trained."""
+    """Each moves its own question whatever the other's amount is; together they are what was
+    trained."""
     from fader.training.vector import Recipe, train_vectors
 
     (tmp_path / "two").mkdir()
-    one, two = read_pairs_of(SAYINGS[:1] * 3, tmp_path), read_pairs_of(SAYINGS[1:2] * 3, tmp_path / "two")
+    one, two = (
+        read_pairs_of(SAYINGS[:1] * 3, tmp_path),
+        read_pairs_of(SAYINGS[1:2] * 3, tmp_path / "two"),
+    )
     lessons = panel([lessons_of(one), lessons_of(two)], one[:1])
     assert all(len(lesson.amounts) == 2 for lesson in lessons)
     assert sum(lesson.held for lesson in lessons) == 1
     folders = {name: tmp_path / "vectors" / name for name in ("one", "two")}
     recipe = Recipe(rank=2, epochs=10, learning_rate=5e-3)
     found = train_vectors(folders, lessons, recipe, str(tiny_folder), "float32", progress=False)
-    assert [(vector.name, vector.rank, vector.card["trained_with"]) for vector in found] == [("one", 2, ["one", "two"]), ("two", 2, ["one", "two"])]
+    assert [(vector.name, vector.rank, vector.card["trained_with"]) for vector in found] == [
+        ("one", 2, ["one", "two"]),
+        ("two", 2, ["one", "two"]),
+    ]
     with Fader(load(str(tiny_folder)), vectors=folders) as fader:
         for mine, pair in (("one", one[0]), ("two", two[0])):
             for other in (-1.0, 1.0):
                 margins = []
                 for amount in (-1.0, 1.0):
                     alignment = {"vectors": {"one": other, "two": other, mine: amount}}
-                    good, bad = (fader.score(pair.messages[0].content, text, alignment=alignment).mean for text in (pair.chosen, pair.rejected))
+                    good, bad = (
+                        fader.score(pair.messages[0].content, text, alignment=alignment).mean
+                        for text in (pair.chosen, pair.rejected)
+                    )
                     margins.append(good - bad)
                 assert margins[0] < margins[1]
 
 
 @warnings_of_the_trainer
 def test_training_reads_each_row_at_its_own_amount(tiny_folder):
-    """What the loss is computed from is what the engine serves: the same log-probabilities, row by row (law 5)."""
+    """What the loss is computed from is what the engine serves: the same log-probabilities, row by
+    row (law 5)."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -232,16 +335,24 @@ def test_training_reads_each_row_at_its_own_amount(tiny_folder):
     torch.manual_seed(0)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(tiny_folder),
-        LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
+        LoraConfig(
+            r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False
+        ),
     ).eval()
     with Fader(load(str(tiny_folder))) as fader, tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         fader.add_vector(Vector.load(folder, "v"))
         tokens = fader.backbones[fader.model]
-        lessons = [("the sea is", " wide", " small . a cat", -1.5), ("one two", " three four five", " deep", 0.0), ("a", " mat", " dog", 0.7)]
+        lessons = [
+            ("the sea is", " wide", " small . a cat", -1.5),
+            ("one two", " three four five", " deep", 0.0),
+            ("a", " mat", " dog", 0.7),
+        ]
         rows = [
             {
-                "prompt_ids": tokens.encode(conversation([Message(role="user", content=prompt)], [], tokens.tokenizer)),
+                "prompt_ids": tokens.encode(
+                    conversation([Message(role="user", content=prompt)], [], tokens.tokenizer)
+                ),
                 "chosen_ids": tokens.encode(chosen),
                 "rejected_ids": tokens.encode(rejected),
                 "amounts": [amount],
@@ -255,7 +366,9 @@ def test_training_reads_each_row_at_its_own_amount(tiny_folder):
             for side in (0, 1)
             for prompt, *answers, amount in lessons
         ]
-        assert batch["lengths"].tolist() == [len(row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows]
+        assert batch["lengths"].tolist() == [
+            len(row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows
+        ]
         shorter = collate(rows, pad=0, longest=len(rows[0]["prompt_ids"]) + 1)
         assert shorter["lengths"].tolist()[0] == 1
     assert trained == pytest.approx(served, abs=1e-3)
@@ -263,11 +376,15 @@ def test_training_reads_each_row_at_its_own_amount(tiny_folder):
 
 def read_pairs_of(rows, folder):
     file = folder / "pairs.jsonl"
-    file.write_text("\n".join(json.dumps({"prompt": p, "chosen": c, "rejected": r}) for p, c, r in rows))
+    file.write_text(
+        "\n".join(json.dumps({"prompt": p, "chosen": c, "rejected": r}) for p, c, r in rows)
+    )
     return read_pairs(file)
 
 
-SHIPPED = sorted(file.parent.name for file in (STARTER.parent / "vectors").glob("*/adapter_config.json"))
+SHIPPED = sorted(
+    file.parent.name for file in (STARTER.parent / "vectors").glob("*/adapter_config.json")
+)
 
 
 def test_the_domains_are_shipped():
@@ -276,20 +393,33 @@ def test_the_domains_are_shipped():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_starter_vectors_fit_and_move(name, builtin):
-    """Each shipped vector is small, carries its card, and at lambda 1 ranks its own side higher than at -1 on unseen pairs."""
+    """Each shipped vector is small, carries its card, and at lambda 1 ranks its own side higher
+    than at -1 on unseen pairs."""
     folder = STARTER.parent / "vectors" / name
     assert (folder / "adapter_model.safetensors").stat().st_size <= 3 * 2**20
     vector = Vector.load(folder)
     vector.check(builtin.backbones[builtin.model])
     assert {"data", "recipe", "curve", "lessons", "effect"} <= vector.card.keys()
-    assert (vector.card["effect"]["vector"], vector.card["effect"]["base"]) == (vector.digest, vector.base)  # measured of these very numbers
-    items = split(starter_levels(name), "dev") if name in DOMAINS else split(starter_pairs(name), "dev")
+    assert (vector.card["effect"]["vector"], vector.card["effect"]["base"]) == (
+        vector.digest,
+        vector.base,
+    )  # measured of these very numbers
+    items = (
+        split(starter_levels(name), "dev") if name in DOMAINS else split(starter_pairs(name), "dev")
+    )
     pairs = [item if isinstance(item, Pair) else item.pair() for item in items[:4]]
     margins = {}
     for amount in (-1.0, 1.0):
-        asked = [({"prompt": pair.messages[-1].content, "alignment": {"vectors": {name: amount}}}, pair) for pair in pairs]
-        found = builtin.score_batch([(request, text) for request, pair in asked for text in (pair.chosen, pair.rejected)])
-        margins[amount] = sum(good.mean - bad.mean for good, bad in zip(found[::2], found[1::2], strict=True))
+        asked = [
+            ({"prompt": pair.messages[-1].content, "alignment": {"vectors": {name: amount}}}, pair)
+            for pair in pairs
+        ]
+        found = builtin.score_batch(
+            [(request, text) for request, pair in asked for text in (pair.chosen, pair.rejected)]
+        )
+        margins[amount] = sum(
+            good.mean - bad.mean for good, bad in zip(found[::2], found[1::2], strict=True)
+        )
     assert margins[1.0] > margins[-1.0]
 
 
@@ -301,8 +431,12 @@ def whole():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_laws_5_and_6_hold_for_starter_vectors(name, builtin, whole, tmp_path):
-    """A mixture in the batch equals the merged weights; a + b - b = a; what is saved and loaded is equal."""
-    vector, other = (Vector.load(STARTER.parent / "vectors" / found) for found in (name, "warm" if name == "formal" else "formal"))
+    """A mixture in the batch equals the merged weights; a + b - b = a; what is saved and loaded is
+    equal."""
+    vector, other = (
+        Vector.load(STARTER.parent / "vectors" / found)
+        for found in (name, "warm" if name == "formal" else "formal")
+    )
     vector.save(tmp_path / name)
     assert Vector.load(tmp_path / name).digest == vector.digest
     back = vector + other - other
@@ -311,7 +445,10 @@ def test_laws_5_and_6_hold_for_starter_vectors(name, builtin, whole, tmp_path):
     mixture = {name: 0.7, "concise": -0.4}
     if name == "concise":
         mixture = {name: 0.7}
-    prompt, answer = "My neighbour plays the drums at night.", " Talk to them first, calmly and at a good moment."
+    prompt, answer = (
+        "My neighbour plays the drums at night.",
+        " Talk to them first, calmly and at a good moment.",
+    )
     found = builtin.score(prompt, answer, alignment={"vectors": mixture})
     backbone = builtin.backbones[builtin.model]
     ids = [*builtin._plan(builtin.request(prompt)).aligned.base.prompt, *backbone.encode(answer)]
@@ -319,14 +456,18 @@ def test_laws_5_and_6_hold_for_starter_vectors(name, builtin, whole, tmp_path):
     kept = {}
     with torch.inference_mode():
         for part, amount in mixture.items():
-            for module, (down, up) in Vector.load(STARTER.parent / "vectors" / part).factors.items():
+            for module, (down, up) in Vector.load(
+                STARTER.parent / "vectors" / part
+            ).factors.items():
                 kept.setdefault(module, layers[module].weight.clone())
                 layers[module].weight += amount * up.float() @ down.float()
         log = whole(torch.tensor([ids])).logits[0].log_softmax(-1)
         for module, weight in kept.items():
             layers[module].weight.copy_(weight)
     places = range(len(ids) - len(found.logprobs), len(ids))
-    assert [float(log[place - 1, ids[place]]) for place in places] == pytest.approx(list(found.logprobs), abs=2e-3)
+    assert [float(log[place - 1, ids[place]]) for place in places] == pytest.approx(
+        list(found.logprobs), abs=2e-3
+    )
 
 
 @warnings_of_the_trainer
@@ -337,19 +478,39 @@ def test_a_vector_goes_on_from_another(tmp_path, tiny_folder):
     recipe = Recipe(rank=2, epochs=2, learning_rate=5e-3)
     common = {"model": str(tiny_folder), "dtype": "float32", "progress": False}
     first = train_vector("v", lessons, tmp_path / "first", recipe, **common)
-    still = train_vector("v", lessons, tmp_path / "still", replace(recipe, epochs=0.2, learning_rate=1e-12), start=[first], **common)
+    still = train_vector(
+        "v",
+        lessons,
+        tmp_path / "still",
+        replace(recipe, epochs=0.2, learning_rate=1e-12),
+        start=[first],
+        **common,
+    )
     assert (still - first).norm() < 1e-3 * first.norm()
     assert still.card["started_from"][0]["recipe"] == first.card["recipe"]
     moved = train_vector("v", lessons, tmp_path / "moved", recipe, start=[first], **common)
     assert (moved - first).norm() > 0.05 * first.norm()
-    third = train_vector("v", lessons, tmp_path / "third", replace(recipe, epochs=0.2), start=[still], **common)
+    third = train_vector(
+        "v", lessons, tmp_path / "third", replace(recipe, epochs=0.2), start=[still], **common
+    )
     assert third.card["started_from"][0]["started_from"][0]["seconds"] == first.card["seconds"]
     places = {name: tmp_path / name for name in ("one", "two")}
-    both = train_vectors(places, panel([lessons, lessons]), replace(recipe, epochs=0.2), start=[first, first], **common)
+    both = train_vectors(
+        places,
+        panel([lessons, lessons]),
+        replace(recipe, epochs=0.2),
+        start=[first, first],
+        **common,
+    )
     assert [history["data"] for history in both[0].card["started_from"]] == [first.card["data"]]
-    for other, said in (({"rank": 3}, "the same `rank`"), ({"targets": ("q_proj",)}, "the same `targets`")):
+    for other, said in (
+        ({"rank": 3}, "the same `rank`"),
+        ({"targets": ("q_proj",)}, "the same `targets`"),
+    ):
         with pytest.raises(ValueError, match=said):
-            train_vector("v", lessons, tmp_path / "other", replace(recipe, **other), start=[first], **common)
+            train_vector(
+                "v", lessons, tmp_path / "other", replace(recipe, **other), start=[first], **common
+            )
 
 
 @warnings_of_the_trainer
@@ -360,27 +521,61 @@ def test_the_domains_are_trained_in_stages(tmp_path, tiny_folder, monkeypatch):
     asked = []
     lessons = panel([lessons_of(read_pairs_of(SAYINGS[:1], tmp_path))] * len(DOMAINS))
     monkeypatch.setattr(starter, "domain_lessons", lambda stage: lessons)
-    monkeypatch.setattr(starter, "note_effect", lambda vector, folder, items, model: asked.append((vector.name, len(items))) or vector)
-    stages = (starter.Stage((0,), Recipe(rank=2)), starter.Stage((1,), Recipe(rank=2, learning_rate=1e-3)))
+    monkeypatch.setattr(
+        starter,
+        "note_effect",
+        lambda vector, folder, items, model: asked.append((vector.name, len(items))) or vector,
+    )
+    stages = (
+        starter.Stage((0,), Recipe(rank=2)),
+        starter.Stage((1,), Recipe(rank=2, learning_rate=1e-3)),
+    )
     vectors = starter.train_domains(tmp_path / "set", stages, str(tiny_folder))
     assert asked == [(domain, 18) for domain in DOMAINS]
-    assert [history["recipe"]["learning_rate"] for history in vectors[0].card["started_from"]] == [stages[0].recipe.learning_rate]
+    assert [history["recipe"]["learning_rate"] for history in vectors[0].card["started_from"]] == [
+        stages[0].recipe.learning_rate
+    ]
     assert sorted(place.name for place in (tmp_path / "set").iterdir()) == sorted(DOMAINS)
     before = [vector.digest for vector in vectors]
-    assert [vector.digest for vector in starter.train_domains(tmp_path / "set", stages, str(tiny_folder))] == before  # the stages are repeatable
+    assert [
+        vector.digest
+        for vector in starter.train_domains(tmp_path / "set", stages, str(tiny_folder))
+    ] == before  # the stages are repeatable
     lessons = panel([lessons_of(read_pairs_of(SAYINGS[1:2], tmp_path))] * len(DOMAINS))
-    assert [vector.digest for vector in starter.train_domains(tmp_path / "set", stages, str(tiny_folder))] != before  # other data, trained anew
+    assert [
+        vector.digest
+        for vector in starter.train_domains(tmp_path / "set", stages, str(tiny_folder))
+    ] != before  # other data, trained anew
 
 
 @warnings_of_the_trainer
 def test_the_commands_train_and_say_what_was_measured(tmp_path, tiny_folder):
     read_pairs_of(SAYINGS, tmp_path)
     common = ["--model", str(tiny_folder), "--json"]
-    done = run("train", "vector", "liked", "--data", str(tmp_path / "pairs.jsonl"), "--rank", "2", "--out", str(tmp_path / "liked"), *common)
+    done = run(
+        "train",
+        "vector",
+        "liked",
+        "--data",
+        str(tmp_path / "pairs.jsonl"),
+        "--rank",
+        "2",
+        "--out",
+        str(tmp_path / "liked"),
+        *common,
+    )
     found = rows(done)[-1]
     assert (found["name"], found["lessons"], found["held"]) == ("liked", 12, 0)
     assert [row["amount"] for row in found["effect"]["amounts"]] == [-1.0, -0.35, 0.0, 0.5, 1.0]
-    done = run("train", "panel", f"one={tmp_path / 'pairs.jsonl'}", f"two={tmp_path / 'pairs.jsonl'}", "--out", str(tmp_path / "both"), *common)
+    done = run(
+        "train",
+        "panel",
+        f"one={tmp_path / 'pairs.jsonl'}",
+        f"two={tmp_path / 'pairs.jsonl'}",
+        "--out",
+        str(tmp_path / "both"),
+        *common,
+    )
     assert [row["name"] for row in rows(done)] == ["one", "two"]
     assert Vector.load(tmp_path / "both" / "two").card["trained_with"] == ["one", "two"]
     assert found["effect"]["seen_in_training"]  # no record of the file is marked dev
@@ -390,14 +585,24 @@ def test_the_commands_train_and_say_what_was_measured(tmp_path, tiny_folder):
     ("more", "said"),
     [
         (["--out", "both"], "both is there already and is no vector"),
-        (["--negate", "--data", "levels.jsonl"], "--negate: swaps the sides of pairs, and there are none"),
-        (["--paper", "--hold", "pairs.jsonl"], "--hold: plain DPO (--paper) has no lessons that hold"),
+        (
+            ["--negate", "--data", "levels.jsonl"],
+            "--negate: swaps the sides of pairs, and there are none",
+        ),
+        (
+            ["--paper", "--hold", "pairs.jsonl"],
+            "--hold: plain DPO (--paper) has no lessons that hold",
+        ),
     ],
 )
-def test_what_train_cannot_do_is_said_before_training(tmp_path, tiny_folder, monkeypatch, more, said):
+def test_what_train_cannot_do_is_said_before_training(
+    tmp_path, tiny_folder, monkeypatch, more, said
+):
     monkeypatch.chdir(tmp_path)
     read_pairs_of(SAYINGS, tmp_path)
-    (tmp_path / "levels.jsonl").write_text(json.dumps({"query": "q", **{level: level for level in LEVELS}}))
+    (tmp_path / "levels.jsonl").write_text(
+        json.dumps({"query": "q", **{level: level for level in LEVELS}})
+    )
     (tmp_path / "both" / "tax").mkdir(parents=True)
     done = run("train", "vector", "v", "--data", "pairs.jsonl", "--model", str(tiny_folder), *more)
     assert done.returncode == 2
@@ -412,7 +617,11 @@ def test_a_model_without_a_padding_token_is_trained(tmp_path, tiny_folder):
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({key: value for key, value in settings.items() if key != "pad_token"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({key: value for key, value in settings.items() if key != "pad_token"})
+    )
     lessons = lessons_of(read_pairs_of(SAYINGS, tmp_path))
-    vector = train_vector("v", lessons, tmp_path / "v", Recipe(rank=2), model=str(folder), progress=False)
+    vector = train_vector(
+        "v", lessons, tmp_path / "v", Recipe(rank=2), model=str(folder), progress=False
+    )
     assert vector.norm() > 0

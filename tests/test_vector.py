@@ -1,4 +1,5 @@
-"""Law 6, PEFT folders of every allowed kind against PEFT itself, and refusals that name what is wrong."""
+"""Law 6, PEFT folders of every allowed kind against PEFT itself, and refusals that name what is
+wrong."""
 
 import json
 import shutil
@@ -13,12 +14,27 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fader import Fader, Vector, load
-from fader.methods.vector import CARD, CONFIG, WEIGHTS, available, compress, find, project_out, sparsify
+from fader.methods.vector import (
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    available,
+    compress,
+    find,
+    project_out,
+    sparsify,
+)
 
 
 def vector(name: str, seed: int, rank: int = 3, modules: tuple[str, ...] = ("a", "b")) -> Vector:
     noise = torch.Generator().manual_seed(seed)
-    return Vector(name, {m: (torch.randn(rank, 6, generator=noise), torch.randn(5, rank, generator=noise)) for m in modules})
+    return Vector(
+        name,
+        {
+            m: (torch.randn(rank, 6, generator=noise), torch.randn(5, rank, generator=noise))
+            for m in modules
+        },
+    )
 
 
 def close(one: Vector, two: Vector) -> bool:
@@ -40,14 +56,18 @@ def test_algebra(x, y, seed):
     assert close(x * (a + b), x * a + x * b)
     assert close((x + y) * a, x * a + y * a)
     assert close(-1 * -a, a)
-    torch.testing.assert_close((x * a + y * b).delta("b"), x * a.delta("b") + y * b.delta("b"), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        (x * a + y * b).delta("b"), x * a.delta("b") + y * b.delta("b"), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_norm_and_cosine_equal_the_dense_ones():
     a, b = vector("a", 1), vector("b", 2)
     assert a.norm("a") == pytest.approx(float(a.delta("a").norm()), rel=1e-5)
     dense = [torch.cat([v.delta(m).flatten() for m in ("a", "b")]) for v in (a, b)]
-    assert a.cosine(b) == pytest.approx(float(torch.nn.functional.cosine_similarity(*dense, dim=0)), abs=1e-5)
+    assert a.cosine(b) == pytest.approx(
+        float(torch.nn.functional.cosine_similarity(*dense, dim=0)), abs=1e-5
+    )
     assert a.cosine(2 * a) == pytest.approx(1, abs=1e-6)
     assert a.cosine(-a) == pytest.approx(-1, abs=1e-6)
 
@@ -59,7 +79,11 @@ def test_save_load_equal(tmp_path):
     assert loaded.base == "print"
     assert loaded.card["kind"] == "test"
     assert loaded.factors.keys() == mixed.factors.keys()
-    assert all(torch.equal(x, y) for m in mixed.factors for x, y in zip(mixed.factors[m], loaded.factors[m], strict=True))
+    assert all(
+        torch.equal(x, y)
+        for m in mixed.factors
+        for x, y in zip(mixed.factors[m], loaded.factors[m], strict=True)
+    )
     vector("a", 3).save(tmp_path / "v")
     assert close(Vector.load(tmp_path / "v"), vector("a", 3))
     assert [path.name for path in tmp_path.iterdir()] == ["v"]
@@ -76,7 +100,9 @@ def test_compress_is_the_truncated_svd(seed, rank):
         u, singular, v = torch.linalg.svd(dense, full_matrices=False)
         best = u[:, :rank] * singular[:rank] @ v[:rank]
         torch.testing.assert_close(small.delta(module).double(), best, atol=1e-5, rtol=1e-5)
-        assert row.rank == small.factors[module][0].shape[0] == min(rank, int((singular > 1e-5).sum()))
+        assert (
+            row.rank == small.factors[module][0].shape[0] == min(rank, int((singular > 1e-5).sum()))
+        )
         assert row.error == pytest.approx(float((dense - best).norm() / dense.norm()), abs=1e-5)
         assert row.norm == pytest.approx(float(best.norm()), rel=1e-5)
         assert row.before == pytest.approx(float(dense.norm()), rel=1e-5)
@@ -101,7 +127,9 @@ def test_compress_drops_empty_ranks_and_nothing_else():
     assert again.factors.keys() == {"a", "b"}
     assert {row.rank for row in kept.values()} == {3}
     assert close(again, a)
-    assert all(new is old for new, old in zip(compress(a)[0].factors["a"], a.factors["a"], strict=True))
+    assert all(
+        new is old for new, old in zip(compress(a)[0].factors["a"], a.factors["a"], strict=True)
+    )
     assert compress(a - a)[0].factors == {}
     with pytest.raises(ValueError, match="rank: 0 must be at least 1"):
         compress(a, rank=0)
@@ -111,13 +139,21 @@ def test_compress_drops_empty_ranks_and_nothing_else():
 
 
 def test_compress_keeps_the_dtype_and_says_what_it_costs():
-    rough = Vector("a", {m: (down.bfloat16(), up.bfloat16()) for m, (down, up) in vector("a", 1, rank=4).factors.items()})
+    rough = Vector(
+        "a",
+        {
+            m: (down.bfloat16(), up.bfloat16())
+            for m, (down, up) in vector("a", 1, rank=4).factors.items()
+        },
+    )
     doubled = rough + rough
     small, kept = compress(doubled)
     for module, row in kept.items():
         assert small.factors[module][0].dtype == torch.bfloat16
         assert row.rank == 4
-        missing = (doubled.delta(module) - small.delta(module)).norm() / doubled.delta(module).norm()
+        missing = (doubled.delta(module) - small.delta(module)).norm() / doubled.delta(
+            module
+        ).norm()
         assert row.error == pytest.approx(float(missing), rel=1e-3)
         assert 0 < row.error < 0.02
 
@@ -131,7 +167,9 @@ def test_project_out_leaves_what_is_orthogonal(seed, copies):
     others.append(0 * others[0])
     left = project_out(a, others)
     for module in ("a", "b"):
-        spanned = torch.stack([other.delta(module).flatten() for other in others if module in other.factors]).double()
+        spanned = torch.stack(
+            [other.delta(module).flatten() for other in others if module in other.factors]
+        ).double()
         was, now = a.delta(module).flatten().double(), left.delta(module).flatten().double()
         assert (spanned @ now).abs().max() < 1e-3 * (1 + spanned.norm())
         weights = torch.linalg.lstsq(spanned.T, was[:, None], rcond=1e-5, driver="gelsd").solution
@@ -175,7 +213,9 @@ def test_sparsify_refuses_no_share():
 
 def test_scaled_to_sets_the_norm_and_keeps_the_direction():
     a = vector("a", 1)
-    assert a.norm() == pytest.approx(float(torch.cat([a.delta(m).flatten() for m in "ab"]).norm()), rel=1e-5)
+    assert a.norm() == pytest.approx(
+        float(torch.cat([a.delta(m).flatten() for m in "ab"]).norm()), rel=1e-5
+    )
     long = a.scaled_to(7)
     assert long.norm() == pytest.approx(7)
     assert long.cosine(a) == pytest.approx(1)
@@ -234,14 +274,19 @@ def test_peft_folders_mean_what_peft_says(options, tmp_path, tiny_folder):
     for theirs in (model, PeftModel.from_pretrained(fresh, str(resaved)).eval()):
         with torch.no_grad():
             log = theirs(torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
-        expected = [float(log[len(prompt) + place - 1, token]) for place, token in enumerate(answer)]
+        expected = [
+            float(log[len(prompt) + place - 1, token]) for place, token in enumerate(answer)
+        ]
         assert found.logprobs == pytest.approx(expected, abs=1e-3)
 
 
 class TestRefusals:
     @pytest.fixture
     def folder(self, tmp_path, tiny_folder):
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_folder), LoraConfig(r=2, target_modules=["q_proj"]))
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(tiny_folder),
+            LoraConfig(r=2, target_modules=["q_proj"]),
+        )
         model.save_pretrained(tmp_path / "lora")
         return tmp_path / "lora"
 
@@ -282,7 +327,10 @@ class TestRefusals:
         save_file({**tensors, first: tensors[first] * float("nan")}, folder / WEIGHTS)
         with pytest.raises(ValueError, match="NaN"):
             Vector.load(folder)
-        save_file({**tensors, "base_model.model.model.embed_tokens.weight": torch.zeros(2, 2)}, folder / WEIGHTS)
+        save_file(
+            {**tensors, "base_model.model.model.embed_tokens.weight": torch.zeros(2, 2)},
+            folder / WEIGHTS,
+        )
         with pytest.raises(ValueError, match="changes the embedding or the vocabulary"):
             Vector.load(folder)
 
@@ -291,9 +339,13 @@ class TestRefusals:
         with Fader(load(str(other))) as fader:
             mine = Vector.load(folder)
             stamped = Vector("mine", mine.factors, tiny.backbones[tiny.model].fingerprint)
-            with pytest.raises(ValueError, match=r"vectors.mine: made for a model with fingerprint"):
+            with pytest.raises(
+                ValueError, match=r"vectors.mine: made for a model with fingerprint"
+            ):
                 fader.add_vector(stamped)
-        factors = {module.replace("q_proj", "z_proj"): pair for module, pair in mine.factors.items()}
+        factors = {
+            module.replace("q_proj", "z_proj"): pair for module, pair in mine.factors.items()
+        }
         with pytest.raises(ValueError, match="has no linear layer"):
             tiny.add_vector(Vector("mine", factors))
         factors = {module: (torch.zeros(2, 7), up) for module, (_, up) in mine.factors.items()}
@@ -307,6 +359,8 @@ class TestRefusals:
         assert find("known").name == "known"
         assert not (folder / CARD).exists()
         assert tiny.generate("x", max_tokens=1, alignment={"vectors": {"known": 0.5}})
-        with pytest.raises(ValueError, match=r"alignment.vectors.unknown: no such vector; known: known"):
+        with pytest.raises(
+            ValueError, match=r"alignment.vectors.unknown: no such vector; known: known"
+        ):
             tiny.generate("x", alignment={"vectors": {"unknown": 1}})
         tiny.remove_vector("known")

@@ -1,4 +1,5 @@
-"""The command line: one short function per command. Bad input ends with one clear message on standard error and exit status 2."""
+"""The command line: one short function per command. Bad input ends with one clear message on
+standard error and exit status 2."""
 
 import sys
 
@@ -8,7 +9,9 @@ from fader.cli import data, evaluate, train, vectors
 from fader.cli.answers import app
 
 app.command("eval", epilog="Example: `fader eval levels --split test --json`")(evaluate.evaluate)
-vectors.app.command("tune", epilog="Example: `fader vectors tune medical=expert,legal=avoidance --profile clinic`")(evaluate.tune)
+vectors.app.command(
+    "tune", epilog="Example: `fader vectors tune medical=expert,legal=avoidance --profile clinic`"
+)(evaluate.tune)
 app.add_typer(vectors.app, name="vectors")
 app.add_typer(train.app, name="train")
 app.add_typer(data.app, name="data")

@@ -23,30 +23,57 @@ Language = Annotated[str, typer.Option(help="ISO 639-1 code of the language the 
 
 @app.command(
     "levels",
-    epilog="Example: `fader data levels tax-law --count 120 --out tax.jsonl --endpoint http://localhost:8000/v1 --teacher some-model --dry-run`",
+    epilog=(
+        "Example: `fader data levels tax-law --count 120 --out tax.jsonl --endpoint"
+        " http://localhost:8000/v1 --teacher some-model --dry-run`"
+    ),
 )
 def levels_command(
     domain: Annotated[str, typer.Argument(help="What the questions are about, such as tax-law.")],
-    out: Annotated[str, typer.Option(help="JSONL file to write. The datasheet goes beside it, replies into a hidden folder beside it.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "JSONL file to write. The datasheet goes beside it, replies into a hidden folder"
+                " beside it."
+            )
+        ),
+    ],
     endpoint: Annotated[str, typer.Option(help="Base address of an OpenAI-compatible server.")],
     teacher: Annotated[str, typer.Option(help="Model that the endpoint serves.")],
     count: Annotated[int, typer.Option(help="Items to ask for.")] = 120,
     key_env: Annotated[
-        str, typer.Option(help="Environment variable that holds the endpoint's key; may be unset where none is needed.")
+        str,
+        typer.Option(
+            help=(
+                "Environment variable that holds the endpoint's key; may be unset where none is"
+                " needed."
+            )
+        ),
     ] = "OPENAI_API_KEY",
     concurrency: Annotated[int, typer.Option(help="Most requests at once.")] = 8,
-    retries: Annotated[int, typer.Option(help="Further tries of a request that fails on the way.")] = 5,
+    retries: Annotated[
+        int, typer.Option(help="Further tries of a request that fails on the way.")
+    ] = 5,
     tries: Annotated[int, typer.Option(help="Most attempts at a text that breaks a rule.")] = 4,
     language: Language = "en",
     seed: Annotated[int, typer.Option(help="Another seed, other data.")] = 0,
-    personas: Annotated[str | None, typer.Option(help="Your own personas: a text file, one a line, or JSONL with `persona`.")] = None,
+    personas: Annotated[
+        str | None,
+        typer.Option(help="Your own personas: a text file, one a line, or JSONL with `persona`."),
+    ] = None,
     price_in: Annotated[float | None, typer.Option(help="Price of a million tokens read.")] = None,
-    price_out: Annotated[float | None, typer.Option(help="Price of a million tokens written.")] = None,
+    price_out: Annotated[
+        float | None, typer.Option(help="Price of a million tokens written.")
+    ] = None,
     splits: Annotated[str, typer.Option(help="Shares of train, dev and test.")] = "0.6,0.15,0.25",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate requests, tokens and cost.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only estimate requests, tokens and cost.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make level data in any domain with a teacher model: questions of invented people, each answered at three levels. Resumable."""
+    """Make level data in any domain with a teacher model: questions of invented people, each
+    answered at three levels. Resumable."""
     with needing("making data", "data"):
         from fader.training.levels import Plan, Prices, estimate, make, read_personas, sheet_file
         from fader.training.teacher import Endpoint
@@ -59,37 +86,95 @@ def levels_command(
     reached = Endpoint(endpoint, teacher, os.environ.get(key_env), key_env, concurrency, retries)
     expected = estimate(plan, people, prices)
     if dry_run:
-        print_json(_money(expected)) if as_json else screen.print(f"A run from nothing would be {_spoken(expected)}.", highlight=False)
+        (
+            print_json(_money(expected))
+            if as_json
+            else screen.print(f"A run from nothing would be {_spoken(expected)}.", highlight=False)
+        )
         return
-    messages.print(f"About {_spoken(expected)}, less what is kept from an earlier run.", highlight=False)
+    messages.print(
+        f"About {_spoken(expected)}, less what is kept from an earlier run.", highlight=False
+    )
     file = Path(out)
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=messages) as bar:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=messages,
+    ) as bar:
         task = bar.add_task("persona", total=expected.calls)
-        made = make(plan, reached, file, people, prices, lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total))
-    row = {"file": str(file), "datasheet": str(sheet_file(file)), "items": len(made.items), "splits": made.splits, "dropped": made.dropped}
-    row |= {"refused": made.refused, **_money(made.now), "cached": made.cached, "whole": _money(made.whole)}
+        made = make(
+            plan,
+            reached,
+            file,
+            people,
+            prices,
+            lambda stage, done, total: bar.update(
+                task, description=stage, completed=done, total=total
+            ),
+        )
+    row = {
+        "file": str(file),
+        "datasheet": str(sheet_file(file)),
+        "items": len(made.items),
+        "splits": made.splits,
+        "dropped": made.dropped,
+    }
+    row |= {
+        "refused": made.refused,
+        **_money(made.now),
+        "cached": made.cached,
+        "whole": _money(made.whole),
+    }
     print_json(row) if as_json else screen.print(row)
 
 
 @app.command("check", epilog="Example: `fader data check tax.jsonl`")
 def check_command(
-    file: Annotated[str, typer.Argument(help="JSONL of levels (query, avoidance, generic, expert) or of pairs (prompt, chosen, rejected).")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help=(
+                "JSONL of levels (query, avoidance, generic, expert) or of pairs (prompt, chosen,"
+                " rejected)."
+            )
+        ),
+    ],
     language: Language = "en",
     as_json: AsJson = False,
 ) -> None:
-    """Hold level data or pairs against the rules. Exit status 0 without a fault, 1 with one, 2 if the file cannot be read."""
+    """Hold level data or pairs against the rules. Exit status 0 without a fault, 1 with one, 2 if
+    the file cannot be read."""
     with needing("checking data", "data"):
         from fader.training.check import RULES, check
 
     report = check(file, language)
     if as_json:
-        findings = [{"line": found.line, "field": found.field, **asdict(found.fault)} for found in report.findings]
-        print_json({"file": file, "kind": report.kind, "items": report.items, "faults": report.counts, "findings": findings})
+        findings = [
+            {"line": found.line, "field": found.field, **asdict(found.fault)}
+            for found in report.findings
+        ]
+        print_json(
+            {
+                "file": file,
+                "kind": report.kind,
+                "items": report.items,
+                "faults": report.counts,
+                "findings": findings,
+            }
+        )
     else:
-        table(f"{file}: {report.items} records of {report.kind}", [{"rule": r, "asks that": RULES[r], "faults": n} for r, n in report.counts.items()])
+        table(
+            f"{file}: {report.items} records of {report.kind}",
+            [{"rule": r, "asks that": RULES[r], "faults": n} for r, n in report.counts.items()],
+        )
         for found in report.findings:
             screen.print(
-                f"{file}:{found.line}: {found.field}: {found.fault.rule}: {found.fault.detail}", markup=False, highlight=False, soft_wrap=True
+                f"{file}:{found.line}: {found.field}: {found.fault.rule}: {found.fault.detail}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
     if report.findings:
         raise typer.Exit(1)
@@ -99,13 +184,24 @@ def _shares(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(share) for share in text.split(","))
     except ValueError:
-        raise ValueError(f"splits: must be three shares (train, dev, test) that sum to 1, such as 0.6,0.15,0.25 (got {text!r})") from None
+        raise ValueError(
+            "splits: must be three shares (train, dev, test) that sum to 1, such as 0.6,0.15,0.25"
+            f" (got {text!r})"
+        ) from None
 
 
 def _money(cost: Cost) -> dict[str, float | None]:
-    return {"calls": cost.calls, "tokens_in": cost.tokens_in, "tokens_out": cost.tokens_out, "cost": cost.money}
+    return {
+        "calls": cost.calls,
+        "tokens_in": cost.tokens_in,
+        "tokens_out": cost.tokens_out,
+        "cost": cost.money,
+    }
 
 
 def _spoken(cost: Cost) -> str:
     money = "" if cost.money is None else f", {cost.money:.2f} at these prices"
-    return f"{cost.calls} requests, {cost.tokens_in} tokens read and {cost.tokens_out} written{money}, without what must be asked again"
+    return (
+        f"{cost.calls} requests, {cost.tokens_in} tokens read and {cost.tokens_out} written{money},"
+        " without what must be asked again"
+    )

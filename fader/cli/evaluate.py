@@ -17,36 +17,85 @@ from fader.engine.backbone import quick_dtype
 from fader.fader import Fader
 from fader.methods.vector import available
 from fader.request import Alignment, profile_file, save_profile
-from fader.training.data import DOMAINS, LEVELS, STYLES, Level, LevelItem, read_levels, starter_levels
+from fader.training.data import (
+    DOMAINS,
+    LEVELS,
+    STYLES,
+    Level,
+    LevelItem,
+    read_levels,
+    starter_levels,
+)
 
-Moved = Annotated[list[str] | None, typer.Option("--vector", help="DOMAIN=NAME: another vector for a domain. Repeatable.")]
+Moved = Annotated[
+    list[str] | None,
+    typer.Option("--vector", help="DOMAIN=NAME: another vector for a domain. Repeatable."),
+]
 Levels = Annotated[
     list[str] | None,
-    typer.Option("--data", help="DOMAIN=FILE: another level file for a domain; without a dev split, the shipped one serves. Repeatable."),
+    typer.Option(
+        "--data",
+        help=(
+            "DOMAIN=FILE: another level file for a domain; without a dev split, the shipped one"
+            " serves. Repeatable."
+        ),
+    ),
 ]
-Ledgered = Annotated[str, typer.Option("--out", help="Ledger: JSONL of all that was measured. A run that was stopped goes on from it.")]
-Limited = Annotated[int | None, typer.Option("--limit", help="At most this many items of each kind; for a quick look.")]
-Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16; left out: the one this machine computes faster.")]
+Ledgered = Annotated[
+    str,
+    typer.Option(
+        "--out",
+        help="Ledger: JSONL of all that was measured. A run that was stopped goes on from it.",
+    ),
+]
+Limited = Annotated[
+    int | None,
+    typer.Option("--limit", help="At most this many items of each kind; for a quick look."),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32 or bfloat16; left out: the one this machine computes faster."),
+]
 
 
 def evaluate(
-    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="levels, curve, prompting, generation, spillover, fluency, ability, styles.")],
-    split: Annotated[str, typer.Option(help="The figures are of this split; amounts are chosen on dev.")] = "test",
-    domain: Annotated[list[str] | None, typer.Option(help="Domains to measure; left out: medical, legal, financial. Repeatable.")] = None,
+    tasks: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TASK...",
+            help="levels, curve, prompting, generation, spillover, fluency, ability, styles.",
+        ),
+    ],
+    split: Annotated[
+        str, typer.Option(help="The figures are of this split; amounts are chosen on dev.")
+    ] = "test",
+    domain: Annotated[
+        list[str] | None,
+        typer.Option(help="Domains to measure; left out: medical, legal, financial. Repeatable."),
+    ] = None,
     vector: Moved = None,
     data: Levels = None,
     out: Ledgered = "runs/eval.jsonl",
-    report: Annotated[str | None, typer.Option(help="HTML file to write: tables and plots.")] = None,
+    report: Annotated[
+        str | None, typer.Option(help="HTML file to write: tables and plots.")
+    ] = None,
     limit: Limited = None,
     judge: Annotated[
-        str | None, typer.Option(help="An OpenAI-compatible endpoint that judges, as URL#MODEL, its key in OPENAI_API_KEY; left out: a classifier.")
+        str | None,
+        typer.Option(
+            help=(
+                "An OpenAI-compatible endpoint that judges, as URL#MODEL, its key in"
+                " OPENAI_API_KEY; left out: a classifier."
+            )
+        ),
     ] = None,
     seed: int = 0,
     model: Model = builtin.NAME,
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what vectors do: one figure per line, {task, method, case, metric, value, low, high, n, seed}."""
+    """Measure what vectors do: one figure per line, {task, method, case, metric, value, low, high,
+    n, seed}."""
     with needing("evaluation", "eval"):
         from fader.evaluation.judge import KEY, endpoint
         from fader.evaluation.lab import Lab
@@ -63,7 +112,15 @@ def evaluate(
     with Fader(model, dtype=dtype or quick_dtype()) as fader:
         styles = [name for name in STYLES if name in available()]
         judged = endpoint(at[1], at[2], os.environ.get(KEY)) if at else None
-        lab = Lab(Ledger(fader, Path(out)), **chosen, styles=styles, judge=judged, split=split, seed=seed, limit=limit)
+        lab = Lab(
+            Ledger(fader, Path(out)),
+            **chosen,
+            styles=styles,
+            judge=judged,
+            split=split,
+            seed=seed,
+            limit=limit,
+        )
         figures = []
         for task in tasks:
             for figure in TASKS[task](lab):
@@ -78,9 +135,22 @@ def evaluate(
 
 
 def tune(
-    want: Annotated[str, typer.Argument(help="What is wanted, as in `medical=expert,legal=avoidance`; domains left out stay as they are.")],
-    profile: Annotated[str | None, typer.Option(help="Write the found alignment as this profile into `.fader/profiles`.")] = None,
-    split: Annotated[str, typer.Option(help="The report is of this split; amounts are chosen on dev.")] = "test",
+    want: Annotated[
+        str,
+        typer.Argument(
+            help=(
+                "What is wanted, as in `medical=expert,legal=avoidance`; domains left out stay as"
+                " they are."
+            )
+        ),
+    ],
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Write the found alignment as this profile into `.fader/profiles`."),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="The report is of this split; amounts are chosen on dev.")
+    ] = "test",
     vector: Moved = None,
     data: Levels = None,
     out: Ledgered = "runs/eval.jsonl",
@@ -90,7 +160,8 @@ def tune(
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the amounts that reach wanted levels, report what they do, and write them as a profile."""
+    """Find the amounts that reach wanted levels, report what they do, and write them as a
+    profile."""
     with needing("tuning", "eval"):
         from fader.evaluation.lab import Lab
         from fader.evaluation.ledger import Ledger
@@ -110,7 +181,11 @@ def tune(
         lab = Lab(Ledger(fader, Path(out)), **chosen, split=split, seed=seed, limit=limit)
         found = search(lab, cast("dict[str, Level]", wanted))
         figures = list(consequences(lab, found, cast("dict[str, Level]", wanted)))
-    row: dict[str, Any] = {"amounts": found.amounts, "reached_on_dev": found.reached, "figures": [asdict(figure) for figure in figures]}
+    row: dict[str, Any] = {
+        "amounts": found.amounts,
+        "reached_on_dev": found.reached,
+        "figures": [asdict(figure) for figure in figures],
+    }
     if profile is not None:
         row["profile"] = str(save_profile(profile, Alignment(vectors=found.amounts)))
     if as_json:
@@ -120,18 +195,31 @@ def tune(
     screen.print({key: value for key, value in row.items() if key != "figures"})
 
 
-def _chosen(domains: Sequence[str], vector: Sequence[str] | None, data: Sequence[str] | None) -> dict[str, Any]:
+def _chosen(
+    domains: Sequence[str], vector: Sequence[str] | None, data: Sequence[str] | None
+) -> dict[str, Any]:
     """The lab's level data and vectors, as the options say."""
     files = dict(named_value(text, "--data DOMAIN=FILE") for text in data or ())
     moved = dict(named_value(text, "--vector DOMAIN=NAME") for text in vector or ())
     for option, given in (("--data", files), ("--vector", moved)):
         if unknown := [name for name in given if name not in domains]:
-            raise ValueError(f"{option}: {unknown[0]!r} is none of the domains that are measured ({', '.join(domains)})")
-    return {"levels": {name: _items(name, files.get(name)) for name in domains}, "vectors": {name: moved.get(name, name) for name in domains}}
+            raise ValueError(
+                f"{option}: {unknown[0]!r} is none of the domains that are measured"
+                f" ({', '.join(domains)})"
+            )
+    return {
+        "levels": {name: _items(name, files.get(name)) for name in domains},
+        "vectors": {name: moved.get(name, name) for name in domains},
+    }
 
 
 def _items(domain: str, file: str | None) -> list[LevelItem]:
-    """A domain's level items: the file's; where those have no dev split, the shipped one's dev items with them."""
+    """A domain's level items: the file's; where those have no dev split, the shipped one's dev
+    items with them."""
     shipped = starter_levels(domain) if file is None or domain in DOMAINS else []
     given = shipped if file is None else read_levels(file)
-    return given if any(item.split == "dev" for item in given) else [*given, *(item for item in shipped if item.split == "dev")]
+    return (
+        given
+        if any(item.split == "dev" for item in given)
+        else [*given, *(item for item in shipped if item.split == "dev")]
+    )

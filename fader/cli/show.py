@@ -19,13 +19,18 @@ screen = Console()
 
 Model = Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or hub id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
-Align = Annotated[str | None, typer.Option(help="An alignment: JSON text, a YAML or JSON file, or a profile's name.")]
+Align = Annotated[
+    str | None,
+    typer.Option(help="An alignment: JSON text, a YAML or JSON file, or a profile's name."),
+]
 Input = Annotated[str | None, typer.Option("--input", help="JSONL file, or - for standard input.")]
 
 
 def commands(help: str) -> typer.Typer:
     """A group of commands."""
-    return typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=help)
+    return typer.Typer(
+        no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=help
+    )
 
 
 def rows(source: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -38,7 +43,8 @@ def rows(source: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
 
 @contextmanager
 def needing(what: str, extra: str) -> Iterator[None]:
-    """Around the imports of a command whose libraries come with an extra: says which one, where they are not installed."""
+    """Around the imports of a command whose libraries come with an extra: says which one, where
+    they are not installed."""
     try:
         yield
     except ModuleNotFoundError as error:

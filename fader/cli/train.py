@@ -21,44 +21,97 @@ app = commands("Train vectors (needs the extra `train`).")
 
 
 @app.command(
-    epilog="Example: `fader train vector tax --data tax.jsonl --hold other.jsonl`, then `fader generate '…' --align '{\"vectors\": {\"tax\": 1}}'`"
+    epilog=(
+        "Example: `fader train vector tax --data tax.jsonl --hold other.jsonl`, then `fader"
+        " generate '…' --align '{\"vectors\": {\"tax\": 1}}'`"
+    )
 )
 def vector(
     name: Annotated[str, typer.Argument(help="What requests will call the vector.")],
     data: Annotated[
-        str, typer.Option(help="JSONL, folder or hub data set of pairs (prompt, chosen, rejected) or levels (query, avoidance, generic, expert).")
+        str,
+        typer.Option(
+            help=(
+                "JSONL, folder or hub data set of pairs (prompt, chosen, rejected) or levels"
+                " (query, avoidance, generic, expert)."
+            )
+        ),
     ],
-    out: Annotated[str | None, typer.Option(help="Folder to write; left out: the user's vectors folder, where requests look.")] = None,
-    model: Model = builtin.NAME,
-    split: Annotated[str | None, typer.Option(help="Train on the records of this split; left out: `train`, or all where none is marked.")] = None,
-    hold: Annotated[
-        list[str] | None, typer.Option(help="Data whose answers are to stay as likely as they are; against spill-over. Repeatable.")
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder to write; left out: the user's vectors folder, where requests look."
+        ),
     ] = None,
-    negate: Annotated[bool, typer.Option("--negate", help="Swap chosen and rejected of pairs.")] = False,
+    model: Model = builtin.NAME,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Train on the records of this split; left out: `train`, or all where none is"
+                " marked."
+            )
+        ),
+    ] = None,
+    hold: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                "Data whose answers are to stay as likely as they are; against spill-over."
+                " Repeatable."
+            )
+        ),
+    ] = None,
+    negate: Annotated[
+        bool, typer.Option("--negate", help="Swap chosen and rejected of pairs.")
+    ] = False,
     paper: Annotated[
-        bool, typer.Option("--paper", help="As in the paper: plain DPO of chosen over rejected (expert over avoidance) at amount 1.")
+        bool,
+        typer.Option(
+            "--paper",
+            help=(
+                "As in the paper: plain DPO of chosen over rejected (expert over avoidance) at"
+                " amount 1."
+            ),
+        ),
     ] = False,
     rank: Annotated[int | None, typer.Option(help="Rank of the vector.")] = None,
-    targets: Annotated[str | None, typer.Option(help="Names of the linear layers to adapt, comma-separated.")] = None,
+    targets: Annotated[
+        str | None, typer.Option(help="Names of the linear layers to adapt, comma-separated.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the lessons.")] = None,
     beta: Annotated[float | None, typer.Option(help="How sharply a preference counts.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    sft_epochs: Annotated[float | None, typer.Option(help="Supervised passes before the comparisons.")] = None,
-    per_token: Annotated[bool | None, typer.Option(help="Compare log-probabilities per token, or of whole answers.")] = None,
-    reference: Annotated[bool | None, typer.Option(help="Compare with the bare model's log-probabilities (DPO), or not (SimPO).")] = None,
+    sft_epochs: Annotated[
+        float | None, typer.Option(help="Supervised passes before the comparisons.")
+    ] = None,
+    per_token: Annotated[
+        bool | None, typer.Option(help="Compare log-probabilities per token, or of whole answers.")
+    ] = None,
+    reference: Annotated[
+        bool | None,
+        typer.Option(help="Compare with the bare model's log-probabilities (DPO), or not (SimPO)."),
+    ] = None,
     seed: int = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train an alignment vector along its whole line, resumable, and measure what it does. About six minutes for 120 pairs on two cores."""
+    """Train an alignment vector along its whole line, resumable, and measure what it does. About
+    six minutes for 120 pairs on two cores."""
     with needing("training", "train,eval"):
         from fader.evaluation.effect import note_effect
         from fader.training.vector import PAPER, Recipe, train_vector
 
     items = [item.swapped if negate and isinstance(item, Pair) else item for item in read_any(data)]
     if negate and not any(isinstance(item, Pair) for item in items):
-        raise ValueError("--negate: swaps the sides of pairs, and there are none; a vector trained on levels works both ways already")
+        raise ValueError(
+            "--negate: swaps the sides of pairs, and there are none; a vector trained on levels"
+            " works both ways already"
+        )
     if paper and hold:
-        raise ValueError("--hold: plain DPO (--paper) has no lessons that hold other subjects; give one of the two")
+        raise ValueError(
+            "--hold: plain DPO (--paper) has no lessons that hold other subjects; give one of"
+            " the two"
+        )
     taught = of_split(items, split) if split else _taught(items)
     left_alone = [item for source in hold or [] for item in _taught(read_any(source))]
     given: dict[str, Any] = {
@@ -67,35 +120,69 @@ def vector(
         "targets": tuple(targets.split(",")) if targets else None,
         "epochs": epochs,
     }
-    given |= {"beta": beta, "learning_rate": learning_rate, "sft_epochs": sft_epochs, "per_token": per_token, "reference": reference, "seed": seed}
-    recipe = replace(PAPER if paper else Recipe(), **{key: value for key, value in given.items() if value is not None})
+    given |= {
+        "beta": beta,
+        "learning_rate": learning_rate,
+        "sft_epochs": sft_epochs,
+        "per_token": per_token,
+        "reference": reference,
+        "seed": seed,
+    }
+    recipe = replace(
+        PAPER if paper else Recipe(),
+        **{key: value for key, value in given.items() if value is not None},
+    )
     folder = vector_folder(name, Path(out) if out else None, "NAME")
     lessons = at_one(taught) if paper else lessons_of(taught, left_alone, seed)
     trained = train_vector(name, lessons, folder, recipe, model=model)
     _show(note_effect(trained, folder, model=model, **_measured(items, taught)), folder, as_json)
 
 
-@app.command(epilog="Example: `fader train panel tax=tax.jsonl pensions=pensions.jsonl --hold other.jsonl`")
+@app.command(
+    epilog="Example: `fader train panel tax=tax.jsonl pensions=pensions.jsonl --hold other.jsonl`"
+)
 def panel(
-    data: Annotated[list[str], typer.Argument(metavar="NAME=DATA...", help="Vectors and their data; as for `train vector`.")],
-    out: Annotated[str | None, typer.Option(help="Folder to write the vectors' folders into; left out: the user's vectors folder.")] = None,
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME=DATA...", help="Vectors and their data; as for `train vector`."
+        ),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder to write the vectors' folders into; left out: the user's vectors folder."
+        ),
+    ] = None,
     model: Model = builtin.NAME,
-    hold: Annotated[list[str] | None, typer.Option(help="Data whose answers are to stay as likely as they are. Repeatable.")] = None,
+    hold: Annotated[
+        list[str] | None,
+        typer.Option(help="Data whose answers are to stay as likely as they are. Repeatable."),
+    ] = None,
     seed: int = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train several vectors side by side, so that each keeps to its own subject when they are mixed."""
+    """Train several vectors side by side, so that each keeps to its own subject when they are
+    mixed."""
     with needing("training", "train,eval"):
         from fader.evaluation.effect import note_effect
         from fader.training.vector import Recipe, train_vectors
 
-    given = {name: read_any(source) for name, source in (named_value(text, "NAME=DATA") for text in data)}
+    given = {
+        name: read_any(source) for name, source in (named_value(text, "NAME=DATA") for text in data)
+    }
     left_alone = [item for source in hold or [] for item in _taught(read_any(source))]
-    lessons = side_by_side([lessons_of(_taught(items), seed=seed) for items in given.values()], left_alone, seed)
-    folders = {name: vector_folder(name, Path(out) / name if out else None, "NAME") for name in given}
+    lessons = side_by_side(
+        [lessons_of(_taught(items), seed=seed) for items in given.values()], left_alone, seed
+    )
+    folders = {
+        name: vector_folder(name, Path(out) / name if out else None, "NAME") for name in given
+    }
     for trained in train_vectors(folders, lessons, Recipe(seed=seed), model):
         items = given[trained.name]
-        noted = note_effect(trained, folders[trained.name], model=model, **_measured(items, _taught(items)))
+        noted = note_effect(
+            trained, folders[trained.name], model=model, **_measured(items, _taught(items))
+        )
         _show(noted, folders[trained.name], as_json)
 
 
@@ -105,11 +192,16 @@ def _taught(items: Sequence[Item]) -> list[Item]:
 
 
 def _measured(items: Sequence[Item], taught: Sequence[Item]) -> dict[str, Any]:
-    """What a trained vector is measured on: the items marked dev that were not taught; where there are none, the taught ones."""
+    """What a trained vector is measured on: the items marked dev that were not taught; where there
+    are none, the taught ones."""
     unseen = [item for item in items if item.split == "dev" and item not in taught]
     return {"items": unseen or taught, "seen": not unseen}
 
 
 def _show(trained: Vector, folder: Path, as_json: bool) -> None:
-    row = {"name": trained.name, "folder": str(folder), **{key: trained.card[key] for key in ("lessons", "held", "seconds", "effect")}}
+    row = {
+        "name": trained.name,
+        "folder": str(folder),
+        **{key: trained.card[key] for key in ("lessons", "held", "seconds", "effect")},
+    }
     print_json(row) if as_json else screen.print(row)

@@ -1,1 +1,2 @@
-"""How tokens are made. Knows backbones, prefixes, weight mixtures and programs; knows nothing about preferences."""
+"""How tokens are made. Knows backbones, prefixes, weight mixtures and programs; knows nothing about
+preferences."""

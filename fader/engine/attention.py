@@ -1,7 +1,9 @@
-"""Attention over a packed batch: all rows' new tokens lie in one sequence, each row attends to its own slot of the pool.
+"""Attention over a packed batch: all rows' new tokens lie in one sequence, each row attends to its
+own slot of the pool.
 
-Registered with transformers as the attention function `fader`, so the model code runs unmodified on inputs [1, tokens]: nothing is padded
-in the linear layers, and prefill and decoding mix in one forward. The batch reaches this function as the keyword `rows`.
+Registered with transformers as the attention function `fader`, so the model code runs unmodified on
+inputs [1, tokens]: nothing is padded in the linear layers, and prefill and decoding mix in one
+forward. The batch reaches this function as the keyword `rows`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ NAME = "fader"
 
 @dataclass
 class Span:
-    """Tokens start:end of the pack. Many slots: one token of each slot (decoding). One slot: consecutive tokens of it (prefill)."""
+    """Tokens start:end of the pack. Many slots: one token of each slot (decoding). One slot:
+    consecutive tokens of it (prefill)."""
 
     start: int
     end: int
@@ -41,14 +44,16 @@ class Rows:
     _masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values [heads, tokens, dim]; returns the layer's memory [slots, heads, capacity, dim]."""
+        """Store new keys and values [heads, tokens, dim]; returns the layer's memory [slots, heads,
+        capacity, dim]."""
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         keys[self.slots, :, self.positions] = key.transpose(0, 1)
         values[self.slots, :, self.positions] = value.transpose(0, 1)
         return keys, values
 
     def mask(self, span: Span, window: int | None) -> Tensor | None:
-        """What is added to the scores: 0 for the positions that each token of the span sees, else -inf [tokens, longest]; None where all see all."""
+        """What is added to the scores: 0 for the positions that each token of the span sees, else
+        -inf [tokens, longest]; None where all see all."""
         known = (span.start, window)
         if known not in self._masks:
             here = self.positions[span.start : span.end, None]
@@ -56,7 +61,11 @@ class Rows:
             seen = there <= here
             if window is not None:
                 seen &= there > here - window
-            self._masks[known] = None if bool(seen.all()) else self.pool.keys.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))
+            self._masks[known] = (
+                None
+                if bool(seen.all())
+                else self.pool.keys.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))
+            )
         return self._masks[known]
 
 
@@ -72,7 +81,8 @@ def attend(
     rows: Rows | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [1, heads, tokens, dim], key and value [1, kv heads, tokens, dim] -> [1, tokens, heads, dim]."""
+    """transformers' attention interface: query [1, heads, tokens, dim], key and value [1, kv heads,
+    tokens, dim] -> [1, tokens, heads, dim]."""
     assert rows is not None
     layer: Any = module.layer_idx
     keys, values = rows.write(layer, key[0], value[0])
@@ -82,14 +92,20 @@ def attend(
         asked = query[0, :, span.start : span.end]  # [heads, n, dim]
         count = span.end - span.start
         mask = rows.mask(span, sliding_window)
-        if len(span.slots) > 1 or count == 1:  # one token per slot: the heads that share a kv head are the "query length"
+        if (
+            len(span.slots) > 1 or count == 1
+        ):  # one token per slot: the heads that share a kv head are the "query length"
             lo, hi = span.slots[0], span.slots[-1] + 1
             where: slice | Tensor = slice(lo, hi)
             if span.slots != list(range(lo, hi)):
                 where = torch.tensor(span.slots, device=keys.device)
             k, v = keys[where, :, : span.longest], values[where, :, : span.longest]
-            grouped = asked.view(kv_heads, heads // kv_heads, count, -1).permute(2, 0, 1, 3)  # [n, kv heads, group, dim]
-            found = _softmax_average(grouped, k, v, None if mask is None else mask[:, None, None], scaling, softcap)
+            grouped = asked.view(kv_heads, heads // kv_heads, count, -1).permute(
+                2, 0, 1, 3
+            )  # [n, kv heads, group, dim]
+            found = _softmax_average(
+                grouped, k, v, None if mask is None else mask[:, None, None], scaling, softcap
+            )
             outputs.append(found.reshape(count, heads, -1))
         else:
             k = keys[span.slots[0] : span.slots[0] + 1, :, : span.longest]
@@ -99,13 +115,27 @@ def attend(
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
 
 
-def _softmax_average(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None) -> Tensor:
+def _softmax_average(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+) -> Tensor:
     shared = query.shape[1] != key.shape[1]
     if softcap is None:
-        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=shared)
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=scaling, enable_gqa=shared
+        )
     if shared:
-        key, value = (memory.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for memory in (key, value))
-    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        key, value = (
+            memory.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+            for memory in (key, value)
+        )
+    scores = (
+        query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    )
     scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
         scores = scores + mask

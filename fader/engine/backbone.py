@@ -1,8 +1,9 @@
 """`Backbone`: one causal language model that reads many rows at once.
 
-Loads a hub id, a folder, a GGUF file or the built-in model; knows its tokenizer, its end tokens and how long it can read; forwards a pack
-of rows of any lengths. What it cannot run faithfully it refuses by name when it is loaded: a short text is read by the model's own
-attention and by ours, and the two must agree.
+Loads a hub id, a folder, a GGUF file or the built-in model; knows its tokenizer, its end tokens and
+how long it can read; forwards a pack of rows of any lengths. What it cannot run faithfully it
+refuses by name when it is loaded: a short text is read by the model's own attention and by ours,
+and the two must agree.
 """
 
 from __future__ import annotations
@@ -50,13 +51,23 @@ class Segment:
 class Backbone:
     """A model, its tokenizer, its KV memory and its mixing desk."""
 
-    def __init__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kv_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        kv_bytes: int | None = None,
+    ) -> None:
         self.name = name
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         config = model.config.get_text_config()
         _refuse_by_config(name, config)
-        self.max_length: int = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**20
+        self.max_length: int = (
+            getattr(config, "max_position_embeddings", None)
+            or getattr(config, "n_positions", None)
+            or 2**20
+        )
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         self.end_tokens = _end_tokens(model, tokenizer)
         self.dtype, self.device = model.dtype, model.device
@@ -64,20 +75,29 @@ class Backbone:
         shapes, expected, read_order = _probe(name, model)
         layers, heads, key_dim, value_dim = shapes
         bytes_per_position = layers * heads * (key_dim + value_dim) * self.dtype.itemsize
-        budget = (kv_bytes or _spare_bytes(self.device)) // bytes_per_position // Pool.STEP * Pool.STEP
+        budget = (
+            (kv_bytes or _spare_bytes(self.device)) // bytes_per_position // Pool.STEP * Pool.STEP
+        )
         if budget < Pool.STEP:
-            raise ValueError(f"kv_bytes: {kv_bytes} holds no {Pool.STEP} positions of {name}; give at least {Pool.STEP * bytes_per_position}")
+            raise ValueError(
+                f"kv_bytes: {kv_bytes} holds no {Pool.STEP} positions of {name}; give at least"
+                f" {Pool.STEP * bytes_per_position}"
+            )
         self.pool = Pool(layers, heads, key_dim, value_dim, self.dtype, self.device, budget)
         self.desk = Desk(model, read_order)
         self._check(expected)
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment]) -> list[Tensor]:
-        """Read all segments in one forward; returns for each its wanted logits [keep, vocabulary], float32.
+        """Read all segments in one forward; returns for each its wanted logits [keep, vocabulary],
+        float32.
 
         Costs one read of the weights however many segments there are.
         """
-        order = sorted(range(len(segments)), key=lambda i: (len(segments[i].tokens) > 1, segments[i].strand.slot))
+        order = sorted(
+            range(len(segments)),
+            key=lambda i: (len(segments[i].tokens) > 1, segments[i].strand.slot),
+        )
         ordered = [segments[i] for i in order]
         ids: list[int] = []
         positions: list[int] = []
@@ -91,10 +111,22 @@ class Backbone:
             kept += range(len(ids) - segment.keep, len(ids))
         keep = torch.tensor(kept or [len(ids) - 1], device=self.device)
         where = torch.tensor(positions, device=self.device)
-        rows = attention.Rows(self.pool, torch.tensor(slots, device=self.device), where, _spans(ordered))
-        self.desk.set_mixtures([segment.vectors for segment in ordered], [len(segment.tokens) for segment in ordered], keep)
+        rows = attention.Rows(
+            self.pool, torch.tensor(slots, device=self.device), where, _spans(ordered)
+        )
+        self.desk.set_mixtures(
+            [segment.vectors for segment in ordered],
+            [len(segment.tokens) for segment in ordered],
+            keep,
+        )
         inputs = torch.tensor([ids], device=self.device)
-        output = self.model(input_ids=inputs, position_ids=where[None], use_cache=False, logits_to_keep=keep, rows=rows)
+        output = self.model(
+            input_ids=inputs,
+            position_ids=where[None],
+            use_cache=False,
+            logits_to_keep=keep,
+            rows=rows,
+        )
         logits: Tensor = output.logits[0].float()
         found: list[Tensor] = [logits] * len(segments)
         taken = 0
@@ -109,26 +141,43 @@ class Backbone:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of `tokens`, special tokens left out."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(
+            self.tokenizer.decode(
+                list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
 
     def _check(self, expected: Tensor) -> None:
-        """Read the probe text in two ways, at once and token by token: what our attention gives must be what the model's own gives."""
+        """Read the probe text in two ways, at once and token by token: what our attention gives
+        must be what the model's own gives."""
         ids = _probe_ids(self.vocabulary)
         self.pool.reserve(2, PROBE)
         try:
-            whole = self.forward([Segment(Strand(self.pool, self.pool.take()), 0, ids, PROBE, ())])[0]
+            whole = self.forward([Segment(Strand(self.pool, self.pool.take()), 0, ids, PROBE, ())])[
+                0
+            ]
             strand = Strand(self.pool, self.pool.take())
             steps = [self.forward([Segment(strand, 0, ids[:3], 3, ())])[0]]
-            steps += [self.forward([Segment(strand, place, ids[place : place + 1], 1, ())])[0] for place in range(3, PROBE)]
+            steps += [
+                self.forward([Segment(strand, place, ids[place : place + 1], 1, ())])[0]
+                for place in range(3, PROBE)
+            ]
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise ValueError(f"model: {self.name} ({self.model.config.model_type}) does not run on fader's attention: {error}") from error
+            raise ValueError(
+                f"model: {self.name} ({self.model.config.model_type}) does not run on fader's"
+                f" attention: {error}"
+            ) from error
         scale = expected.abs().max().clamp(min=1)
         tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
         for found in (whole, torch.cat(steps)):
-            if not torch.isfinite(found).all() or (found - expected).abs().max() > tolerance * scale:
+            if (
+                not torch.isfinite(found).all()
+                or (found - expected).abs().max() > tolerance * scale
+            ):
                 raise ValueError(
-                    f"model: {self.name} ({self.model.config.model_type}) uses an attention that fader does not reproduce "
-                    "(such as attention sinks or position biases); load a model with plain or sliding-window attention"
+                    f"model: {self.name} ({self.model.config.model_type}) uses an attention that"
+                    " fader does not reproduce (such as attention sinks or position biases); load"
+                    " a model with plain or sliding-window attention"
                 )
 
 
@@ -139,14 +188,18 @@ def _spans(segments: Sequence[Segment]) -> list[attention.Span]:
     # a row much longer than its neighbours would make them all as wide: it attends alone
     groups: list[list[Segment]] = []
     for segment in singles:
-        if groups and max(segment.start, *(s.start for s in groups[-1])) + 1 <= 2 * (min(segment.start, *(s.start for s in groups[-1])) + 64):
+        if groups and max(segment.start, *(s.start for s in groups[-1])) + 1 <= 2 * (
+            min(segment.start, *(s.start for s in groups[-1])) + 64
+        ):
             groups[-1].append(segment)
         else:
             groups.append([segment])
     at = 0
     for group in groups:
         longest = max(segment.start for segment in group) + 1
-        spans.append(attention.Span(at, at + len(group), [segment.strand.slot for segment in group], longest))
+        spans.append(
+            attention.Span(at, at + len(group), [segment.strand.slot for segment in group], longest)
+        )
         at += len(group)
     for segment in segments[len(singles) :]:
         count = len(segment.tokens)
@@ -156,22 +209,41 @@ def _spans(segments: Sequence[Segment]) -> list[attention.Span]:
 
 
 def quick_dtype() -> str:
-    """The type in which this machine multiplies fastest, for training and measuring: bfloat16 where it has instructions for it, else float32."""
-    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+    """The type in which this machine multiplies fastest, for training and measuring: bfloat16 where
+    it has instructions for it, else float32."""
+    fast = (
+        torch.cuda.is_bf16_supported()
+        if torch.cuda.is_available()
+        else torch.cpu._is_avx512_bf16_supported()
+    )
     return "bfloat16" if fast else "float32"
 
 
-def load(name: str = builtin.NAME, device: str | None = None, dtype: str | None = None, kv_bytes: int | None = None) -> Backbone:
+def load(
+    name: str = builtin.NAME,
+    device: str | None = None,
+    dtype: str | None = None,
+    kv_bytes: int | None = None,
+) -> Backbone:
     """A backbone from the built-in model's name, a folder, a GGUF file or a hub id.
 
-    `device` and `dtype`: chosen (cuda, else mps, else cpu; float32 on a CPU, else bfloat16) unless given. `kv_bytes`: memory for keys and
-    values. Raises ValueError for a model that cannot run, OSError for one that cannot be had.
+    `device` and `dtype`: chosen (cuda, else mps, else cpu; float32 on a CPU, else bfloat16) unless
+    given. `kv_bytes`: memory for keys and values. Raises ValueError for a model that cannot run,
+    OSError for one that cannot be had.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    device = device or (
+        "cuda"
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else "cpu"
+    )
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     numbers = getattr(torch, dtype, None)
     if not isinstance(numbers, torch.dtype) or not numbers.is_floating_point:
-        raise ValueError(f"dtype: {dtype!r} is not a floating-point type; give float32, bfloat16 or float16")
+        raise ValueError(
+            f"dtype: {dtype!r} is not a floating-point type; give float32, bfloat16 or float16"
+        )
     path = Path(name)
     source: dict[str, Any] = {"pretrained_model_name_or_path": builtin.source(name)}
     if path.suffix == ".gguf":
@@ -179,18 +251,31 @@ def load(name: str = builtin.NAME, device: str | None = None, dtype: str | None 
             raise ValueError(f"model: there is no file {name}")
         source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     elif path.exists() and not path.is_dir():
-        raise ValueError(f"model: {name} is a file but not a .gguf; give a folder with config.json, a .gguf file or a hub id")
+        raise ValueError(
+            f"model: {name} is a file but not a .gguf; give a folder with config.json, a .gguf file"
+            " or a hub id"
+        )
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(**source)
         if config.is_encoder_decoder:
-            raise ValueError(f"model: {name} ({config.model_type}) is an encoder-decoder; fader runs causal language models")
-        model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=numbers, attn_implementation="eager")
+            raise ValueError(
+                f"model: {name} ({config.model_type}) is an encoder-decoder; fader runs causal"
+                " language models"
+            )
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=numbers, attn_implementation="eager"
+        )
         tokenizer = AutoTokenizer.from_pretrained(**source)
     except OSError as error:
-        known = f"the built-in {builtin.NAME!r}, a folder with config.json and weights, a .gguf file, or a hub id"
-        raise OSError(f"model: {name!r} could not be loaded: {str(error).splitlines()[0]} (known: {known})") from error
+        known = (
+            f"the built-in {builtin.NAME!r}, a folder with config.json and weights, a .gguf file,"
+            " or a hub id"
+        )
+        raise OSError(
+            f"model: {name!r} could not be loaded: {str(error).splitlines()[0]} (known: {known})"
+        ) from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
@@ -198,13 +283,15 @@ def load(name: str = builtin.NAME, device: str | None = None, dtype: str | None 
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A short hash of the weights' names, shapes and a sample of their values, the same in float32 and bfloat16."""
+    """A short hash of the weights' names, shapes and a sample of their values, the same in float32
+    and bfloat16."""
     weights = model.state_dict()
     return fingerprint_of((name, weights[name]) for name in sorted(weights))
 
 
 def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> str:
-    """`fingerprint` of a model whose weights come one at a time, sorted by their names in the model; tied ones under each of their names."""
+    """`fingerprint` of a model whose weights come one at a time, sorted by their names in the
+    model; tied ones under each of their names."""
     digest = hashlib.sha256()
     for name, weight in weights:
         flat = weight.detach().reshape(-1)
@@ -214,17 +301,24 @@ def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _refuse_by_config(name: str, config: PreTrainedConfig) -> None:
-    """Raises ValueError for what a short text would not show: positions that depend on the longest row, chunked attention."""
+    """Raises ValueError for what a short text would not show: positions that depend on the longest
+    row, chunked attention."""
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {rope.get("rope_type")} | {value.get("rope_type") for value in rope.values() if isinstance(value, dict)}
+    kinds = {rope.get("rope_type")} | {
+        value.get("rope_type") for value in rope.values() if isinstance(value, dict)
+    }
     if kinds & {"dynamic", "longrope"}:
-        raise ValueError(f"model: {name} scales its positions by the length of the text ({kinds & {'dynamic', 'longrope'}}); not supported")
+        raise ValueError(
+            f"model: {name} scales its positions by the length of the text"
+            f" ({kinds & {'dynamic', 'longrope'}}); not supported"
+        )
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
         raise ValueError(f"model: {name} has chunked attention; not supported")
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """All tokens that end an answer: the generation config's, the model config's and the tokenizer's."""
+    """All tokens that end an answer: the generation config's, the model config's and the
+    tokenizer's."""
     found: set[int] = set()
     for value in (
         getattr(model.generation_config, "eos_token_id", None),
@@ -241,25 +335,35 @@ def _probe_ids(vocabulary: int) -> list[int]:
 
 
 @torch.inference_mode()
-def _probe(name: str, model: PreTrainedModel) -> tuple[tuple[int, int, int, int], Tensor, list[tuple[str, Tensor]]]:
-    """The model's KV shape (layers, heads, key dim, value dim), its own logits for the probe text [PROBE, vocabulary], and its linear layers
-    as they ran, each with the tensor that it read.
+def _probe(
+    name: str, model: PreTrainedModel
+) -> tuple[tuple[int, int, int, int], Tensor, list[tuple[str, Tensor]]]:
+    """The model's KV shape (layers, heads, key dim, value dim), its own logits for the probe text
+    [PROBE, vocabulary], and its linear layers as they ran, each with the tensor that it read.
 
     Raises ValueError for a model whose layers do not all keep keys and values of one shape.
     """
-    ids = torch.tensor([_probe_ids(model.get_output_embeddings().weight.shape[0])], device=model.device)
+    ids = torch.tensor(
+        [_probe_ids(model.get_output_embeddings().weight.shape[0])], device=model.device
+    )
     read_order: list[tuple[str, Tensor]] = []
 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda module, inputs: read_order.append((name, inputs[0]))
 
-    hooks = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules() if type(module) is nn.Linear]
+    hooks = [
+        module.register_forward_pre_hook(note(name))
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear
+    ]
     expected = model(input_ids=ids, use_cache=False).logits[0].float()
     for hook in hooks:
         hook.remove()
     seen: dict[int, tuple[int, int, int]] = {}
 
-    def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any) -> tuple[Tensor, None]:
+    def record(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
+    ) -> tuple[Tensor, None]:
         layer: Any = module.layer_idx
         seen[layer] = (key.shape[1], key.shape[3], value.shape[3])
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
@@ -271,21 +375,27 @@ def _probe(name: str, model: PreTrainedModel) -> tuple[tuple[int, int, int, int]
         model(input_ids=ids, use_cache=False)
         model.set_attn_implementation(attention.NAME)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"model: {name} ({model_type}) cannot take another attention: {error}") from error
+        raise ValueError(
+            f"model: {name} ({model_type}) cannot take another attention: {error}"
+        ) from error
     layers = model.config.get_text_config().num_hidden_layers
     if sorted(seen) != list(range(layers)):
         raise ValueError(
-            f"model: {name} ({model_type}) has {layers} layers of which {len(seen)} keep keys and values; "
-            "recurrent state and shared caches are not supported"
+            f"model: {name} ({model_type}) has {layers} layers of which {len(seen)} keep keys and"
+            " values; recurrent state and shared caches are not supported"
         )
     shapes = set(seen.values())
     if len(shapes) != 1:
-        raise ValueError(f"model: {name} ({model_type}) has layers of different cache shapes {sorted(shapes)}; not supported")
+        raise ValueError(
+            f"model: {name} ({model_type}) has layers of different cache shapes {sorted(shapes)};"
+            " not supported"
+        )
     return (layers, *shapes.pop()), expected, read_order
 
 
 def _spare_bytes(device: torch.device) -> int:
-    """A quarter of the memory that is free: what keys and values may take unless a budget is given."""
+    """A quarter of the memory that is free: what keys and values may take unless a budget is
+    given."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) * 3 // 4
     return int(psutil.virtual_memory().available) // 4

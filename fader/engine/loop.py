@@ -1,9 +1,10 @@
 """The engine: programs in, answers out.
 
-The engine gathers what all live programs (`program.py`) ask, forwards the rows of one backbone together (single tokens first, longer
-reads in pieces beside them, under a token budget), makes one batch per reward (slow ones beside the forwards, in threads of their own), and
-resumes every program that has its answers.
-Continuous batching, mixed preferences in a batch, cancellation and release of memory all follow from this.
+The engine gathers what all live programs (`program.py`) ask, forwards the rows of one backbone
+together (single tokens first, longer reads in pieces beside them, under a token budget), makes one
+batch per reward (slow ones beside the forwards, in threads of their own), and resumes every program
+that has its answers. Continuous batching, mixed preferences in a batch, cancellation and release of
+memory all follow from this.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ class _Row:
 
 
 class Engine:
-    """Runs many programs at once on some backbones, in a thread of its own that starts with the first job."""
+    """Runs many programs at once on some backbones, in a thread of its own that starts with the
+    first job."""
 
     def __init__(self, backbones: Mapping[str, Backbone], token_budget: int = 512) -> None:
         self.backbones = dict(backbones)
@@ -96,16 +98,25 @@ class Engine:
         self._inbox: deque[Job | Callable[[], None]] = deque()
         self._waiting: deque[Job] = deque()
         self._live: list[Job] = []
-        self._rows: dict[str, dict[tuple[Policy, Prefix, int], _Row]] = {name: {} for name in self.backbones}
-        self._away: dict[Score, Reward] = {}  # what slow rewards are being asked; one call of each at a time
-        self._answered: deque[tuple[Sequence[tuple[Job, int, Score]], Sequence[list[float] | Exception]]] = deque()
+        self._rows: dict[str, dict[tuple[Policy, Prefix, int], _Row]] = {
+            name: {} for name in self.backbones
+        }
+        self._away: dict[
+            Score, Reward
+        ] = {}  # what slow rewards are being asked; one call of each at a time
+        self._answered: deque[
+            tuple[Sequence[tuple[Job, int, Score]], Sequence[list[float] | Exception]]
+        ] = deque()
         self._wake = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
 
     def fits(self, needs: Mapping[str, tuple[int, int]]) -> bool:
         """Whether there could ever be memory for a job of these needs."""
-        return all(self.backbones[name].pool.area(*wanted) <= self.backbones[name].pool.budget for name, wanted in needs.items())
+        return all(
+            self.backbones[name].pool.area(*wanted) <= self.backbones[name].pool.budget
+            for name, wanted in needs.items()
+        )
 
     def check(self, needs: Mapping[str, tuple[int, int]]) -> None:
         """Raises ValueError if a job of these needs could never run."""
@@ -113,12 +124,15 @@ class Engine:
             pool, longest = self.backbones[name].pool, self.backbones[name].max_length
             if length > longest:
                 raise ValueError(
-                    f"messages: prompt and answer may take {length} tokens, {name} reads at most {longest}; shorten the prompt or lower max_tokens"
+                    f"messages: prompt and answer may take {length} tokens, {name} reads at most"
+                    f" {longest}; shorten the prompt or lower max_tokens"
                 )
             if pool.area(rows, length) > pool.budget:
                 raise ValueError(
-                    f"alignment: {rows} rows of up to {length} tokens need {pool.area(rows, length)} positions of KV memory, the budget of {name} "
-                    f"is {pool.budget}; lower max_tokens, n or the number of policies, or give a larger kv_bytes"
+                    f"alignment: {rows} rows of up to {length} tokens need"
+                    f" {pool.area(rows, length)} positions of KV memory, the budget of {name} is"
+                    f" {pool.budget}; lower max_tokens, n or the number of policies, or give a"
+                    " larger kv_bytes"
                 )
 
     def submit(self, job: Job) -> Job:
@@ -177,8 +191,16 @@ class Engine:
                 if closed:
                     return
                 try:
-                    busy = any([self._admit(), self._score(), *(self._forward(name) for name in self.backbones)])
-                except Exception as error:  # a fault of ours: whoever waits is told, and the engine lives
+                    busy = any(
+                        [
+                            self._admit(),
+                            self._score(),
+                            *(self._forward(name) for name in self.backbones),
+                        ]
+                    )
+                except (
+                    Exception
+                ) as error:  # a fault of ours: whoever waits is told, and the engine lives
                     busy = True
                     logging.getLogger("fader").exception("the engine failed")
                     for job in list(self._live):
@@ -192,7 +214,8 @@ class Engine:
             _tell(job, None, Cancelled("the job was cancelled"))
 
     def _admit(self) -> bool:
-        """Start waiting jobs in their order while the memory they announced fits. Says, as the next two do, whether there was anything to do."""
+        """Start waiting jobs in their order while the memory they announced fits. Says, as the next
+        two do, whether there was anything to do."""
         admitted = False
         while self._waiting:
             try:
@@ -231,7 +254,9 @@ class Engine:
             except StopIteration as stop:
                 result = stop.value
             except Exception as error:
-                traceback.clear_frames(error.__traceback__)  # its frames would keep prefixes, and so their memory, alive
+                traceback.clear_frames(
+                    error.__traceback__
+                )  # its frames would keep prefixes, and so their memory, alive
                 failure = error
             if asked is None:
                 return self._end(job, result, failure)
@@ -256,7 +281,10 @@ class Engine:
         elif isinstance(ask, (Next, Trace)) and ask.policy.backbone in job.needs:
             self._queue_rows(job, index, ask)
         else:
-            raise ValueError(f"a program asked for {ask!r}; it may ask Next or Trace of the backbones in its needs, Score, or Emit")
+            raise ValueError(
+                f"a program asked for {ask!r}; it may ask Next or Trace of the backbones in its"
+                " needs, Score, or Emit"
+            )
 
     def _queue_rows(self, job: Job, index: int, ask: Next | Trace) -> None:
         prefixes = ask.prefixes if isinstance(ask, Next) else [ask.prefix]
@@ -272,30 +300,46 @@ class Engine:
                 left -= 1
                 if not left:
                     whole = [piece for piece in found if piece is not None]
-                    job.answers[index] = torch.cat(whole) if isinstance(ask, Next) else whole[0][:-1]
+                    job.answers[index] = (
+                        torch.cat(whole) if isinstance(ask, Next) else whole[0][:-1]
+                    )
                     job.missing -= 1
 
             return put
 
         queue = self._rows[ask.policy.backbone]
         for place, prefix in enumerate(prefixes):
-            row = queue.setdefault((ask.policy, prefix, keep), _Row(ask.policy, prefix, keep, [], []))
+            row = queue.setdefault(
+                (ask.policy, prefix, keep), _Row(ask.policy, prefix, keep, [], [])
+            )
             row.waiting.append(deliver(place))
             row.jobs.append(job)
 
     def _score(self) -> bool:
-        """One call for each reward that live programs ask for; a slow one that is under way is not called again until it has answered."""
+        """One call for each reward that live programs ask for; a slow one that is under way is not
+        called again until it has answered."""
         answered = bool(self._answered)
         while self._answered:
             self._scored(*self._answered.popleft())
-        asked = [(job, i, ask) for job in self._live for i, ask in enumerate(job.asks) if isinstance(ask, Score) and job.answers[i] is None]
-        rewards = [reward for reward in dict.fromkeys(ask.reward for _, _, ask in asked) if reward not in self._away.values()]
+        asked = [
+            (job, i, ask)
+            for job in self._live
+            for i, ask in enumerate(job.asks)
+            if isinstance(ask, Score) and job.answers[i] is None
+        ]
+        rewards = [
+            reward
+            for reward in dict.fromkeys(ask.reward for _, _, ask in asked)
+            if reward not in self._away.values()
+        ]
         for reward in rewards:
             mine = [entry for entry in asked if entry[2].reward is reward]
             asks = [ask for _, _, ask in mine]
             if any(ask.slow for ask in asks):
                 self._away |= dict.fromkeys(asks, reward)
-                threading.Thread(target=self._score_beside, args=(reward, mine), name="fader-reward", daemon=True).start()
+                threading.Thread(
+                    target=self._score_beside, args=(reward, mine), name="fader-reward", daemon=True
+                ).start()
             else:
                 self._scored(mine, _scores(reward, asks))
         return answered or bool(rewards)
@@ -310,7 +354,9 @@ class Engine:
         with suppress(RuntimeError):  # the engine was closed meanwhile
             self._send(lambda: self._answered.append((asked, found)))
 
-    def _scored(self, asked: Sequence[tuple[Job, int, Score]], found: Sequence[list[float] | Exception]) -> None:
+    def _scored(
+        self, asked: Sequence[tuple[Job, int, Score]], found: Sequence[list[float] | Exception]
+    ) -> None:
         """Hand out scores; jobs that ended meanwhile want none."""
         for (job, index, ask), scores in zip(asked, found, strict=True):
             self._away.pop(ask, None)
@@ -326,7 +372,8 @@ class Engine:
             self._resume_if_ready(job)
 
     def _forward(self, name: str) -> bool:
-        """One forward of one backbone: single tokens first, longer reads in pieces with what is left of the budget."""
+        """One forward of one backbone: single tokens first, longer reads in pieces with what is
+        left of the budget."""
         queue, backbone = self._rows[name], self.backbones[name]
         if not queue:
             return False
@@ -339,14 +386,18 @@ class Engine:
         except Exception as error:  # out of memory, say: these jobs end, the engine lives
             logging.getLogger("fader").exception("a forward pass of %s failed", name)
             for job in {job for row, _ in picked for job in row.jobs}:
-                self._end(job, None, error.with_traceback(None))  # its frames would keep rows, and so their memory, alive
+                self._end(
+                    job, None, error.with_traceback(None)
+                )  # its frames would keep rows, and so their memory, alive
             return True
         _count(picked)
         for job in self._deliver(queue, picked, logits):
             self._resume_if_ready(job)
         return True
 
-    def _pick(self, queue: dict[tuple[Policy, Prefix, int], _Row], backbone: Backbone) -> list[tuple[_Row, Segment]]:
+    def _pick(
+        self, queue: dict[tuple[Policy, Prefix, int], _Row], backbone: Backbone
+    ) -> list[tuple[_Row, Segment]]:
         """The rows to read next, and how much of each, within the token budget."""
         for row in list(queue.values()):
             if row.strand is None and row.jobs:  # the jobs of a row may end on the way
@@ -357,7 +408,9 @@ class Engine:
                         self._end(job, None, error.with_traceback(None))
         picked: list[tuple[_Row, Segment]] = []
         budget = self.token_budget
-        for row in sorted(queue.values(), key=lambda row: row.total - row.done > 1):  # stable: first come, first served
+        for row in sorted(
+            queue.values(), key=lambda row: row.total - row.done > 1
+        ):  # stable: first come, first served
             if budget <= 0:
                 break
             assert row.strand is not None
@@ -368,7 +421,12 @@ class Engine:
             budget -= len(tokens)
         return picked
 
-    def _deliver(self, queue: dict[tuple[Policy, Prefix, int], _Row], picked: list[tuple[_Row, Segment]], logits: list[Tensor]) -> list[Job]:
+    def _deliver(
+        self,
+        queue: dict[tuple[Policy, Prefix, int], _Row],
+        picked: list[tuple[_Row, Segment]],
+        logits: list[Tensor],
+    ) -> list[Job]:
         """Hand the logits of one forward to the asks that wait for them; the jobs that got some."""
         ready: dict[Job, None] = {}
         while picked:  # emptied on the way: a row that lingers would keep its memory
@@ -407,7 +465,11 @@ class Engine:
     def _forget_rows(self, job: Job) -> None:
         for queue in self._rows.values():
             for key, row in list(queue.items()):
-                kept = [(put, other) for put, other in zip(row.waiting, row.jobs, strict=True) if other is not job]
+                kept = [
+                    (put, other)
+                    for put, other in zip(row.waiting, row.jobs, strict=True)
+                    if other is not job
+                ]
                 row.waiting, row.jobs = [put for put, _ in kept], [other for _, other in kept]
                 if not kept:
                     del queue[key]
@@ -426,8 +488,12 @@ def _guarded(what: str, action: Callable[[], None]) -> None:
 
 
 def _scores(reward: Reward, asks: Sequence[Score]) -> list[list[float] | Exception]:
-    """What one call gives to each ask. If it fails, each is asked by itself: nobody suffers from another's texts, but for a lost connection."""
-    prompts, texts = [prompt for ask in asks for prompt in ask.prompts], [text for ask in asks for text in ask.texts]
+    """What one call gives to each ask. If it fails, each is asked by itself: nobody suffers from
+    another's texts, but for a lost connection."""
+    prompts, texts = (
+        [prompt for ask in asks for prompt in ask.prompts],
+        [text for ask in asks for text in ask.texts],
+    )
     try:
         scores = deque(reward(prompts, texts))
         if len(scores) != len(texts):
@@ -440,7 +506,8 @@ def _scores(reward: Reward, asks: Sequence[Score]) -> list[list[float] | Excepti
 
 
 def _count(picked: Sequence[tuple[_Row, Segment]]) -> None:
-    """Add one forward to the usage of the jobs that had rows in it; a row that several jobs share counts for each."""
+    """Add one forward to the usage of the jobs that had rows in it; a row that several jobs share
+    counts for each."""
     for job in {job for row, _ in picked for job in row.jobs}:
         job.usage.forward_passes += 1
     for row, segment in picked:

@@ -1,8 +1,9 @@
 """`Prefix`, an immutable token sequence, and the KV memory that hangs on it as a memo.
 
-A prefix remembers, per policy, the `Strand` (one slot of the pool) that holds its keys and values. A child that grows its parent's strand
-does so in place; only when two living prefixes part ways is a strand copied. Nobody opens, forks, rewinds or closes anything: a slot returns
-to the pool with the last prefix that refers to it, and a memo that is lost changes no result.
+A prefix remembers, per policy, the `Strand` (one slot of the pool) that holds its keys and values.
+A child that grows its parent's strand does so in place; only when two living prefixes part ways is
+a strand copied. Nobody opens, forks, rewinds or closes anything: a slot returns to the pool with
+the last prefix that refers to it, and a memo that is lost changes no result.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor
 
 
 class Delta(Protocol):
-    """A weight difference that the desk can mix in: per linear layer, factors A [rank, in] and B [out, rank] with dW = B A."""
+    """A weight difference that the desk can mix in: per linear layer, factors A [rank, in] and B
+    [out, rank] with dW = B A."""
 
     @property
     def name(self) -> str:
@@ -68,7 +70,8 @@ class Prefix:
             node = node.parent
 
     def settle(self, until: Prefix) -> None:
-        """Let go of what prefixes on the way back to `until` remember for policies that have read farther: nobody goes on from there again."""
+        """Let go of what prefixes on the way back to `until` remember for policies that have read
+        farther: nobody goes on from there again."""
         farther: set[Policy] = set()
         for node in self.line():
             if node is until:
@@ -99,7 +102,9 @@ class Strand:
     def __init__(self, pool: Pool, slot: int) -> None:
         self.pool = pool
         self.slot = slot
-        self._owners: list[tuple[weakref.ref[Prefix], int]] = []  # growing lengths, the longest last
+        self._owners: list[
+            tuple[weakref.ref[Prefix], int]
+        ] = []  # growing lengths, the longest last
 
     def claim(self, prefix: Prefix, length: int) -> None:
         """`prefix` is going to use the first `length` positions."""
@@ -118,7 +123,8 @@ class Strand:
 def attach(pool: Pool, policy: Policy, prefix: Prefix, wanted: int) -> tuple[Strand, int]:
     """A strand for `prefix` read by `policy`, and how many of its positions need no forward.
 
-    `wanted`: logits are wanted at this many last positions, so those are forwarded again even if they are known.
+    `wanted`: logits are wanted at this many last positions, so those are forwarded again even if
+    they are known.
     """
     total = len(policy.prompt) + prefix.length
     node = next((node for node in prefix.line() if policy in node.memo), None)
@@ -136,14 +142,25 @@ def attach(pool: Pool, policy: Policy, prefix: Prefix, wanted: int) -> tuple[Str
 
 
 class Pool:
-    """KV memory of one backbone: keys and values as [layers, slots, kv heads, capacity, head dim], allocated ahead of need.
+    """KV memory of one backbone: keys and values as [layers, slots, kv heads, capacity, head dim],
+    allocated ahead of need.
 
-    The memory is a rectangle of slots x capacity within `budget` positions; `reserve` grows it, decoding never does.
+    The memory is a rectangle of slots x capacity within `budget` positions; `reserve` grows it,
+    decoding never does.
     """
 
     STEP = 64  # capacities are multiples of this
 
-    def __init__(self, layers: int, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype, device: torch.device, budget: int) -> None:
+    def __init__(
+        self,
+        layers: int,
+        heads: int,
+        key_dim: int,
+        value_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        budget: int,
+    ) -> None:
         self.budget = budget
         self.slots = self.capacity = 0
         self._free: list[int] = []
@@ -162,12 +179,14 @@ class Pool:
         return slots, capacity
 
     def fits(self, slots: int, length: int) -> bool:
-        """Whether the budget has room for `slots` rows in all, the longest of `length` positions, beside the rows in use."""
+        """Whether the budget has room for `slots` rows in all, the longest of `length` positions,
+        beside the rows in use."""
         slots, capacity = self._rectangle(slots, length)
         return slots * capacity <= self.budget
 
     def reserve(self, slots: int, length: int) -> None:
-        """Make room for `slots` rows in all, the longest of `length` positions. Moves the memory only to grow it."""
+        """Make room for `slots` rows in all, the longest of `length` positions. Moves the memory
+        only to grow it."""
         slots, capacity = self._rectangle(slots, length)
         if slots <= self.slots and capacity <= self.capacity:
             return
@@ -175,8 +194,13 @@ class Pool:
             slots = max(slots, min(2 * self.slots, self.budget // capacity))
         if not self.taken:  # nothing to keep: the old memory goes before the new is asked for
             self._free, self.slots, self.capacity = [], 0, 0
-            self.keys, self.values = self.keys[:, :0, :, :0].clone(), self.values[:, :0, :, :0].clone()
-        self.keys, self.values = (self._grown(memory, slots, capacity) for memory in (self.keys, self.values))
+            self.keys, self.values = (
+                self.keys[:, :0, :, :0].clone(),
+                self.values[:, :0, :, :0].clone(),
+            )
+        self.keys, self.values = (
+            self._grown(memory, slots, capacity) for memory in (self.keys, self.values)
+        )
         self._free = [slot for slot in self._free if slot < slots] + list(range(self.slots, slots))
         heapq.heapify(self._free)
         self.slots, self.capacity = slots, capacity
@@ -189,7 +213,10 @@ class Pool:
     def take(self) -> int:
         """The lowest free slot, so that the slots in use stay together."""
         if not self._free:
-            raise MemoryError(f"a program uses more rows than it announced: all {self.slots} slots of KV memory are taken")
+            raise MemoryError(
+                f"a program uses more rows than it announced: all {self.slots} slots of KV memory"
+                " are taken"
+            )
         return heapq.heappop(self._free)
 
     def give(self, slot: int) -> None:

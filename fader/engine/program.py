@@ -1,7 +1,8 @@
 """Programs: how a method is written, and what it may ask.
 
-A program is a generator that writes one answer. It yields what it needs to know, or a list of such asks, and receives the answer, or the
-list of answers. It never touches a cache, a batch or a thread; `loop.py` runs it.
+A program is a generator that writes one answer. It yields what it needs to know, or a list of such
+asks, and receives the answer, or the list of answers. It never touches a cache, a batch or a
+thread; `loop.py` runs it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Next:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """Asks for the logits from which each of the last `length` tokens of `prefix` was chosen: [length, vocabulary]. One pass."""
+    """Asks for the logits from which each of the last `length` tokens of `prefix` was chosen:
+    [length, vocabulary]. One pass."""
 
     policy: Policy
     prefix: Prefix
@@ -42,7 +44,8 @@ class Score:
     prompts: Sequence[str]
     texts: Sequence[str]
     slow: bool = False
-    """Whether the reward may take long, as over a network: it is then called in a thread of its own, and the engine goes on with other jobs."""
+    """Whether the reward may take long, as over a network: it is then called in a thread of its
+    own, and the engine goes on with other jobs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,8 @@ Program = Generator[Ask | list[Ask], Any, Any]
 
 
 def together(programs: Sequence[Program]) -> Program:
-    """Run several programs as one: what they ask at the same time is asked together. Returns their results in order."""
+    """Run several programs as one: what they ask at the same time is asked together. Returns their
+    results in order."""
     results: list[Any] = [None] * len(programs)
     asking: dict[int, Ask | list[Ask]] = {}
 
@@ -73,10 +77,21 @@ def together(programs: Sequence[Program]) -> Program:
             resume(index, None)
         while asking:
             turn = dict(asking)
-            flat = [ask for asks in turn.values() for ask in (asks if isinstance(asks, list) else [asks])]
+            flat = [
+                ask
+                for asks in turn.values()
+                for ask in (asks if isinstance(asks, list) else [asks])
+            ]
             answers = deque((yield flat))
             for index, asks in turn.items():
-                resume(index, [answers.popleft() for _ in asks] if isinstance(asks, list) else answers.popleft())
+                resume(
+                    index,
+                    (
+                        [answers.popleft() for _ in asks]
+                        if isinstance(asks, list)
+                        else answers.popleft()
+                    ),
+                )
         return results
     finally:
         for program in programs:

@@ -1,6 +1,8 @@
-"""Pure functions on logits: penalties, truncations, and draws that depend on (seed, position) alone.
+"""Pure functions on logits: penalties, truncations, and draws that depend on (seed, position)
+alone.
 
-The order is transformers': repetition penalty, temperature, top-k, top-p, min-p. Scores are float32.
+The order is transformers': repetition penalty, temperature, top-k, top-p, min-p. Scores are
+float32.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from fader.request import Sampling
 
 
 def penalize(scores: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
-    """Scores with the positive ones of `seen` tokens divided by `penalty` and the negative ones multiplied."""
+    """Scores with the positive ones of `seen` tokens divided by `penalty` and the negative ones
+    multiplied."""
     if penalty == 1.0 or not seen:
         return scores
     index = torch.tensor(sorted(set(seen)), device=scores.device)
@@ -23,9 +26,12 @@ def penalize(scores: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
     return scores.index_copy(0, index, torch.where(picked < 0, picked * penalty, picked / penalty))
 
 
-def truncate(scores: Tensor, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None) -> Tensor:
-    """Scores [..., vocab] with -inf outside the top-k likeliest tokens, outside the fewest tokens that hold probability top-p, and below
-    min-p times the likeliest. The likeliest token always stays."""
+def truncate(
+    scores: Tensor, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None
+) -> Tensor:
+    """Scores [..., vocab] with -inf outside the top-k likeliest tokens, outside the fewest tokens
+    that hold probability top-p, and below min-p times the likeliest. The likeliest token always
+    stays."""
     if top_k is not None and top_k < scores.shape[-1]:
         least = scores.topk(top_k).values[..., -1:]
         scores = scores.masked_fill(scores < least, float("-inf"))
@@ -33,12 +39,15 @@ def truncate(scores: Tensor, top_k: int | None = None, top_p: float | None = Non
         scores = scores.masked_fill(scores < _nucleus_edge(scores, top_p), float("-inf"))
     if min_p is not None:
         probabilities = scores.softmax(-1)
-        scores = scores.masked_fill(probabilities < min_p * probabilities.amax(-1, keepdim=True), float("-inf"))
+        scores = scores.masked_fill(
+            probabilities < min_p * probabilities.amax(-1, keepdim=True), float("-inf")
+        )
     return scores
 
 
 def _nucleus_edge(scores: Tensor, top_p: float, first: int = 256) -> Tensor:
-    """The least score within the nucleus [..., 1]. Sorts only the likeliest tokens where they hold enough."""
+    """The least score within the nucleus [..., 1]. Sorts only the likeliest tokens where they hold
+    enough."""
     total = scores.logsumexp(-1, keepdim=True)
     ordered = scores.topk(min(first, scores.shape[-1])).values
     probabilities = (ordered - total).exp()
@@ -49,17 +58,23 @@ def _nucleus_edge(scores: Tensor, top_p: float, first: int = 256) -> Tensor:
 
 
 def uniform(seed: int, stream: int, position: int) -> float:
-    """A number in [0, 1) that depends on its arguments alone: a hash, so no generator's state is shared."""
+    """A number in [0, 1) that depends on its arguments alone: a hash, so no generator's state is
+    shared."""
     digest = hashlib.blake2b(f"{seed}/{stream}/{position}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest) >> 11) / 2**53
 
 
 def draw(scores: Tensor, how: Sampling, seen: Sequence[int], chance: float) -> int:
-    """One token id from `scores` [vocab]: the likeliest at temperature 0, else where `chance` in [0, 1) falls in the distribution."""
+    """One token id from `scores` [vocab]: the likeliest at temperature 0, else where `chance` in
+    [0, 1) falls in the distribution."""
     scores = penalize(scores, seen, how.repetition_penalty)
     if how.temperature == 0:
         return int(scores.argmax())
     # shifted first: a temperature near 0 must not overflow
     scores = truncate((scores - scores.max()) / how.temperature, how.top_k, how.top_p, how.min_p)
     cumulated = scores.double().softmax(-1).cumsum(-1)
-    return int(torch.searchsorted(cumulated, chance * float(cumulated[-1]), right=True).clamp(max=scores.shape[-1] - 1))
+    return int(
+        torch.searchsorted(cumulated, chance * float(cumulated[-1]), right=True).clamp(
+            max=scores.shape[-1] - 1
+        )
+    )

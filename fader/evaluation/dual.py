@@ -1,7 +1,9 @@
-"""The weight that keeps a bound, found from samples of the base (one-shot dualization, arXiv 2405.19544).
+"""The weight that keeps a bound, found from samples of the base (one-shot dualization, arXiv
+2405.19544).
 
-To have the most of a reward r where the mean of another, g, is at least b, the best policy is base * exp((r + w g) / beta), with one weight w for
-all prompts. It is found from samples of the base by weighting them anew; nothing is trained and nothing searched for it.
+To have the most of a reward r where the mean of another, g, is at least b, the best policy is base
+* exp((r + w g) / beta), with one weight w for all prompts. It is found from samples of the base by
+weighting them anew; nothing is trained and nothing searched for it.
 """
 
 from __future__ import annotations
@@ -15,23 +17,31 @@ FARTHEST = 1e4
 
 
 def reached(r: ArrayLike, g: ArrayLike, weight: float, beta: float = 1.0) -> float:
-    """The mean of g under base * exp((r + weight * g) / beta), from samples of the base [prompts, samples]."""
+    """The mean of g under base * exp((r + weight * g) / beta), from samples of the base [prompts,
+    samples]."""
     rewards, safety = np.asarray(r, dtype=float), np.asarray(g, dtype=float)
     tilt = (rewards + weight * safety) / beta
     shares = np.exp(tilt - tilt.max(axis=1, keepdims=True))
     return float(np.mean((shares * safety).sum(axis=1) / shares.sum(axis=1)))
 
 
-def weight_for(r: Sequence[Sequence[float]], g: Sequence[Sequence[float]], bound: float, beta: float = 1.0) -> float:
-    """The least weight w >= 0 of g beside r at which the mean of g is at least `bound`; r and g: rewards of base samples [prompts, samples].
+def weight_for(
+    r: Sequence[Sequence[float]], g: Sequence[Sequence[float]], bound: float, beta: float = 1.0
+) -> float:
+    """The least weight w >= 0 of g beside r at which the mean of g is at least `bound`; r and g:
+    rewards of base samples [prompts, samples].
 
-    Raises ValueError where no weight reaches it: the base then has no good enough sample for enough of the prompts.
+    Raises ValueError where no weight reaches it: the base then has no good enough sample for enough
+    of the prompts.
     """
     if reached(r, g, 0.0, beta) >= bound:
         return 0.0
     best = reached(r, g, FARTHEST, beta)
     if best < bound:
-        raise ValueError(f"bound: {bound:g} is out of reach of these samples, the best of which give {best:.3f}; lower it, or draw more samples")
+        raise ValueError(
+            f"bound: {bound:g} is out of reach of these samples, the best of which give {best:.3f};"
+            " lower it, or draw more samples"
+        )
     low, high = 0.0, FARTHEST
     while high - low > 1e-6 * max(1.0, high):  # the mean of g never falls as its weight grows
         middle = (low + high) / 2

@@ -1,4 +1,5 @@
-"""Figures: a measured value with its interval, and the statistics that make one from the values of single items."""
+"""Figures: a measured value with its interval, and the statistics that make one from the values of
+single items."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured value. `low` and `high`: 95% bootstrap interval over the `n` items; `seed` drew the resamples."""
+    """One measured value. `low` and `high`: 95% bootstrap interval over the `n` items; `seed` drew
+    the resamples."""
 
     task: str
     method: str
@@ -27,44 +29,88 @@ class Figure:
     seed: int
 
 
-def average(task: str, method: str, case: str, metric: str, values: Sequence[float], seed: int = 0) -> Figure:
+def average(
+    task: str, method: str, case: str, metric: str, values: Sequence[float], seed: int = 0
+) -> Figure:
     """The mean of the items' values, with its interval."""
     found = np.asarray(values, dtype=float)
     if not found.size:
         raise ValueError(f"{task}: no items for {case} {metric}")
     means = np.random.default_rng(seed).choice(found, (RESAMPLES, found.size)).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
-    return Figure(task, method, case, metric, _round(found.mean()), _round(low), _round(high), len(found), seed)
+    return Figure(
+        task,
+        method,
+        case,
+        metric,
+        _round(found.mean()),
+        _round(low),
+        _round(high),
+        len(found),
+        seed,
+    )
 
 
-def perplexity(task: str, method: str, case: str, means: Sequence[float], counts: Sequence[int], seed: int = 0) -> Figure:
-    """exp of the negative log-probability per token over several texts, with its interval over the texts. `means`: per token, of each text."""
+def perplexity(
+    task: str, method: str, case: str, means: Sequence[float], counts: Sequence[int], seed: int = 0
+) -> Figure:
+    """exp of the negative log-probability per token over several texts, with its interval over the
+    texts. `means`: per token, of each text."""
     sums, tokens = np.asarray(means) * np.asarray(counts), np.asarray(counts)
     draws = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
     found = np.exp(-sums[draws].sum(axis=1) / tokens[draws].sum(axis=1))
     low, high = np.quantile(found, [0.025, 0.975])
     value = math.exp(-sums.sum() / tokens.sum())
-    return Figure(task, method, case, "perplexity", _round(value), _round(low), _round(high), len(sums), seed)
+    return Figure(
+        task, method, case, "perplexity", _round(value), _round(low), _round(high), len(sums), seed
+    )
 
 
 def perplexity_ratio(
-    task: str, method: str, case: str, means: Sequence[float], bare: Sequence[float], counts: Sequence[int], seed: int = 0
+    task: str,
+    method: str,
+    case: str,
+    means: Sequence[float],
+    bare: Sequence[float],
+    counts: Sequence[int],
+    seed: int = 0,
 ) -> Figure:
-    """Perplexity per token of several texts over the bare model's of the same texts, with its interval over the texts."""
-    return replace(perplexity(task, method, case, np.subtract(means, bare).tolist(), counts, seed), metric="perplexity_ratio")
+    """Perplexity per token of several texts over the bare model's of the same texts, with its
+    interval over the texts."""
+    return replace(
+        perplexity(task, method, case, np.subtract(means, bare).tolist(), counts, seed),
+        metric="perplexity_ratio",
+    )
 
 
-def least(task: str, method: str, case: str, metric: str, groups: Sequence[Sequence[float]], seed: int = 0) -> Figure:
-    """The least of several groups' means, with its interval: the least in each resample of every group."""
+def least(
+    task: str, method: str, case: str, metric: str, groups: Sequence[Sequence[float]], seed: int = 0
+) -> Figure:
+    """The least of several groups' means, with its interval: the least in each resample of every
+    group."""
     dice = np.random.default_rng(seed)
-    draws = [dice.choice(np.asarray(values, dtype=float), (RESAMPLES, len(values))).mean(axis=1) for values in groups]
+    draws = [
+        dice.choice(np.asarray(values, dtype=float), (RESAMPLES, len(values))).mean(axis=1)
+        for values in groups
+    ]
     low, high = np.quantile(np.min(draws, axis=0), [0.025, 0.975])
     value = min(float(np.mean(values)) for values in groups)
-    return Figure(task, method, case, metric, _round(value), _round(low), _round(high), min(map(len, groups)), seed)
+    return Figure(
+        task,
+        method,
+        case,
+        metric,
+        _round(value),
+        _round(low),
+        _round(high),
+        min(map(len, groups)),
+        seed,
+    )
 
 
 def distinct(text: str, size: int = 2) -> float:
-    """distinct-n: the share of a text's word n-grams that are different (1 for texts shorter than n words). Low: it repeats itself."""
+    """distinct-n: the share of a text's word n-grams that are different (1 for texts shorter than n
+    words). Low: it repeats itself."""
     words = text.lower().split()
     grams = [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0

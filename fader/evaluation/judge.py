@@ -1,7 +1,8 @@
-"""Judges: which level has an answer? A classifier trained on answers about other subjects than those it judges, or a model behind an endpoint.
+"""Judges: which level has an answer? A classifier trained on answers about other subjects than
+those it judges, or a model behind an endpoint.
 
-Neither has seen what a vector was taught to write (other subjects are only held in place in training), and neither is the likelihood by which
-vectors are tuned.
+Neither has seen what a vector was taught to write (other subjects are only held in place in
+training), and neither is the likelihood by which vectors are tuned.
 """
 
 from __future__ import annotations
@@ -29,9 +30,13 @@ Answer: {answer}"""
 
 
 def classifier() -> Judge:
-    """Logistic regression over words and characters, trained on the shipped answers outside medicine, law and finance."""
+    """Logistic regression over words and characters, trained on the shipped answers outside
+    medicine, law and finance."""
     items = starter_levels("other")
-    model = _fitted([item.answers[level] for item in items for level in LEVELS], [place for _ in items for place in range(len(LEVELS))])
+    model = _fitted(
+        [item.answers[level] for item in items for level in LEVELS],
+        [place for _ in items for place in range(len(LEVELS))],
+    )
 
     def judge(questions: Sequence[str], answers: Sequence[str]) -> list[Level | None]:
         return [LEVELS[place] for place in model.predict([_plain(answer) for answer in answers])]
@@ -41,13 +46,16 @@ def classifier() -> Judge:
 
 @cache
 def verdict(aim: str) -> Callable[[Sequence[str]], list[float]]:
-    """verdict(answers): the probability that each is harmless (or helpful, as `aim` says), by a classifier of the same kind. It is trained on
-    answers that were written and labelled for this alone, none of which any vector has seen."""
+    """verdict(answers): the probability that each is harmless (or helpful, as `aim` says), by a
+    classifier of the same kind. It is trained on answers that were written and labelled for this
+    alone, none of which any vector has seen."""
     rows = starter_rows(f"judges/{aim}")
     model = _fitted([row["answer"] for row in rows], [row["label"] == aim for row in rows])
 
     def judge(answers: Sequence[str]) -> list[float]:
-        return [float(found[1]) for found in model.predict_proba([_plain(answer) for answer in answers])]
+        return [
+            float(found[1]) for found in model.predict_proba([_plain(answer) for answer in answers])
+        ]
 
     return judge
 
@@ -64,9 +72,11 @@ def _fitted(texts: Sequence[str], labels: Sequence[int]) -> Any:
 
 
 def endpoint(url: str, model: str, key: str | None = None, retries: int = 5) -> Judge:
-    """A model behind an OpenAI-compatible endpoint, asked at temperature 0. A reply that does not name one level, and one only, judges None.
+    """A model behind an OpenAI-compatible endpoint, asked at temperature 0. A reply that does not
+    name one level, and one only, judges None.
 
-    Raises ValueError where the endpoint refuses, ConnectionError where it cannot be reached or keeps failing.
+    Raises ValueError where the endpoint refuses, ConnectionError where it cannot be reached or
+    keeps failing.
     """
     import openai
 
@@ -74,21 +84,36 @@ def endpoint(url: str, model: str, key: str | None = None, retries: int = 5) -> 
     advice = Advice(
         key=("--judge", f"put a valid key into the environment variable {KEY}"),
         model=("--judge", "name one that it serves, as URL#MODEL"),
-        address=("--judge", "start the server or correct the address; what was measured is kept, the same command goes on from here"),
+        address=(
+            "--judge",
+            (
+                "start the server or correct the address; what was measured is kept, the same"
+                " command goes on from here"
+            ),
+        ),
         pressed=("--judge", "wait; what was measured is kept, the same command goes on from here"),
     )
 
     def one(question: str, answer: str) -> Level | None:
         asked = ASKED.format(question=question, answer=answer)
         try:
-            reply = client.chat.completions.create(model=model, temperature=0, max_tokens=1024, messages=[{"role": "user", "content": asked}])
+            reply = client.chat.completions.create(
+                model=model,
+                temperature=0,
+                max_tokens=1024,
+                messages=[{"role": "user", "content": asked}],
+            )
         except openai.OpenAIError as error:
             raise in_words(error, url, model, retries, advice) from error
-        said = re.sub(r"^.*?</think>", "", reply.choices[0].message.content or "", flags=re.DOTALL).lower()
+        said = re.sub(
+            r"^.*?</think>", "", reply.choices[0].message.content or "", flags=re.DOTALL
+        ).lower()
         named = [level for level in LEVELS if level in said]
         return named[0] if len(named) == 1 else None
 
-    return lambda questions, answers: [one(question, answer) for question, answer in zip(questions, answers, strict=True)]
+    return lambda questions, answers: [
+        one(question, answer) for question, answer in zip(questions, answers, strict=True)
+    ]
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,5 @@
-"""The lab: where a task is done. Which model and vectors, on which data, and what is asked of both for every task alike."""
+"""The lab: where a task is done. Which model and vectors, on which data, and what is asked of both
+for every task alike."""
 
 from __future__ import annotations
 
@@ -24,8 +25,12 @@ class Lab:
     """A ledger to ask, the level data of each domain, and the vector that moves each domain."""
 
     ledger: Ledger
-    levels: Mapping[str, Sequence[LevelItem]] = field(default_factory=lambda: {domain: starter_levels(domain) for domain in DOMAINS})
-    vectors: Mapping[str, str] = field(default_factory=lambda: {domain: domain for domain in DOMAINS})
+    levels: Mapping[str, Sequence[LevelItem]] = field(
+        default_factory=lambda: {domain: starter_levels(domain) for domain in DOMAINS}
+    )
+    vectors: Mapping[str, str] = field(
+        default_factory=lambda: {domain: domain for domain in DOMAINS}
+    )
     styles: Sequence[str] = STYLES
     judge: Judge | None = None
     """Who says which level a written answer has; left out: the shipped classifier."""
@@ -36,16 +41,27 @@ class Lab:
 
     def items(self, domain: str, part: str | None = None) -> list[LevelItem]:
         """The level items of one domain in a split (the lab's own unless said)."""
-        return split(self.levels[domain] if domain in self.levels else starter_levels(domain), part or self.split)[: self.limit]
+        return split(
+            self.levels[domain] if domain in self.levels else starter_levels(domain),
+            part or self.split,
+        )[: self.limit]
 
     def ends(self) -> list[dict[str, float]]:
         """Each domain's vector at full strength either way, by itself."""
         return [{name: amount} for name in self.vectors.values() for amount in (-1.0, 1.0)]
 
     def ranked(self, task: str, trials: Sequence[Trial]) -> list[Matrix]:
-        """For each trial, the log-probability per token of every item's three answers [items, levels]. All trials share batches."""
+        """For each trial, the log-probability per token of every item's three answers [items,
+        levels]. All trials share batches."""
         asked = [
-            Asked(task, trial.method, trial.case, f"{place}:{level}", question(item.query, trial.wish(item)), item.answers[level])
+            Asked(
+                task,
+                trial.method,
+                trial.case,
+                f"{place}:{level}",
+                question(item.query, trial.wish(item)),
+                item.answers[level],
+            )
             for trial in trials
             for place, item in enumerate(trial.items)
             for level in LEVELS
@@ -53,15 +69,20 @@ class Lab:
         means = np.array([said.mean for said in self.ledger.ask(asked)]).reshape(-1, len(LEVELS))
         return np.split(means, np.cumsum([len(trial.items) for trial in trials])[:-1])
 
-    def preferred(self, task: str, method: str, case: str, pairs: Sequence[Pair], alignment: Mapping[str, Any]) -> Matrix:
-        """The log-probability per token of both answers of each pair [pairs, 2], the preferred one first."""
+    def preferred(
+        self, task: str, method: str, case: str, pairs: Sequence[Pair], alignment: Mapping[str, Any]
+    ) -> Matrix:
+        """The log-probability per token of both answers of each pair [pairs, 2], the preferred one
+        first."""
         asked = [
             Asked(
                 task,
                 method,
                 case,
                 f"{place}:{side}",
-                Fader.request({"messages": [turn.model_dump() for turn in pair.messages]}, alignment=alignment),
+                Fader.request(
+                    {"messages": [turn.model_dump() for turn in pair.messages]}, alignment=alignment
+                ),
                 text,
             )
             for place, pair in enumerate(pairs)
@@ -69,7 +90,9 @@ class Lab:
         ]
         return np.array([said.mean for said in self.ledger.ask(asked)]).reshape(-1, 2)
 
-    def margins(self, task: str, method: str, case: str, pairs: Sequence[Pair], alignment: Mapping[str, Any]) -> NDArray[np.float64]:
+    def margins(
+        self, task: str, method: str, case: str, pairs: Sequence[Pair], alignment: Mapping[str, Any]
+    ) -> NDArray[np.float64]:
         """By how much, per token, each pair's preferred answer is the likelier one [pairs]."""
         both = self.preferred(task, method, case, pairs, alignment)
         return both[:, 0] - both[:, 1]
@@ -87,7 +110,9 @@ class Trial:
 
 def mixed(amounts: Mapping[str, float]) -> Wish:
     """The same mixture of vectors for every item."""
-    return lambda _: {"alignment": {"vectors": {name: amount for name, amount in amounts.items() if amount}}}
+    return lambda _: {
+        "alignment": {"vectors": {name: amount for name, amount in amounts.items() if amount}}
+    }
 
 
 def named(amounts: Mapping[str, float]) -> str:
@@ -96,7 +121,8 @@ def named(amounts: Mapping[str, float]) -> str:
 
 
 def question(query: str, wish: Mapping[str, Any]) -> Any:
-    """A request for one question. `before` in the wish: turns that stand above it (few-shot examples)."""
+    """A request for one question. `before` in the wish: turns that stand above it (few-shot
+    examples)."""
     fields = dict(wish)
     turns = [*fields.pop("before", ()), {"role": "user", "content": query}]
     return Fader.request({"messages": turns, **fields})

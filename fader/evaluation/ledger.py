@@ -1,7 +1,9 @@
-"""The ledger: what a model said to every question that an evaluation asked, one JSON line each with the full request.
+"""The ledger: what a model said to every question that an evaluation asked, one JSON line each with
+the full request.
 
-It is a memo: a line that is there already is not measured again, so a run that was stopped goes on where it was, and a second task that asks
-the same costs nothing. Lines are found by their content: request, answer, model, and the numbers inside each vector that the request names.
+It is a memo: a line that is there already is not measured again, so a run that was stopped goes on
+where it was, and a second task that asks the same costs nothing. Lines are found by their content:
+request, answer, model, and the numbers inside each vector that the request names.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ TOGETHER = 96  # measurements that are asked at once; a stopped run loses at mos
 
 @dataclass(frozen=True)
 class Asked:
-    """One measurement: an item of a task under a method. With an `answer`, its likelihood is wanted; without, an answer is."""
+    """One measurement: an item of a task under a method. With an `answer`, its likelihood is
+    wanted; without, an answer is."""
 
     task: str
     method: str
@@ -38,7 +41,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Said:
-    """What the model said: of a given answer, its log-probability per token; or the answer that it wrote. And what that took."""
+    """What the model said: of a given answer, its log-probability per token; or the answer that it
+    wrote. And what that took."""
 
     text: str
     mean: float
@@ -53,23 +57,36 @@ class Said:
 
 
 class Ledger:
-    """Asks a model and remembers. `file`: where the lines are kept; None keeps them in memory alone."""
+    """Asks a model and remembers. `file`: where the lines are kept; None keeps them in memory
+    alone."""
 
     def __init__(self, fader: Fader, file: Path | None = None, quiet: bool = False) -> None:
         self.fader, self.file, self.quiet = fader, file, quiet
         self._known: dict[str, Said] = {}
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(f"{file}.lock")  # held while lines are read or added: several processes may share a ledger
+            self._lock = FileLock(
+                f"{file}.lock"
+            )  # held while lines are read or added: several processes may share a ledger
             with self._lock:
                 self._known = _lines(file)
 
     def ask(self, asked: Sequence[Asked]) -> list[Said]:
-        """What the model says to each, in order. Measures what is not known, in batches, writing each batch down before the next."""
+        """What the model says to each, in order. Measures what is not known, in batches, writing
+        each batch down before the next."""
         keys = [self._key(one) for one in asked]
-        missing = list({key: one for key, one in zip(keys, asked, strict=True) if key not in self._known}.items())
+        missing = list(
+            {
+                key: one for key, one in zip(keys, asked, strict=True) if key not in self._known
+            }.items()
+        )
         if missing:
-            bar = Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+            bar = Progress(
+                *Progress.get_default_columns()[:2],
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
             bar.disable = self.quiet
             with bar:
                 task = bar.add_task(asked[0].task, total=len(missing))
@@ -83,7 +100,10 @@ class Ledger:
         given = [(one.request, one.answer) for one in asked if one.answer is not None]
         likelihoods = iter(zip(given, self.fader.score_batch(given), strict=True))
         results = iter(self.fader.batch([one.request for one in asked if one.answer is None]))
-        return [_written(next(results)) if one.answer is None else _read(*next(likelihoods)) for one in asked]
+        return [
+            _written(next(results)) if one.answer is None else _read(*next(likelihoods))
+            for one in asked
+        ]
 
     def _write(self, batch: Sequence[tuple[str, Asked]], said: Sequence[Said]) -> None:
         self._known.update((key, one) for (key, _), one in zip(batch, said, strict=True))
@@ -104,8 +124,16 @@ class Ledger:
     def _key(self, asked: Asked) -> str:
         request = asked.request.model_dump(mode="json")
         name = asked.request.model or self.fader.model
-        vectors = {vector: self.fader.vector(vector).digest for vector in sorted(set(_vectors(request)))}
-        content = [request, asked.answer, self.fader.backbones[name].fingerprint, str(self.fader.backbones[name].dtype), vectors]
+        vectors = {
+            vector: self.fader.vector(vector).digest for vector in sorted(set(_vectors(request)))
+        }
+        content = [
+            request,
+            asked.answer,
+            self.fader.backbones[name].fingerprint,
+            str(self.fader.backbones[name].dtype),
+            vectors,
+        ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -116,7 +144,16 @@ def _read(given: tuple[Request, str], likelihood: Likelihood) -> Said:
 def _written(result: Result) -> Said:
     answer, usage = result.answers[0], result.usage
     reward = answer.search.reward if answer.search else None
-    return Said(answer.text, 0.0, len(answer.token_ids), result.prompt_tokens, round(usage.seconds, 3), answer.finish_reason, usage.rows, reward)
+    return Said(
+        answer.text,
+        0.0,
+        len(answer.token_ids),
+        result.prompt_tokens,
+        round(usage.seconds, 3),
+        answer.finish_reason,
+        usage.rows,
+        reward,
+    )
 
 
 def _vectors(value: Any) -> Iterator[str]:
@@ -131,7 +168,8 @@ def _vectors(value: Any) -> Iterator[str]:
 
 
 def _lines(file: Path) -> dict[str, Said]:
-    """The measurements of a ledger file. A last line that a killed process left unfinished is cut off.
+    """The measurements of a ledger file. A last line that a killed process left unfinished is cut
+    off.
 
     Raises ValueError for a file that is no ledger, and leaves it as it is.
     """
@@ -144,7 +182,10 @@ def _lines(file: Path) -> dict[str, Said]:
             row = json.loads(line)
             found[row["key"]] = Said(**row["said"])
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}:{place}: not a line of an evaluation's ledger ({error}); give another --out, or delete it") from None
+            raise ValueError(
+                f"{file}:{place}: not a line of an evaluation's ledger ({error}); give another"
+                " --out, or delete it"
+            ) from None
     if rest and not (lines or rest.startswith(b'{"task": ')):
         raise ValueError(f"{file}: not an evaluation's ledger; give another --out, or delete it")
     if rest:

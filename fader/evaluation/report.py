@@ -1,4 +1,5 @@
-"""One HTML page from figures: plots of what belongs together, then every figure in tables. No script, no outside file."""
+"""One HTML page from figures: plots of what belongs together, then every figure in tables. No
+script, no outside file."""
 
 from __future__ import annotations
 
@@ -21,18 +22,23 @@ COLOURS = {"avoidance": "#b5523b", "generic": "#7a7f87", "expert": "#2f6f8f"}
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>fader: evaluation</title>
 <style>
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; } figure { margin: 1.5rem 0; } svg { max-width: 100%; height: auto; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
+  color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .2rem .7rem; border-bottom:
+  1px solid #ddd; text-align: left; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; } figure { margin: 1.5rem 0; }
+  svg { max-width: 100%; height: auto; }
 </style></head><body>
 <h1>Evaluation</h1>
 <p>Each value with its 95% bootstrap interval over n items.</p>
-{% for title, drawing in drawings %}<figure><figcaption><b>{{ title }}</b></figcaption>{{ drawing }}</figure>{% endfor %}
+{% for title, drawing in drawings %}
+<figure><figcaption><b>{{ title }}</b></figcaption>{{ drawing }}</figure>{% endfor %}
 {% for task, figures in tables.items() %}<h2>{{ task }}</h2>
 <table><tr><th>method</th><th>case</th><th>metric</th><th>value</th><th>low</th><th>high</th><th>n</th><th>seed</th></tr>
 {% for f in figures %}<tr><td>{{ f.method|e }}</td><td>{{ f.case|e }}</td><td>{{ f.metric|e }}</td>
 <td class="number">{{ "%.3f"|format(f.value) }}</td>
-<td class="number">{{ "%.3f"|format(f.low) }}</td><td class="number">{{ "%.3f"|format(f.high) }}</td><td class="number">{{ f.n }}</td>
+<td class="number">{{ "%.3f"|format(f.low) }}</td>
+<td class="number">{{ "%.3f"|format(f.high) }}</td><td class="number">{{ f.n }}</td>
 <td class="number">{{ f.seed }}</td></tr>{% endfor %}</table>{% endfor %}
 </body></html>
 """
@@ -40,8 +46,13 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; } figure { ma
 
 def write_report(figures: Sequence[Figure], file: Path) -> None:
     """The page, written beside its place and renamed."""
-    drawings = [(title, drawn) for title, draw in DRAWINGS.items() if (drawn := draw(figures)) is not None]
-    tables = {task: [figure for figure in figures if figure.task == task] for task in dict.fromkeys(figure.task for figure in figures)}
+    drawings = [
+        (title, drawn) for title, draw in DRAWINGS.items() if (drawn := draw(figures)) is not None
+    ]
+    tables = {
+        task: [figure for figure in figures if figure.task == task]
+        for task in dict.fromkeys(figure.task for figure in figures)
+    }
     page = Environment(autoescape=False).from_string(PAGE).render(drawings=drawings, tables=tables)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, page, file.parent)
@@ -49,11 +60,17 @@ def write_report(figures: Sequence[Figure], file: Path) -> None:
 
 def effect_against_amount(figures: Sequence[Figure]) -> str | None:
     """Accuracy of each level against lambda, a panel per domain, with bands."""
-    found = [figure for figure in figures if figure.task == "curve" and figure.metric.startswith("first_")]
+    found = [
+        figure
+        for figure in figures
+        if figure.task == "curve" and figure.metric.startswith("first_")
+    ]
     domains = list(dict.fromkeys(figure.case for figure in found))
     if not domains:
         return None
-    canvas, panels = pyplot.subplots(1, len(domains), figsize=(4.2 * len(domains), 3.4), sharey=True, squeeze=False)
+    canvas, panels = pyplot.subplots(
+        1, len(domains), figsize=(4.2 * len(domains), 3.4), sharey=True, squeeze=False
+    )
     for panel, domain in zip(panels[0], domains, strict=True):
         for level in LEVELS:
             line = sorted(
@@ -71,14 +88,17 @@ def effect_against_amount(figures: Sequence[Figure]) -> str | None:
 
 
 def combination_map(figures: Sequence[Figure]) -> str | None:
-    """The least accuracy over the domains in each combination of levels: two of the domains across, the rest down."""
+    """The least accuracy over the domains in each combination of levels: two of the domains across,
+    the rest down."""
     found = {figure.case: figure.value for figure in figures if figure.metric == "least_accuracy"}
     if not found:
         return None
     cases = [tuple(part.split("=")[1] for part in case.split(",")) for case in found]
     values = dict(zip(cases, found.values(), strict=True))
     domains = [part.split("=")[0] for part in next(iter(found)).split(",")]
-    down, across = (list(dict.fromkeys(case[part] for case in cases)) for part in (slice(1), slice(1, None)))
+    down, across = (
+        list(dict.fromkeys(case[part] for case in cases)) for part in (slice(1), slice(1, None))
+    )
     canvas, panel = pyplot.subplots(figsize=(1.1 * len(across) + 2, 0.8 * len(down) + 2))
     grid = [[values[(*row, *column)] for column in across] for row in down]
     panel.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
@@ -92,14 +112,21 @@ def combination_map(figures: Sequence[Figure]) -> str | None:
 
 
 def spill_matrix(figures: Sequence[Figure]) -> str | None:
-    """Share of questions whose first-ranked answer moves, for each end of each vector on each subject."""
+    """Share of questions whose first-ranked answer moves, for each end of each vector on each
+    subject."""
     moved = [figure for figure in figures if (figure.task, figure.metric) == ("spillover", "moved")]
     found = {(figure.method, figure.case.split(" on ")[1]): figure.value for figure in moved}
     if not found:
         return None
     rows, columns = (list(dict.fromkeys(case[side] for case in found)) for side in (0, 1))
     canvas, panel = pyplot.subplots(figsize=(1.2 * len(columns) + 3, 0.5 * len(rows) + 1.5))
-    panel.imshow([[found[row, column] for column in columns] for row in rows], vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    panel.imshow(
+        [[found[row, column] for column in columns] for row in rows],
+        vmin=0,
+        vmax=1,
+        cmap="Blues",
+        aspect="auto",
+    )
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
             panel.text(x, y, f"{found[row, column]:.2f}", ha="center", va="center")
@@ -109,22 +136,31 @@ def spill_matrix(figures: Sequence[Figure]) -> str | None:
 
 
 def cost_and_quality(figures: Sequence[Figure]) -> str | None:
-    """Tokens read and written per answer against the share of answers at the wanted level, a point per method, domain and level."""
+    """Tokens read and written per answer against the share of answers at the wanted level, a point
+    per method, domain and level."""
     cost: dict[tuple[str, str], float] = {}
     for figure in figures:
         if figure.task == "generation" and figure.metric in ("prompt_tokens", "answer_tokens"):
-            cost[figure.method, figure.case] = cost.get((figure.method, figure.case), 0.0) + figure.value
+            cost[figure.method, figure.case] = (
+                cost.get((figure.method, figure.case), 0.0) + figure.value
+            )
     points: dict[str, list[tuple[float, float]]] = {}
     for figure in figures:
         level = figure.metric.removeprefix("generated_")
         if figure.task == "generation" and level in LEVELS:
-            points.setdefault(figure.method, []).append((cost[figure.method, f"{figure.case} {level}"], figure.value))
+            points.setdefault(figure.method, []).append(
+                (cost[figure.method, f"{figure.case} {level}"], figure.value)
+            )
     if not points:
         return None
     canvas, panel = pyplot.subplots(figsize=(6, 4))
     for method, at in points.items():
         panel.scatter(*zip(*at, strict=True), label=method, alpha=0.8)
-    panel.set(xlabel="tokens read and written per answer", ylabel="at the wanted level", ylim=(-0.02, 1.02))
+    panel.set(
+        xlabel="tokens read and written per answer",
+        ylabel="at the wanted level",
+        ylim=(-0.02, 1.02),
+    )
     panel.legend(frameon=False)
     return _svg(canvas)
 

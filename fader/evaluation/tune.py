@@ -1,8 +1,10 @@
-"""Finding the knobs: which lambdas reach the wanted level in each domain (Alignment Vectors, arXiv 2410.19206, section on multidomain alignment).
+"""Finding the knobs: which lambdas reach the wanted level in each domain (Alignment Vectors, arXiv
+2410.19206, section on multidomain alignment).
 
-The paper searches a grid. Here the search goes from coarse to fine: each domain's own knob on its own questions first, all points of the grid
-as rows of shared batches; then all knobs together, and where one domain pulls another off its level, that knob again with the others in
-place. Nothing is merged or reloaded.
+The paper searches a grid. Here the search goes from coarse to fine: each domain's own knob on its
+own questions first, all points of the grid as rows of shared batches; then all knobs together, and
+where one domain pulls another off its level, that knob again with the others in place. Nothing is
+merged or reloaded.
 """
 
 from __future__ import annotations
@@ -21,11 +23,14 @@ COARSE = (-1.8, -1.5, -1.2, -0.9, -0.6, -0.45, -0.3, -0.15, 0.0, 0.4, 0.8, 1.2, 
 FINE = (-0.08, 0.08)
 AGAIN = (-0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4)
 REACHED = 0.8
-"""The bar of the paper's 27 combinations: a level is reached in a domain if its answer ranks first in this share of the questions."""
+"""The bar of the paper's 27 combinations: a level is reached in a domain if its answer ranks first
+in this share of the questions."""
 AIMED = 0.85
-"""Below this share a search goes on: what is reached on the dev split is to be reached on other questions too."""
+"""Below this share a search goes on: what is reached on the dev split is to be reached on other
+questions too."""
 GENTLY = 0.75
-"""How much of an end's amount a mixture starts from: what is moved less disturbs the others less."""
+"""How much of an end's amount a mixture starts from: what is moved less disturbs the others
+less."""
 NEARLY = 0.03
 SOFT = 0.2  # nats per token by which a margin counts as clear
 
@@ -34,12 +39,14 @@ Point = tuple[str, float]
 
 
 def firsts(means: Matrix, level: Level) -> list[float]:
-    """Preference accuracy, item by item: 1 where the level's answer has the highest log-probability per token [items, levels], else 0."""
+    """Preference accuracy, item by item: 1 where the level's answer has the highest log-probability
+    per token [items, levels], else 0."""
     return [float(place == LEVELS.index(level)) for place in means.argmax(axis=1)]
 
 
 def clearness(means: Matrix, level: Level) -> float:
-    """Preference accuracy with a soft edge: the mean of sigmoid(margin over the best other answer / 0.2 nats per token)."""
+    """Preference accuracy with a soft edge: the mean of sigmoid(margin over the best other answer /
+    0.2 nats per token)."""
     wanted = LEVELS.index(level)
     margin = means[:, wanted] - np.delete(means, wanted, axis=1).max(axis=1)
     return float((1 / (1 + np.exp(-margin / SOFT))).mean())
@@ -47,14 +54,16 @@ def clearness(means: Matrix, level: Level) -> float:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search found: lambda of each vector by name, and per wanted domain the share of its questions that are at the level."""
+    """What a search found: lambda of each vector by name, and per wanted domain the share of its
+    questions that are at the level."""
 
     amounts: dict[str, float]
     reached: dict[str, float]
 
 
 def curves(lab: Lab, task: str, points: Iterable[Point], part: str) -> dict[Point, Matrix]:
-    """Each domain's questions with its own vector at an amount, the others at 0, all points in shared batches: log-probabilities [items, levels]."""
+    """Each domain's questions with its own vector at an amount, the others at 0, all points in
+    shared batches: log-probabilities [items, levels]."""
     wanted = sorted(set(points))
     trials = [trial(lab, {lab.vectors[domain]: amount}, domain, part) for domain, amount in wanted]
     return dict(zip(wanted, lab.ranked(task, trials), strict=True))
@@ -66,20 +75,38 @@ def trial(lab: Lab, amounts: Mapping[str, float], domain: str, part: str) -> Tri
 
 
 def alone(lab: Lab, task: str) -> dict[tuple[str, Level], float]:
-    """For every domain and level the amount of the domain's own vector at which the level is clearest on the dev split, the others at 0."""
-    found = curves(lab, task, [(domain, amount) for domain in lab.vectors for amount in COARSE], "dev")
-    near = [(domain, round(_clearest(found, domain, level) + step, 3)) for domain in lab.vectors for level in LEVELS for step in FINE]
+    """For every domain and level the amount of the domain's own vector at which the level is
+    clearest on the dev split, the others at 0."""
+    found = curves(
+        lab, task, [(domain, amount) for domain in lab.vectors for amount in COARSE], "dev"
+    )
+    near = [
+        (domain, round(_clearest(found, domain, level) + step, 3))
+        for domain in lab.vectors
+        for level in LEVELS
+        for step in FINE
+    ]
     found |= curves(lab, task, near, "dev")
-    return {(domain, level): _clearest(found, domain, level) for domain in lab.vectors for level in LEVELS}
+    return {
+        (domain, level): _clearest(found, domain, level)
+        for domain in lab.vectors
+        for level in LEVELS
+    }
 
 
 def amounts(lab: Lab, task: str) -> dict[tuple[str, Level], float]:
-    """`alone` on the dev split; for a vector whose card notes what was found of these very numbers on the same model and questions, what it notes."""
+    """`alone` on the dev split; for a vector whose card notes what was found of these very numbers
+    on the same model and questions, what it notes."""
     found: dict[tuple[str, Level], float] = {}
     for domain, name in lab.vectors.items():
         vector = lab.ledger.fader.vector(name)
         noted = vector.card.get("effect", {})
-        same = {"vector": vector.digest, "base": vector.base, "data": content_hash(lab.items(domain, "dev")), "seen_in_training": None}
+        same = {
+            "vector": vector.digest,
+            "base": vector.base,
+            "data": content_hash(lab.items(domain, "dev")),
+            "seen_in_training": None,
+        }
         if "levels" in noted and all(noted.get(key) == value for key, value in same.items()):
             found |= {(domain, level): noted["levels"][level] for level in LEVELS}
         else:
@@ -88,41 +115,72 @@ def amounts(lab: Lab, task: str) -> dict[tuple[str, Level], float]:
 
 
 def tune(lab: Lab, wanted: Mapping[str, Level], rounds: int = 3) -> Tuned:
-    """The amounts that bring every wanted domain to its level, found on the dev split of its questions.
+    """The amounts that bring every wanted domain to its level, found on the dev split of its
+    questions.
 
-    Domains that are not wanted keep their vectors at 0. Raises ValueError for a domain without a vector.
+    Domains that are not wanted keep their vectors at 0. Raises ValueError for a domain without a
+    vector.
     """
     for domain in wanted:
         if domain not in lab.vectors:
-            raise ValueError(f"{domain}: no vector moves this domain; known: {', '.join(lab.vectors)}")
-    picks = amounts(replace(lab, vectors={domain: lab.vectors[domain] for domain in wanted}), "tune")
+            raise ValueError(
+                f"{domain}: no vector moves this domain; known: {', '.join(lab.vectors)}"
+            )
+    picks = amounts(
+        replace(lab, vectors={domain: lab.vectors[domain] for domain in wanted}), "tune"
+    )
     (mixture,) = together(lab, "tune", picks, [wanted], rounds)
     return Tuned(mixture, _reached(lab, mixture, wanted))
 
 
 def together(
-    lab: Lab, task: str, picks: Mapping[tuple[str, Level], float], wanted: Sequence[Mapping[str, Level]], rounds: int
+    lab: Lab,
+    task: str,
+    picks: Mapping[tuple[str, Level], float],
+    wanted: Sequence[Mapping[str, Level]],
+    rounds: int,
 ) -> list[dict[str, float]]:
-    """The mixture for each of some combinations of levels. They start from the amounts found alone, the ends `GENTLY`; where on the dev split a
-    domain falls behind (below `AIMED`), its knob is searched again with the others in place, in up to `rounds` rounds. All combinations share
+    """The mixture for each of some combinations of levels. They start from the amounts found alone,
+    the ends `GENTLY`; where on the dev split a domain falls behind (below `AIMED`), its knob is
+    searched again with the others in place, in up to `rounds` rounds. All combinations share
     batches."""
     mixtures = [
         {
-            lab.vectors[domain]: round(picks[domain, level] * (1.0 if len(choice) == 1 or level == "generic" else GENTLY), 3)
+            lab.vectors[domain]: round(
+                picks[domain, level] * (1.0 if len(choice) == 1 or level == "generic" else GENTLY),
+                3,
+            )
             for domain, level in choice.items()
         }
         for choice in wanted
     ]
-    asked = [(place, domain) for place, choice in enumerate(wanted) for domain in choice if len(choice) > 1]
+    asked = [
+        (place, domain)
+        for place, choice in enumerate(wanted)
+        for domain in choice
+        if len(choice) > 1
+    ]
     for _ in range(rounds if asked else 0):
-        found = lab.ranked(task, [trial(lab, mixtures[place], domain, "dev") for place, domain in asked])
+        found = lab.ranked(
+            task, [trial(lab, mixtures[place], domain, "dev") for place, domain in asked]
+        )
         behind = [
-            (place, domain) for (place, domain), means in zip(asked, found, strict=True) if np.mean(firsts(means, wanted[place][domain])) < AIMED
+            (place, domain)
+            for (place, domain), means in zip(asked, found, strict=True)
+            if np.mean(firsts(means, wanted[place][domain])) < AIMED
         ]
         if not behind:
             break
         tried = [
-            trial(lab, {**mixtures[place], lab.vectors[domain]: mixtures[place][lab.vectors[domain]] + step}, domain, "dev")
+            trial(
+                lab,
+                {
+                    **mixtures[place],
+                    lab.vectors[domain]: mixtures[place][lab.vectors[domain]] + step,
+                },
+                domain,
+                "dev",
+            )
             for place, domain in behind
             for step in AGAIN
         ]
@@ -130,17 +188,26 @@ def together(
         for place, domain in behind:
             worth = {step: clearness(next(clear), wanted[place][domain]) for step in AGAIN}
             mixtures[place][lab.vectors[domain]] += max(AGAIN, key=worth.__getitem__)
-        mixtures = [{name: round(amount, 3) for name, amount in mixture.items()} for mixture in mixtures]
-        asked = [(place, domain) for place in sorted({place for place, _ in behind}) for domain in wanted[place]]
+        mixtures = [
+            {name: round(amount, 3) for name, amount in mixture.items()} for mixture in mixtures
+        ]
+        asked = [
+            (place, domain)
+            for place in sorted({place for place, _ in behind})
+            for domain in wanted[place]
+        ]
     return mixtures
 
 
 def consequences(lab: Lab, tuned: Tuned, wanted: Mapping[str, Level]) -> Iterator[Figure]:
-    """What the found amounts do on the lab's split: `reached` in the wanted domains; `moved` and `drift` in the others (see `spillover`); and
-    the perplexity of neutral text, and its ratio to the bare model's."""
+    """What the found amounts do on the lab's split: `reached` in the wanted domains; `moved` and
+    `drift` in the others (see `spillover`); and the perplexity of neutral text, and its ratio to
+    the bare model's."""
     method = named(tuned.amounts)
     free = [domain for domain in (*lab.levels, "other") if domain not in wanted]
-    found = lab.ranked("tune", [trial(lab, tuned.amounts, domain, lab.split) for domain in (*wanted, *free)])
+    found = lab.ranked(
+        "tune", [trial(lab, tuned.amounts, domain, lab.split) for domain in (*wanted, *free)]
+    )
     for (domain, level), means in zip(wanted.items(), found, strict=False):
         yield average("tune", method, domain, f"reached_{level}", firsts(means, level), lab.seed)
     before = lab.ranked("tune", [trial(lab, {}, domain, lab.split) for domain in free])
@@ -149,21 +216,39 @@ def consequences(lab: Lab, tuned: Tuned, wanted: Mapping[str, Level]) -> Iterato
     yield from neutral(lab, "tune", tuned.amounts)
 
 
-def spill(task: str, method: str, case: str, before: Matrix, after: Matrix, seed: int) -> list[Figure]:
-    """`moved`: the share of questions whose first-ranked answer changed; `drift`: the mean change of log-probability per token, either way."""
-    moved = [float(a != b) for a, b in zip(before.argmax(axis=1), after.argmax(axis=1), strict=True)]
+def spill(
+    task: str, method: str, case: str, before: Matrix, after: Matrix, seed: int
+) -> list[Figure]:
+    """`moved`: the share of questions whose first-ranked answer changed; `drift`: the mean change
+    of log-probability per token, either way."""
+    moved = [
+        float(a != b) for a, b in zip(before.argmax(axis=1), after.argmax(axis=1), strict=True)
+    ]
     drift = [float(change) for change in np.abs(after - before).mean(axis=1)]
-    return [average(task, method, case, "moved", moved, seed), average(task, method, case, "drift", drift, seed)]
+    return [
+        average(task, method, case, "moved", moved, seed),
+        average(task, method, case, "drift", drift, seed),
+    ]
 
 
 def _clearest(found: Mapping[Point, Matrix], domain: str, level: Level) -> float:
-    """The middle of the amounts at which a level is as clear as anywhere, to within `NEARLY`: farthest from where another level begins."""
-    points = {amount: clearness(means, level) for (where, amount), means in found.items() if where == domain}
+    """The middle of the amounts at which a level is as clear as anywhere, to within `NEARLY`:
+    farthest from where another level begins."""
+    points = {
+        amount: clearness(means, level)
+        for (where, amount), means in found.items()
+        if where == domain
+    }
     best = max(points.values())
     clear = sorted(amount for amount, value in points.items() if value >= best - NEARLY)
     return clear[len(clear) // 2]
 
 
-def _reached(lab: Lab, mixture: Mapping[str, float], wanted: Mapping[str, Level]) -> dict[str, float]:
+def _reached(
+    lab: Lab, mixture: Mapping[str, float], wanted: Mapping[str, Level]
+) -> dict[str, float]:
     found = lab.ranked("tune", [trial(lab, mixture, domain, "dev") for domain in wanted])
-    return {domain: float(np.mean(firsts(means, wanted[domain]))) for domain, means in zip(wanted, found, strict=True)}
+    return {
+        domain: float(np.mean(firsts(means, wanted[domain])))
+        for domain, means in zip(wanted, found, strict=True)
+    }

@@ -1,9 +1,12 @@
-"""Alignment Vectors of whole checkpoints (arXiv 2410.19206): extract aligned - base, merge base + sum of lambda_i * AV_i, transfer.
+"""Alignment Vectors of whole checkpoints (arXiv 2410.19206): extract aligned - base, merge base +
+sum of lambda_i * AV_i, transfer.
 
-Checkpoints are folders of safetensors as transformers writes them, in one file or in shards. They are read one tensor at a time: extraction
-holds a pair of tensors and what their decomposition needs, merging one tensor. Deviation: the paper keeps the dense difference; here it is
-cut to low-rank factors per linear layer (truncated SVD), so that it can be mixed row by row, and the card says what each layer lost and what
-no such factors can carry: embeddings, norms, biases, heads tied to the embedding.
+Checkpoints are folders of safetensors as transformers writes them, in one file or in shards. They
+are read one tensor at a time: extraction holds a pair of tensors and what their decomposition
+needs, merging one tensor. Deviation: the paper keeps the dense difference; here it is cut to
+low-rank factors per linear layer (truncated SVD), so that it can be mixed row by row, and the card
+says what each layer lost and what no such factors can carry: embeddings, norms, biases, heads tied
+to the embedding.
 """
 
 from __future__ import annotations
@@ -28,18 +31,39 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from fader.engine import builtin
 from fader.engine.backbone import fingerprint_of
-from fader.methods.vector import CARD, CONFIG, Kept, Vector, balanced, check_cut, compress, kept_rank, mixture
+from fader.methods.vector import (
+    CARD,
+    CONFIG,
+    Kept,
+    Vector,
+    balanced,
+    check_cut,
+    compress,
+    kept_rank,
+    mixture,
+)
 
 Track = Callable[[Sequence[str]], Iterable[str]]
 """Hands on the names that it is given, one by one, and may show how far it is."""
 
 SMALL = 256  # matrices with a side up to this are decomposed in full
-FORMATS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"}  # weights, which `merge` does not copy as they are
+FORMATS = {
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+}  # weights, which `merge` does not copy as they are
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model folder whose weights are read one at a time. Weights go by their names in the model, not in the files."""
+    """A model folder whose weights are read one at a time. Weights go by their names in the model,
+    not in the files."""
 
     name: str
     folder: Path
@@ -52,12 +76,16 @@ class Checkpoint:
     """Linear layer -> (out, in)."""
 
     def read(self, weight: str) -> Tensor:
-        """One weight, as it is stored. Raises ValueError for one that is not in a plain floating-point type, or is not finite."""
+        """One weight, as it is stored. Raises ValueError for one that is not in a plain
+        floating-point type, or is not finite."""
         file, key = self.stored[weight]
         with safe_open(file, framework="pt") as opened:
             tensor: Tensor = opened.get_tensor(key)
         if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-            raise ValueError(f"{file}: {key} is stored as {tensor.dtype}; give a checkpoint in float32, bfloat16 or float16")
+            raise ValueError(
+                f"{file}: {key} is stored as {tensor.dtype}; give a checkpoint in float32, bfloat16"
+                " or float16"
+            )
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{file}: {key} holds NaN or infinite numbers")
         return tensor
@@ -73,42 +101,67 @@ class Checkpoint:
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
-    """A checkpoint folder, or the built-in model by its name, its headers read and checked against its config.json.
+    """A checkpoint folder, or the built-in model by its name, its headers read and checked against
+    its config.json.
 
-    What its files hold beyond the model's own weights is not read, as transformers does not read it. Raises ValueError naming what is wrong.
+    What its files hold beyond the model's own weights is not read, as transformers does not read
+    it. Raises ValueError naming what is wrong.
     """
     folder = Path(builtin.source(str(source)))
     if not (folder / "config.json").is_file():
-        raise ValueError(f"model: {source} is no folder with a config.json; give a folder of safetensors, or {builtin.NAME!r}")
+        raise ValueError(
+            f"model: {source} is no folder with a config.json; give a folder of safetensors, or"
+            f" {builtin.NAME!r}"
+        )
     config = AutoConfig.from_pretrained(folder)
     try:
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
-        raise ValueError(f"model: {source} ({config.model_type}) is no causal language model: {error}") from error
+        raise ValueError(
+            f"model: {source} ({config.model_type}) is no causal language model: {error}"
+        ) from error
     weights: dict[str, Tensor] = model.state_dict(keep_vars=True)
     files = _files(folder)
     found = _stored(files, model, weights)
     stored: dict[str, tuple[Path, str]] = {}
     for weight, tensor in sorted(weights.items(), key=lambda item: item[0]):
-        place = found.get(weight) or next((found[other] for other, mate in weights.items() if mate is tensor and other in found), None)
+        place = found.get(weight) or next(
+            (found[other] for other, mate in weights.items() if mate is tensor and other in found),
+            None,
+        )
         if place is None:
             raise ValueError(f"{folder}: the tensor {weight} is missing; {_RESAVE}")
         file, key, shape = place
         if shape != tuple(tensor.shape):
-            raise ValueError(f"{file}: {key} is {list(shape)}, config.json says {list(tensor.shape)}")
+            raise ValueError(
+                f"{file}: {key} is {list(shape)}, config.json says {list(tensor.shape)}"
+            )
         stored[weight] = file, key
-    layers = {name: (part.out_features, part.in_features) for name, part in model.named_modules() if type(part) is nn.Linear}
+    layers = {
+        name: (part.out_features, part.in_features)
+        for name, part in model.named_modules()
+        if type(part) is nn.Linear
+    }
     shapes = {weight: tuple(weights[weight].shape) for weight in stored}
     return Checkpoint(str(source), folder, config, files, stored, shapes, layers)
 
 
-def extract(aligned: str | Path, base: str | Path, name: str, rank: int | None = None, energy: float | None = None, track: Track = iter) -> Vector:
-    """The vector aligned - base: per linear layer the truncated SVD of the difference, layers that do not differ left out.
+def extract(
+    aligned: str | Path,
+    base: str | Path,
+    name: str,
+    rank: int | None = None,
+    energy: float | None = None,
+    track: Track = iter,
+) -> Vector:
+    """The vector aligned - base: per linear layer the truncated SVD of the difference, layers that
+    do not differ left out.
 
-    `rank`: at most this one. `energy`: the least rank that keeps this share of a layer's squared norm. With neither, all above rounding.
-    The card has `layers` (a `Kept` each) and `not_carried` (tensor -> norm of its difference): what differs and is not in the vector.
-    Raises ValueError naming the first thing in which the two are not of one kind, or if no linear layer differs.
+    `rank`: at most this one. `energy`: the least rank that keeps this share of a layer's squared
+    norm. With neither, all above rounding. The card has `layers` (a `Kept` each) and `not_carried`
+    (tensor -> norm of its difference): what differs and is not in the vector. Raises ValueError
+    naming the first thing in which the two are not of one kind, or if no linear layer differs.
     """
     check_cut(rank, energy)
     tuned, plain = open_checkpoint(aligned), open_checkpoint(base)
@@ -129,7 +182,10 @@ def extract(aligned: str | Path, base: str | Path, name: str, rank: int | None =
         else:
             not_carried[plain.stored[weight][1]] = norm  # by its place: tied weights are one tensor
     if not factors:
-        raise ValueError(f"aligned: no linear layer of {aligned} differs from {base}; there is no vector between them")
+        raise ValueError(
+            f"aligned: no linear layer of {aligned} differs from {base}; there is no vector between"
+            " them"
+        )
     card = {
         "kind": "extracted",
         "base_model": str(base),
@@ -141,8 +197,15 @@ def extract(aligned: str | Path, base: str | Path, name: str, rank: int | None =
     return Vector(name, factors, plain.fingerprint(), card)
 
 
-def adopt(adapter: str | Path, base: str | Path, name: str, rank: int | None = None, energy: float | None = None) -> Vector:
-    """A PEFT LoRA folder as a vector of `base`, checked against it and with its fingerprint; cut as in `compress` if that is asked for."""
+def adopt(
+    adapter: str | Path,
+    base: str | Path,
+    name: str,
+    rank: int | None = None,
+    energy: float | None = None,
+) -> Vector:
+    """A PEFT LoRA folder as a vector of `base`, checked against it and with its fingerprint; cut as
+    in `compress` if that is asked for."""
     vector = Vector.load(adapter, name)
     plain = open_checkpoint(base)
     mark = plain.fingerprint()
@@ -157,11 +220,15 @@ def is_adapter(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG).is_file()
 
 
-def merge(base: str | Path, amounts: Mapping[Vector, float], out: str | Path, track: Track = iter) -> Path:
-    """Write the checkpoint base + sum of amount * vector to the new folder `out`, in the base's dtype and shards, its other files copied.
+def merge(
+    base: str | Path, amounts: Mapping[Vector, float], out: str | Path, track: Track = iter
+) -> Path:
+    """Write the checkpoint base + sum of amount * vector to the new folder `out`, in the base's
+    dtype and shards, its other files copied.
 
-    Written beside its place and renamed. With no amounts the weights are the base's, bit for bit. Raises ValueError for a vector of another
-    model, for an amount that is not finite, and for a folder that is there already.
+    Written beside its place and renamed. With no amounts the weights are the base's, bit for bit.
+    Raises ValueError for a vector of another model, for an amount that is not finite, and for a
+    folder that is there already.
     """
     plain, out = open_checkpoint(base), Path(out)
     if out.exists():
@@ -182,7 +249,10 @@ def merge(base: str | Path, amounts: Mapping[Vector, float], out: str | Path, tr
                     merged = merged + amount * vector.delta(module)
             file, key = plain.stored[f"{module}.weight"]
             _overwrite(scratch / file.name, key, merged.to(weight.dtype))
-        parts = [{"name": vector.name, "amount": amount, "base_fingerprint": vector.base} for vector, amount in wanted]
+        parts = [
+            {"name": vector.name, "amount": amount, "base_fingerprint": vector.base}
+            for vector, amount in wanted
+        ]
         card = {"kind": "merged model", "base_model": str(base), "vectors": parts}
         (scratch / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
         os.chmod(scratch, 0o755)
@@ -192,34 +262,48 @@ def merge(base: str | Path, amounts: Mapping[Vector, float], out: str | Path, tr
     return out
 
 
-def transfer(vector: Vector, onto: str | Path, base: str | Path | None = None, track: Track = iter) -> Vector:
-    """The vector for another fine-tuning stage of its base model: checked and relabelled with that model's fingerprint.
+def transfer(
+    vector: Vector, onto: str | Path, base: str | Path | None = None, track: Track = iter
+) -> Vector:
+    """The vector for another fine-tuning stage of its base model: checked and relabelled with that
+    model's fingerprint.
 
-    The numbers stay as they are. With the `base` checkpoint at hand, architecture, all shapes and the vocabulary must be equal, and the card
-    entry `transferred_from` gets `moved`: for each of the vector's layers `distance` = |onto - base| / |base|, and `cosine` between
-    onto - base and the vector. Without it only the vector's layers and their shapes are compared. Raises ValueError for what does not fit.
+    The numbers stay as they are. With the `base` checkpoint at hand, architecture, all shapes and
+    the vocabulary must be equal, and the card entry `transferred_from` gets `moved`: for each of
+    the vector's layers `distance` = |onto - base| / |base|, and `cosine` between onto - base and
+    the vector. Without it only the vector's layers and their shapes are compared. Raises ValueError
+    for what does not fit.
     """
     stage = open_checkpoint(onto)
     mark = stage.fingerprint()
     if mark == vector.base:
-        raise ValueError(f"onto: {onto} is the model that {vector.name} belongs to; use the vector as it is")
+        raise ValueError(
+            f"onto: {onto} is the model that {vector.name} belongs to; use the vector as it is"
+        )
     vector.check_model(stage.name, vector.base or mark, stage.layers)
     moved: dict[str, dict[str, float]] | None = None
     if base is not None:
         origin = open_checkpoint(base)
         vector.check_model(origin.name, origin.fingerprint(), origin.layers)
         _same_kind(stage, origin)
-        moved = {module: _moved(vector, module, stage, origin) for module in track(list(vector.factors))}
-    before = {key: vector.card[key] for key in ("base_model", "transferred_from") if key in vector.card}
+        moved = {
+            module: _moved(vector, module, stage, origin) for module in track(list(vector.factors))
+        }
+    before = {
+        key: vector.card[key] for key in ("base_model", "transferred_from") if key in vector.card
+    }
     note = {"base_fingerprint": vector.base, **before, "moved": moved}
-    return replace(vector, base=mark, card={**vector.card, "base_model": str(onto), "transferred_from": note})
+    return replace(
+        vector, base=mark, card={**vector.card, "base_model": str(onto), "transferred_from": note}
+    )
 
 
 _RESAVE = "if transformers can load the model, save it anew with its save_pretrained"
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
-    """The files that hold the weights. Raises ValueError if there are none or a shard is missing."""
+    """The files that hold the weights. Raises ValueError if there are none or a shard is
+    missing."""
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if index.is_file():
@@ -229,14 +313,21 @@ def _files(folder: Path) -> tuple[Path, ...]:
             raise ValueError(f"{index}: not an index of shards: {error!r}") from None
     for name in sorted(names):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder}: there is no {name}; checkpoints are read from safetensors only: {_RESAVE}")
+            raise ValueError(
+                f"{folder}: there is no {name}; checkpoints are read from safetensors only:"
+                f" {_RESAVE}"
+            )
     return tuple(folder / name for name in sorted(names))
 
 
-def _stored(files: Sequence[Path], model: Any, weights: dict[str, Tensor]) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
-    """Weight -> its file, its name there and its shape, with the renaming that transformers does when it loads.
+def _stored(
+    files: Sequence[Path], model: Any, weights: dict[str, Tensor]
+) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
+    """Weight -> its file, its name there and its shape, with the renaming that transformers does
+    when it loads.
 
-    A tensor that transformers would split or join on the way is left out, so its weight counts as missing.
+    A tensor that transformers would split or join on the way is left out, so its weight counts as
+    missing.
     """
     mapping = get_model_conversion_mapping(model)
     renamings = [change for change in mapping if isinstance(change, WeightRenaming)]
@@ -246,7 +337,9 @@ def _stored(files: Sequence[Path], model: Any, weights: dict[str, Tensor]) -> di
         try:
             with safe_open(file, framework="pt") as opened:
                 for key in opened.keys():  # noqa: SIM118
-                    weight, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, weights)
+                    weight, converted = rename_source_key(
+                        key, renamings, converters, model.base_model_prefix, weights
+                    )
                     if converted is None:
                         found[weight] = file, key, tuple(opened.get_slice(key).get_shape())
         except SafetensorError as error:
@@ -255,43 +348,67 @@ def _stored(files: Sequence[Path], model: Any, weights: dict[str, Tensor]) -> di
 
 
 def _same_kind(one: Checkpoint, two: Checkpoint) -> None:
-    """Raises ValueError naming the first thing in which two checkpoints differ: architecture, tensors, shapes, vocabulary."""
+    """Raises ValueError naming the first thing in which two checkpoints differ: architecture,
+    tensors, shapes, vocabulary."""
     if one.config.model_type != two.config.model_type:
-        raise ValueError(f"model: {one.name} is a {one.config.model_type}, {two.name} a {two.config.model_type}; they share no weights to compare")
+        raise ValueError(
+            f"model: {one.name} is a {one.config.model_type}, {two.name} a {two.config.model_type};"
+            " they share no weights to compare"
+        )
     for weight in sorted(one.shapes.keys() | two.shapes.keys()):
         mine, yours = one.shapes.get(weight), two.shapes.get(weight)
         if mine is None or yours is None:
-            raise ValueError(f"model: the tensor {weight} is in {(two if mine is None else one).name} only; they are no stages of one model")
+            raise ValueError(
+                f"model: the tensor {weight} is in {(two if mine is None else one).name} only; they"
+                " are no stages of one model"
+            )
         if mine != yours:
             raise ValueError(
-                f"model: the tensor {weight} is {list(mine)} in {one.name}, {list(yours)} in {two.name}; they are no stages of one model"
+                f"model: the tensor {weight} is {list(mine)} in {one.name}, {list(yours)} in"
+                f" {two.name}; they are no stages of one model"
             )
     if _has_tokenizer(one.folder) and _has_tokenizer(two.folder):
-        here, there = (AutoTokenizer.from_pretrained(checkpoint.folder).get_vocab() for checkpoint in (one, two))
+        here, there = (
+            AutoTokenizer.from_pretrained(checkpoint.folder).get_vocab()
+            for checkpoint in (one, two)
+        )
         if here != there:
-            token = next(token for token in sorted([*here, *there]) if here.get(token) != there.get(token))
+            token = next(
+                token for token in sorted([*here, *there]) if here.get(token) != there.get(token)
+            )
             raise ValueError(
-                f"model: {one.name} has another vocabulary than {two.name}: the token {token!r} is {here.get(token)} in one, "
-                f"{there.get(token)} in the other; a vector moves between models of one vocabulary only"
+                f"model: {one.name} has another vocabulary than {two.name}: the token {token!r} is"
+                f" {here.get(token)} in one, {there.get(token)} in the other; a vector moves"
+                " between models of one vocabulary only"
             )
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    return any(
+        (folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
+    )
 
 
-def _cut(difference: Tensor, rank: int | None, energy: float | None) -> tuple[tuple[Tensor, Tensor], Kept]:
-    """The factors (A, B) of a difference [out, in] cut to a rank or a share of its squared norm, and what they keep."""
+def _cut(
+    difference: Tensor, rank: int | None, energy: float | None
+) -> tuple[tuple[Tensor, Tensor], Kept]:
+    """The factors (A, B) of a difference [out, in] cut to a rank or a share of its squared norm,
+    and what they keep."""
     norm = float(difference.norm())
     u, singular, v = _decomposed(difference, norm * norm, rank, energy)
     singular = singular[: kept_rank(singular, norm * norm, rank, energy)]
     down, up = balanced(u, singular, v, torch.float32)
     found = up @ down
-    return (down, up), Kept(len(singular), float((difference - found).norm()) / norm, float(found.norm()), norm)
+    return (down, up), Kept(
+        len(singular), float((difference - found).norm()) / norm, float(found.norm()), norm
+    )
 
 
-def _decomposed(difference: Tensor, square: float, rank: int | None, energy: float | None) -> tuple[Tensor, Tensor, Tensor]:
-    """u [out, ranks], singular values [ranks], v [ranks, in] of as many ranks as the cut needs; drawn with a fixed seed where not in full."""
+def _decomposed(
+    difference: Tensor, square: float, rank: int | None, energy: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """u [out, ranks], singular values [ranks], v [ranks, in] of as many ranks as the cut needs;
+    drawn with a fixed seed where not in full."""
     shortest = min(difference.shape)
     guess = rank or 32
     while shortest > SMALL and 4 * guess < shortest and (rank is not None or energy is not None):
@@ -307,23 +424,30 @@ def _decomposed(difference: Tensor, square: float, rank: int | None, energy: flo
 
 
 def _check_mixture(plain: Checkpoint, wanted: Sequence[tuple[Vector, float]]) -> None:
-    """Raises ValueError unless each vector can be merged into the weights of `plain`, with a finite amount."""
+    """Raises ValueError unless each vector can be merged into the weights of `plain`, with a finite
+    amount."""
     mark, tied = plain.fingerprint(), plain.tied()
     for vector, amount in wanted:
         if not math.isfinite(amount):
             raise ValueError(f"vectors.{vector.name}: the amount {amount} is not finite")
         vector.check_model(plain.name, mark, plain.layers)
-        if shared := next((module for module in vector.factors if f"{module}.weight" in tied), None):
+        if shared := next(
+            (module for module in vector.factors if f"{module}.weight" in tied), None
+        ):
             raise ValueError(
-                f"vectors.{vector.name}: {shared} shares its weights with the embedding in {plain.name}, which merging would change too; "
-                "serve the vector unmerged, or untie the base"
+                f"vectors.{vector.name}: {shared} shares its weights with the embedding in"
+                f" {plain.name}, which merging would change too; serve the vector unmerged, or"
+                " untie the base"
             )
 
 
 def _overwrite(file: Path, key: str, tensor: Tensor) -> None:
-    """Put a tensor in the place of the one of that name, dtype and shape in a safetensors file: 8 bytes of header size, header, data."""
+    """Put a tensor in the place of the one of that name, dtype and shape in a safetensors file: 8
+    bytes of header size, header, data."""
     if not torch.isfinite(tensor).all():
-        raise ValueError(f"{key}: the merged weights do not fit into {tensor.dtype}; use smaller amounts")
+        raise ValueError(
+            f"{key}: the merged weights do not fit into {tensor.dtype}; use smaller amounts"
+        )
     data = tensor.contiguous().view(torch.uint8).numpy().tobytes()
     with file.open("r+b") as stream:
         size = int.from_bytes(stream.read(8), "little")
@@ -334,10 +458,14 @@ def _overwrite(file: Path, key: str, tensor: Tensor) -> None:
 
 
 def _moved(vector: Vector, module: str, stage: Checkpoint, origin: Checkpoint) -> dict[str, float]:
-    """How far one layer of `stage` is from `origin`, and the cosine of that with the vector; 0 where a length is 0."""
+    """How far one layer of `stage` is from `origin`, and the cosine of that with the vector; 0
+    where a length is 0."""
     before = origin.read(f"{module}.weight").float()
     difference = stage.read(f"{module}.weight").float() - before
     down, up = (factor.float() for factor in vector.factors[module])
     product = float(((up.T @ difference) * down).sum())
     distance, lengths = float(difference.norm()), float(difference.norm()) * vector.norm(module)
-    return {"distance": distance / (float(before.norm()) or 1.0), "cosine": product / lengths if lengths else 0.0}
+    return {
+        "distance": distance / (float(before.norm()) or 1.0),
+        "cosine": product / lengths if lengths else 0.0,
+    }

@@ -1,4 +1,5 @@
-"""Plain decoding of one answer from an aligned policy: the program under every request without a search."""
+"""Plain decoding of one answer from an aligned policy: the program under every request without a
+search."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ FinishReason = Literal["stop", "length", "budget"]
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One token's log-probability under the aligned distribution, before temperature and truncation."""
+    """One token's log-probability under the aligned distribution, before temperature and
+    truncation."""
 
     token: str
     id: int
@@ -33,7 +35,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of answer number `index`, as it is decided. The texts of its chunks in order are the answer."""
+    """A piece of answer number `index`, as it is decided. The texts of its chunks in order are the
+    answer."""
 
     index: int
     text: str
@@ -58,7 +61,8 @@ class SearchReport:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer. `token_ids` ends with the end token if one was written; the text leaves it out."""
+    """A whole answer. `token_ids` ends with the end token if one was written; the text leaves it
+    out."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -78,11 +82,13 @@ class Task:
     """The prompt's tokens, for the repetition penalty."""
     encode: Callable[[str], list[int]] = lambda _: []
     context: tuple[int, ...] = ()
-    """The prompt's last tokens where the answer continues a forced beginning: they decide whether it starts with a space."""
+    """The prompt's last tokens where the answer continues a forced beginning: they decide whether
+    it starts with a space."""
 
 
 def decode(aligned: Aligned, root: Prefix, task: Task, index: int = 0) -> Program:
-    """Draw one answer token by token, emitting a `Chunk` each; returns the `Answer`. `index` tells samples of one request apart."""
+    """Draw one answer token by token, emitting a `Chunk` each; returns the `Answer`. `index` tells
+    samples of one request apart."""
     sampling = task.sampling
     prefix = root
     text = TextStream(task.decode, sampling.stop, task.context)
@@ -91,7 +97,12 @@ def decode(aligned: Aligned, root: Prefix, task: Task, index: int = 0) -> Progra
     finish: FinishReason | None = None
     while finish is None:
         reading = yield from read(aligned, [prefix])
-        token = draw(reading.scores[0], sampling, (*task.seen, *written), uniform(sampling.seed, index, len(written)))
+        token = draw(
+            reading.scores[0],
+            sampling,
+            (*task.seen, *written),
+            uniform(sampling.seed, index, len(written)),
+        )
         written.append(token)
         prefix = prefix.then(token)
         ended = token in task.end_tokens
@@ -102,27 +113,44 @@ def decode(aligned: Aligned, root: Prefix, task: Task, index: int = 0) -> Progra
             finish = "length"
         if finish is not None:
             piece += text.rest()
-        found = () if sampling.logprobs is None else tuple(token_logprobs(reading, [token], sampling.logprobs, task.decode))
+        found = (
+            ()
+            if sampling.logprobs is None
+            else tuple(token_logprobs(reading, [token], sampling.logprobs, task.decode))
+        )
         logprobs += found
         yield Emit(Chunk(index, piece, (token,), found, finish))
-    return Answer(text.emitted, tuple(written), finish, None if sampling.logprobs is None else tuple(logprobs))
+    return Answer(
+        text.emitted, tuple(written), finish, None if sampling.logprobs is None else tuple(logprobs)
+    )
 
 
-def token_logprobs(reading: Reading, tokens: Sequence[int], alternatives: int, text: Callable[[Sequence[int]], str]) -> list[TokenLogprob]:
-    """The report on each of `tokens`, one for each position of a reading, with the likeliest `alternatives` there."""
+def token_logprobs(
+    reading: Reading, tokens: Sequence[int], alternatives: int, text: Callable[[Sequence[int]], str]
+) -> list[TokenLogprob]:
+    """The report on each of `tokens`, one for each position of a reading, with the likeliest
+    `alternatives` there."""
     log: Tensor = reading.scores.log_softmax(-1)  # [positions, vocabulary]
     chosen = torch.tensor(tokens, device=log.device)[:, None]
     values, ids = (found.tolist() for found in log.topk(min(alternatives, log.shape[-1])))
-    added = {label: scores.gather(1, chosen)[:, 0].tolist() for label, scores in reading.added.items()}
+    added = {
+        label: scores.gather(1, chosen)[:, 0].tolist() for label, scores in reading.added.items()
+    }
     return [
         TokenLogprob(
             text([token]),
             token,
             logprob,
-            tuple((i, value) for i, value in zip(ids[place], values[place], strict=True) if value > float("-inf")),
+            tuple(
+                (i, value)
+                for i, value in zip(ids[place], values[place], strict=True)
+                if value > float("-inf")
+            ),
             {label: scores[place] for label, scores in added.items()},
         )
-        for place, (token, logprob) in enumerate(zip(tokens, log.gather(1, chosen)[:, 0].tolist(), strict=True))
+        for place, (token, logprob) in enumerate(
+            zip(tokens, log.gather(1, chosen)[:, 0].tolist(), strict=True)
+        )
     ]
 
 
@@ -137,13 +165,22 @@ def uncertain(text: str, stop: Sequence[str]) -> int:
 
 
 class TextStream:
-    """Text from tokens as they come: holds back unfinished characters and anything that may turn into a stop string."""
+    """Text from tokens as they come: holds back unfinished characters and anything that may turn
+    into a stop string."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), context: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stop: Sequence[str] = (),
+        context: Sequence[int] = (),
+    ) -> None:
         self._decode = decode
         self._stop = tuple(stop)
         self._tokens = list(context)
-        self._start, self._known = 0, len(context)  # tokens from _start are decoded; those before _known have been turned into text
+        self._start, self._known = (
+            0,
+            len(context),
+        )  # tokens from _start are decoded; those before _known have been turned into text
         self._held = ""
         self.emitted = ""
         self.stopped = False

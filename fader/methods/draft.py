@@ -1,4 +1,5 @@
-"""What all searches share: drafts of an answer, what may be spent on them, and what goes out of them as it is decided."""
+"""What all searches share: drafts of an answer, what may be spent on them, and what goes out of
+them as it is decided."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ from dataclasses import dataclass, replace
 
 from fader.engine.prefix import Prefix
 from fader.engine.program import Emit, Program
-from fader.methods.decode import Answer, Chunk, FinishReason, SearchReport, Task, TextStream, TokenLogprob, first_stop
+from fader.methods.decode import (
+    Answer,
+    Chunk,
+    FinishReason,
+    SearchReport,
+    Task,
+    TextStream,
+    TokenLogprob,
+    first_stop,
+)
 from fader.methods.guidance import Aligned
 from fader.methods.objective import Objective
 from fader.request import Budget
@@ -28,7 +38,8 @@ class Draft:
     """h of its text, once it was asked."""
 
     def then(self, token: int, task: Task, report: Sequence[TokenLogprob] = ()) -> Draft:
-        """This draft continued by a token; it is finished by an end token, a stop string, or as the last that may be written."""
+        """This draft continued by a token; it is finished by an end token, a stop string, or as the
+        last that may be written."""
         prefix = self.prefix.then(token)
         reports = (*self.reports, *report)
         if token in task.end_tokens:
@@ -37,7 +48,9 @@ class Draft:
         found = first_stop(text, task.sampling.stop)
         if found >= 0:
             return Draft(prefix, text[:found], "stop", reports)
-        return Draft(prefix, text, "length" if prefix.length == task.sampling.max_tokens else None, reports)
+        return Draft(
+            prefix, text, "length" if prefix.length == task.sampling.max_tokens else None, reports
+        )
 
 
 class Purse:
@@ -55,17 +68,22 @@ class Purse:
 
     @property
     def exhausted(self) -> str | None:
-        """Which of the limits is reached, if one is. Seconds count from when this is first asked: waiting for a place in the engine is free."""
+        """Which of the limits is reached, if one is. Seconds count from when this is first asked:
+        waiting for a place in the engine is free."""
         now = time.perf_counter()
         if self._started is None:
             self._started = now
         spent = {"rows": self.rows, "tokens": self.tokens, "seconds": now - self._started}
-        return next((name for name, limit in self.budget if limit is not None and spent[name] >= limit), None)
+        return next(
+            (name for name, limit in self.budget if limit is not None and spent[name] >= limit),
+            None,
+        )
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a search works with: the policy, the start, its surroundings, what it is after and what it may spend."""
+    """What a search works with: the policy, the start, its surroundings, what it is after and what
+    it may spend."""
 
     aligned: Aligned
     root: Prefix
@@ -76,8 +94,12 @@ class Scene:
 
     def valued(self, drafts: Sequence[Draft]) -> Program:
         """The drafts with their rewards."""
-        rewards = yield from self.objective.of([draft.prefix for draft in drafts], [draft.text for draft in drafts])
-        return [replace(draft, reward=reward) for draft, reward in zip(drafts, rewards, strict=True)]
+        rewards = yield from self.objective.of(
+            [draft.prefix for draft in drafts], [draft.text for draft in drafts]
+        )
+        return [
+            replace(draft, reward=reward) for draft, reward in zip(drafts, rewards, strict=True)
+        ]
 
 
 class Output:
@@ -89,14 +111,23 @@ class Output:
         self._text = TextStream(task.decode, task.sampling.stop, task.context)
 
     def decided(self, drafts: Sequence[Draft]) -> Program:
-        """Hand out what all the drafts that are kept have in common. The last token of a finished one waits for `end`."""
+        """Hand out what all the drafts that are kept have in common. The last token of a finished
+        one waits for `end`."""
         shortest = min(draft.prefix.length - (draft.finish is not None) for draft in drafts)
         lines = [draft.prefix.tokens[:shortest] for draft in drafts]
-        common = next((place for place, tokens in enumerate(zip(*lines, strict=True)) if len(set(tokens)) > 1), shortest)
+        common = next(
+            (
+                place
+                for place, tokens in enumerate(zip(*lines, strict=True))
+                if len(set(tokens)) > 1
+            ),
+            shortest,
+        )
         yield from self._hand_out(drafts[0], lines[0][:common], None)
 
     def end(self, draft: Draft, report: SearchReport) -> Program:
-        """Hand out the rest of the draft that won; returns the `Answer`. A draft that is not finished was cut short by the budget."""
+        """Hand out the rest of the draft that won; returns the `Answer`. A draft that is not
+        finished was cut short by the budget."""
         finish: FinishReason = draft.finish or "budget"
         yield from self._hand_out(draft, draft.prefix.tokens, finish)
         logprobs = None if self.task.sampling.logprobs is None else draft.reports
@@ -110,7 +141,15 @@ class Output:
             if last:
                 piece += self._text.rest()
             self.written.append(token)
-            yield Emit(Chunk(self.index, piece, (token,), draft.reports[place : place + 1], finish if last else None))
+            yield Emit(
+                Chunk(
+                    self.index,
+                    piece,
+                    (token,),
+                    draft.reports[place : place + 1],
+                    finish if last else None,
+                )
+            )
         if finish is not None and not new:
             yield Emit(Chunk(self.index, self._text.rest(), (), (), finish))
 

@@ -1,19 +1,39 @@
 """Guidance of next-token scores: one log-linear form, and the presets that are settings of it.
 
-    score(a) = log pi(a|s) + sum over i of w_i * (log pi_i(a|s_i) - log pi_ref,i(a|s_i))      over the plausible tokens a
+    score(a) = log pi(a|s) + sum over i of w_i * (log pi_i(a|s_i) - log pi_ref,i(a|s_i))      over
+                                                                                              the
+                                                                                              plausible
+                                                                                              tokens
+                                                                                              a
 
 where s_i is the conversation as policy i is told it. The presets, with pi the request's own policy:
 
-| preset       | source                             | pi_i                     | pi_ref,i                           | plausible tokens  |
-|--------------|------------------------------------|--------------------------|------------------------------------|-------------------|
-| contrast     | Linear Alignment, arXiv 2401.11458 | pi told the principle    | pi, or told the opposite           | top-p 0.8 of pi_i |
-| realign      | DeRa, arXiv 2402.02992             | the aligned model        | pi                                 | all               |
-| mix          | MOD, arXiv 2406.18853              | each objective's model   | pi (cancels, for the w_i add to 1) | all               |
-| personalized | PAD, arXiv 2410.04070 eq. 12       | reward model, told       | the same without vectors, or pi    | top-k 10 of pi    |
-| proxy        | proxy tuning, arXiv 2401.08565     | small tuned model        | small untuned model                | all               |
-| ratio        | the form itself                    | any                      | any                                | all               |
+| preset       | source             | pi_i           | pi_ref,i                 | plausible
+|
+|--------------|--------------------|----------------|--------------------------|-------------------|
+| contrast     | Linear Alignment,  | pi told the    | pi, or told the opposite | top-p 0.8 of pi_i
+|
+|              | arXiv 2401.11458   | principle      |                          |
+|
+| realign      | DeRa, 2402.02992   | aligned model  | pi                       | all
+|
+| mix          | MOD, 2406.18853    | each           | pi (cancels, for the w_i | all
+|
+|              |                    | objective's    | add to 1)                |
+|
+| personalized | PAD, 2410.04070    | reward model,  | the same without         | top-k 10 of pi
+|
+|              | eq. 13             | told           | vectors, or pi           |
+|
+| proxy        | proxy tuning,      | small tuned    | small untuned model      | all
+|
+|              | 2401.08565         | model          |                          |
+|
+| ratio        | the form itself    | any            | any                      | all
+|
 
-The scores are renormalised over the plausible tokens, so that log-probabilities are those of the guided distribution.
+The scores are renormalised over the plausible tokens, so that log-probabilities are those of the
+guided distribution.
 """
 
 from __future__ import annotations
@@ -28,7 +48,19 @@ from torch import Tensor
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Next, Program, Trace
 from fader.engine.sampling import truncate
-from fader.request import Contrast, Guide, Mix, Personalized, Plausible, PolicySpec, Prompt, Proxy, Ratio, Realign, Rendering
+from fader.request import (
+    Contrast,
+    Guide,
+    Mix,
+    Personalized,
+    Plausible,
+    PolicySpec,
+    Prompt,
+    Proxy,
+    Ratio,
+    Realign,
+    Rendering,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +76,8 @@ class Term:
 
 @dataclass(frozen=True)
 class Aligned:
-    """A request's guided policy: the base and the terms that bend it. No terms: the base, exactly."""
+    """A request's guided policy: the base and the terms that bend it. No terms: the base,
+    exactly."""
 
     base: Policy
     terms: tuple[Term, ...] = ()
@@ -52,7 +85,11 @@ class Aligned:
     @property
     def policies(self) -> list[Policy]:
         """Every policy that has to read the prefix, once."""
-        return list(dict.fromkeys([self.base, *(p for term in self.terms for p in (term.policy, term.reference))]))
+        return list(
+            dict.fromkeys(
+                [self.base, *(p for term in self.terms for p in (term.policy, term.reference))]
+            )
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,20 +97,23 @@ class Reading:
     """What an aligned policy says of some positions."""
 
     scores: Tensor
-    """[positions, vocabulary]; their softmax is the guided distribution. -inf: not a plausible token."""
+    """[positions, vocabulary]; their softmax is the guided distribution. -inf: not a plausible
+    token."""
     added: dict[str, Tensor]
     """For each term, what it added to each token's score [positions, vocabulary]."""
 
 
 def read(aligned: Aligned, prefixes: Sequence[Prefix]) -> Program:
-    """The aligned policy's next-token scores after each prefix: a `Reading` [prefixes, vocabulary]."""
+    """The aligned policy's next-token scores after each prefix: a `Reading` [prefixes,
+    vocabulary]."""
     policies = aligned.policies
     logits = yield [Next(policy, prefixes) for policy in policies]
     return combine(aligned, dict(zip(policies, logits, strict=True)))
 
 
 def trace(aligned: Aligned, prefix: Prefix, length: int) -> Program:
-    """The aligned policy's scores from which each of the last `length` tokens of `prefix` would be chosen: a `Reading` [length, vocabulary]."""
+    """The aligned policy's scores from which each of the last `length` tokens of `prefix` would be
+    chosen: a `Reading` [length, vocabulary]."""
     policies = aligned.policies
     logits = yield [Trace(policy, prefix, length) for policy in policies]
     return combine(aligned, dict(zip(policies, logits, strict=True)))
@@ -83,9 +123,13 @@ def combine(aligned: Aligned, logits: Mapping[Policy, Tensor]) -> Reading:
     """The log-linear form over the logits [positions, vocabulary] of every policy."""
     if not aligned.terms:
         return Reading(logits[aligned.base], {})
-    size = min(scores.shape[-1] for scores in logits.values())  # embeddings may be padded beyond the shared vocabulary
+    size = min(
+        scores.shape[-1] for scores in logits.values()
+    )  # embeddings may be padded beyond the shared vocabulary
     log = {policy: scores[:, :size].log_softmax(-1) for policy, scores in logits.items()}
-    added = {term.label: term.weight * (log[term.policy] - log[term.reference]) for term in aligned.terms}
+    added = {
+        term.label: term.weight * (log[term.policy] - log[term.reference]) for term in aligned.terms
+    }
     scores = log[aligned.base] + torch.stack(list(added.values())).sum(0)
     plausible = torch.zeros_like(scores, dtype=torch.bool)
     for term in aligned.terms:
@@ -101,7 +145,8 @@ def _plausible(plausible: Plausible | None, base: Tensor, policy: Tensor) -> Ten
 
 
 class Resolve(Protocol):
-    """Turns what a request says of a policy into one: fields left out are as in the request. `told` is said beside its prompt."""
+    """Turns what a request says of a policy into one: fields left out are as in the request. `told`
+    is said beside its prompt."""
 
     def __call__(self, spec: PolicySpec, told: Prompt = ...) -> Policy:
         """The policy."""
@@ -109,7 +154,11 @@ class Resolve(Protocol):
 
 def _contrast(guide: Contrast, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
     request = PolicySpec()
-    reference = resolve(request) if guide.against is None else resolve(request, _told(guide.against, guide.rendering))
+    reference = (
+        resolve(request)
+        if guide.against is None
+        else resolve(request, _told(guide.against, guide.rendering))
+    )
     return [(guide.weight, resolve(request, _told(guide.principle, guide.rendering)), reference)]
 
 
@@ -118,18 +167,27 @@ def _realign(guide: Realign, resolve: Resolve) -> list[tuple[float, Policy, Poli
 
 
 def _mix(guide: Mix, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
-    return [(guide.weight * part.weight, resolve(part.policy), resolve(PolicySpec())) for part in guide.components]
+    return [
+        (guide.weight * part.weight, resolve(part.policy), resolve(PolicySpec()))
+        for part in guide.components
+    ]
 
 
 def _personalized(guide: Personalized, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
     told = _told(guide.principle, guide.rendering)
     policy = resolve(PolicySpec(model=guide.model, vectors=guide.vectors), told)
-    reference = resolve(PolicySpec(model=guide.model, vectors={}), told) if guide.reference == "own" else resolve(PolicySpec())
+    reference = (
+        resolve(PolicySpec(model=guide.model, vectors={}), told)
+        if guide.reference == "own"
+        else resolve(PolicySpec())
+    )
     return [(guide.weight, policy, reference)]
 
 
 def _proxy(guide: Proxy, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
-    tuned, untuned = (resolve(PolicySpec(model=name, vectors={})) for name in (guide.tuned, guide.untuned))
+    tuned, untuned = (
+        resolve(PolicySpec(model=name, vectors={})) for name in (guide.tuned, guide.untuned)
+    )
     return [(guide.weight, tuned, untuned)]
 
 
@@ -148,7 +206,8 @@ PRESETS: Mapping[type, Callable[[Any, Resolve], list[tuple[float, Policy, Policy
 
 
 def terms(guides: Sequence[Guide], resolve: Resolve) -> tuple[Term, ...]:
-    """The terms of all guides. Those of weight 0, and those whose policy is its own reference, are left out: zero is off."""
+    """The terms of all guides. Those of weight 0, and those whose policy is its own reference, are
+    left out: zero is off."""
     found = []
     for place, guide in enumerate(guides):
         parts = PRESETS[type(guide)](guide, resolve)

@@ -1,9 +1,12 @@
-"""What a search is after: h, the weighted sum of its rewards, read off texts or off the log-probabilities of policies.
+"""What a search is after: h, the weighted sum of its rewards, read off texts or off the
+log-probabilities of policies.
 
-    h(y) = sum of w_i * R_i(prompt, y)  +  sum of w_j * beta_j * sum over t of (log pi_j(y_t) - log pi_ref,j(y_t))
+    h(y) = sum of w_i * R_i(prompt, y)  +  sum of w_j * beta_j * sum over t of (log pi_j(y_t) - log
+                                        pi_ref,j(y_t))
 
-The second kind are implicit rewards (DPO, arXiv 2305.18290): any vector or pair of policies is a reward. They are rows in the same batches as the
-search's own, and read only the tokens that are new.
+The second kind are implicit rewards (DPO, arXiv 2305.18290): any vector or pair of policies is a
+reward. They are rows in the same batches as the search's own, and read only the tokens that are
+new.
 """
 
 from __future__ import annotations
@@ -41,36 +44,70 @@ class Implicit:
 
     def value(self, prefix: Prefix) -> float:
         """The weighted reward of a prefix that was read."""
-        total = self.spec.beta * self.sums[prefix] / (max(1, prefix.length) if self.spec.per_token else 1)
-        return self.spec.weight * (1 / (1 + math.exp(-max(-500.0, total))) if self.spec.squash else total)
+        total = (
+            self.spec.beta
+            * self.sums[prefix]
+            / (max(1, prefix.length) if self.spec.per_token else 1)
+        )
+        return self.spec.weight * (
+            1 / (1 + math.exp(-max(-500.0, total))) if self.spec.squash else total
+        )
 
     def read(self, prefixes: Sequence[Prefix]) -> Program:
         """Read what is new of these prefixes, by both policies, in one pass each."""
         new = [prefix for prefix in dict.fromkeys(prefixes) if prefix not in self.sums]
-        known = {prefix: next(node for node in prefix.line() if node in self.sums or node.parent is None) for prefix in new}
+        known = {
+            prefix: next(node for node in prefix.line() if node in self.sums or node.parent is None)
+            for prefix in new
+        }
         both = (self.policy, self.reference)
-        unread = {policy: [node for node in dict.fromkeys(known.values()) if policy not in node.memo] for policy in both}
-        yield [Next(policy, nodes) for policy, nodes in unread.items() if nodes]  # once, for all that go on from there
+        unread = {
+            policy: [node for node in dict.fromkeys(known.values()) if policy not in node.memo]
+            for policy in both
+        }
+        yield [
+            Next(policy, nodes) for policy, nodes in unread.items() if nodes
+        ]  # once, for all that go on from there
         counts = [prefix.length - known[prefix].length for prefix in new]
-        asks: list[Ask] = [Trace(policy, prefix, count) for policy in both for prefix, count in zip(new, counts, strict=True) if count]
+        asks: list[Ask] = [
+            Trace(policy, prefix, count)
+            for policy in both
+            for prefix, count in zip(new, counts, strict=True)
+            if count
+        ]
         found = iter((yield asks))
-        logs = {policy: {prefix: next(found) if count else None for prefix, count in zip(new, counts, strict=True)} for policy in both}
-        for policy, nodes in unread.items():  # their drafts have gone on: what they remember would only take room
+        logs = {
+            policy: {
+                prefix: next(found) if count else None
+                for prefix, count in zip(new, counts, strict=True)
+            }
+            for policy in both
+        }
+        for (
+            policy,
+            nodes,
+        ) in unread.items():  # their drafts have gone on: what they remember would only take room
             for node in nodes:
                 if node.length:
                     node.memo.pop(policy, None)
         for prefix in new:
             self._note(prefix, known[prefix], *(logs[policy][prefix] for policy in both))
 
-    def _note(self, prefix: Prefix, known: Prefix, mine: torch.Tensor | None, theirs: torch.Tensor | None) -> None:
-        """Sums for `prefix` and the prefixes on the way to it, from the logits [new tokens, vocabulary] of both policies."""
+    def _note(
+        self, prefix: Prefix, known: Prefix, mine: torch.Tensor | None, theirs: torch.Tensor | None
+    ) -> None:
+        """Sums for `prefix` and the prefixes on the way to it, from the logits [new tokens,
+        vocabulary] of both policies."""
         start = self.sums.setdefault(known, 0.0) if known.length == 0 else self.sums[known]
         if mine is None or theirs is None:
             self.sums[prefix] = start
             return
         tokens = torch.tensor(prefix.ending(len(mine)), device=mine.device)[:, None]
         size = min(mine.shape[-1], theirs.shape[-1])
-        ratios = [logits[:, :size].log_softmax(-1).gather(1, tokens)[:, 0].double() for logits in (mine, theirs)]
+        ratios = [
+            logits[:, :size].log_softmax(-1).gather(1, tokens)[:, 0].double()
+            for logits in (mine, theirs)
+        ]
         sums = (ratios[0] - ratios[1]).cumsum(0).tolist()
         for node in prefix.line():
             if node is known:
@@ -92,16 +129,25 @@ class Objective:
     @property
     def policies(self) -> list[Policy]:
         """The policies that read drafts to judge them."""
-        return list(dict.fromkeys(policy for term in self.implicit for policy in (term.policy, term.reference)))
+        return list(
+            dict.fromkeys(
+                policy for term in self.implicit for policy in (term.policy, term.reference)
+            )
+        )
 
     def of(self, prefixes: Sequence[Prefix], texts: Sequence[str]) -> Program:
         """h of each draft, given by its prefix and its text."""
         for term in self.implicit:
             yield from term.read(prefixes)
         prompts, whole = [self.prompt] * len(texts), [self.prefill + text for text in texts]
-        columns = yield [Score(reward.score, prompts, whole, reward.slow) for _, reward in self.reward.terms]
+        columns = yield [
+            Score(reward.score, prompts, whole, reward.slow) for _, reward in self.reward.terms
+        ]
         scores = self.reward.total(columns, len(texts))
-        return [score + sum(term.value(prefix) for term in self.implicit) for score, prefix in zip(scores, prefixes, strict=True)]
+        return [
+            score + sum(term.value(prefix) for term in self.implicit)
+            for score, prefix in zip(scores, prefixes, strict=True)
+        ]
 
     @property
     def bounds(self) -> Interval:
@@ -110,20 +156,39 @@ class Objective:
 
     def ahead(self, text: str) -> Interval:
         """Between which values h lies for any answer that begins with this text."""
-        return _total([self.reward.of_any_continuation(self.prefill + text), *(term.bounds for term in self.implicit)])
+        return _total(
+            [
+                self.reward.of_any_continuation(self.prefill + text),
+                *(term.bounds for term in self.implicit),
+            ]
+        )
 
     def propose(self, text: str) -> Sequence[str]:
         """Texts by which an answer that begins with this text might go on."""
         return self.reward.propose(self.prefill + text)
 
 
-def objective(specs: Sequence[RewardSpec], resolve: Resolve, declared: Declared, prompt: str, prefill: str = "") -> Objective:
-    """What the rewards of a request are after. Raises ValueError for a reward that cannot be had."""
+def objective(
+    specs: Sequence[RewardSpec],
+    resolve: Resolve,
+    declared: Declared,
+    prompt: str,
+    prefill: str = "",
+) -> Objective:
+    """What the rewards of a request are after. Raises ValueError for a reward that cannot be
+    had."""
     texts = [spec for spec in specs if not isinstance(spec, ImplicitSpec)]
-    implied = [Implicit(spec, resolve(spec.policy), resolve(spec.reference)) for spec in specs if isinstance(spec, ImplicitSpec) and spec.weight]
+    implied = [
+        Implicit(spec, resolve(spec.policy), resolve(spec.reference))
+        for spec in specs
+        if isinstance(spec, ImplicitSpec) and spec.weight
+    ]
     for term in implied:
         if term.policy == term.reference:
-            raise ValueError("rewards.implicit: policy and reference are the same; give the policy other vectors, another prompt or another model")
+            raise ValueError(
+                "rewards.implicit: policy and reference are the same; give the policy other"
+                " vectors, another prompt or another model"
+            )
     return Objective(weighted_sum(texts, declared), tuple(implied), prompt, prefill)
 
 

@@ -1,12 +1,15 @@
 """Preferences in the context: typed tiers, a conflict rule, and three ways to say them.
 
-MetaAlign (arXiv 2410.14184) trains a model to obey a meta prompt with two tiers above the user's query: the provider's guidelines between
-<System Info> tags and the user's background and preferences between <User Info> tags. The tiers and their tags are the paper's; the wording
-of the conflict rule is ours: avoiding harm comes first, then the provider, then the user.
+MetaAlign (arXiv 2410.14184) trains a model to obey a meta prompt with two tiers above the user's
+query: the provider's guidelines between <System Info> tags and the user's background and
+preferences between <User Info> tags. The tiers and their tags are the paper's; the wording of the
+conflict rule is ours: avoiding harm comes first, then the provider, then the user.
 
-PAD (arXiv 2410.04070) and Linear Alignment tell the model a principle; `principle` is that rendering, with the same three section titles.
+PAD (arXiv 2410.04070) and Linear Alignment tell the model a principle; `principle` is that
+rendering, with the same three section titles.
 
-Implicit preferences are facts about the user, or a history of answers they chose and rejected, from which the model is to infer.
+Implicit preferences are facts about the user, or a history of answers they chose and rejected, from
+which the model is to infer.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from transformers import PreTrainedTokenizerBase
 from fader.request import Message, Prompt
 
 CONFLICT_RULE = (
-    "If these instructions disagree: avoiding harm to anyone comes first, then the provider's guidelines, then the user's preferences. "
-    "Follow each of them as far as the ones before it allow."
+    "If these instructions disagree: avoiding harm to anyone comes first, then the provider's"
+    " guidelines, then the user's preferences. Follow each of them as far as the ones before it"
+    " allow."
 )
 
 
@@ -31,10 +35,17 @@ def render(prompt: Prompt) -> str:
     return {"meta": _meta, "system": _system, "principle": _principle}[prompt.rendering](prompt)
 
 
-def conversation(messages: Sequence[Message], prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, prefill: str | None = None) -> str:
-    """The text that the model reads: the messages under the prompts, in the model's chat template, ready for the assistant to answer.
+def conversation(
+    messages: Sequence[Message],
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    prefill: str | None = None,
+) -> str:
+    """The text that the model reads: the messages under the prompts, in the model's chat template,
+    ready for the assistant to answer.
 
-    Where the template has no system role, system text goes above the last user turn; a model without a template reads plain paragraphs.
+    Where the template has no system role, system text goes above the last user turn; a model
+    without a template reads plain paragraphs.
     """
     turns = [{"role": message.role, "content": message.content} for message in messages]
     if above := "\n\n".join(render(prompt) for prompt in prompts if not prompt.empty):
@@ -46,15 +57,21 @@ def conversation(messages: Sequence[Message], prompts: Sequence[Prompt], tokeniz
         return "\n\n".join(turn["content"] for turn in turns) + "\n\n" + (prefill or "")
     if turns[0]["role"] == "system" and not has_system_role(tokenizer):
         said = turns.pop(0)["content"]
-        last = max((place for place, turn in enumerate(turns) if turn["role"] == "user"), default=None)
+        last = max(
+            (place for place, turn in enumerate(turns) if turn["role"] == "user"), default=None
+        )
         if last is None:
             turns.insert(0, {"role": "user", "content": said})
         else:
             turns[last] = {"role": "user", "content": f"{said}\n\n{turns[last]['content']}"}
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)) + (prefill or "")
+        return str(
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        ) + (prefill or "")
     except TemplateError as error:
-        raise ValueError(f"messages: the model's chat template refuses this conversation: {error}") from error
+        raise ValueError(
+            f"messages: the model's chat template refuses this conversation: {error}"
+        ) from error
 
 
 def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -69,7 +86,9 @@ def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _meta(prompt: Prompt) -> str:
     provider = "\n".join([*prompt.provider, CONFLICT_RULE])
     user = "\n".join([*prompt.user, *_implicit(prompt)])
-    return f"<System Info>\n{provider}\n</System Info>" + (f"\n<User Info>\n{user}\n</User Info>" if user else "")
+    return f"<System Info>\n{provider}\n</System Info>" + (
+        f"\n<User Info>\n{user}\n</User Info>" if user else ""
+    )
 
 
 def _system(prompt: Prompt) -> str:
@@ -81,7 +100,10 @@ def _system(prompt: Prompt) -> str:
 
 def _principle(prompt: Prompt) -> str:
     principles = " ".join([*prompt.provider, *prompt.user, *_implicit(prompt)])
-    return f"[Guidelines] Write your response so that it follows the principle below. [Principles] {principles} [Instruction]"
+    return (
+        "[Guidelines] Write your response so that it follows the principle below. [Principles]"
+        f" {principles} [Instruction]"
+    )
 
 
 def _implicit(prompt: Prompt) -> list[str]:
@@ -90,5 +112,8 @@ def _implicit(prompt: Prompt) -> list[str]:
         lines.append("About the user, to infer what suits them: " + " ".join(prompt.facts))
     for choice in prompt.history:
         asked = f' when asked "{choice.prompt}"' if choice.prompt else ""
-        lines.append(f'Earlier{asked} the user liked the answer "{choice.chosen}" better than "{choice.rejected}". Answer in the way they like.')
+        lines.append(
+            f'Earlier{asked} the user liked the answer "{choice.chosen}" better than'
+            f' "{choice.rejected}". Answer in the way they like.'
+        )
     return lines

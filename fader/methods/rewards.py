@@ -1,8 +1,10 @@
 """The rewards that ship, and the one table of their names.
 
-A reward says of each text how good it is as an answer to its prompt: one float per text, higher is better, each text judged by itself so that
-a batch equals its members. It states its bounds where it has them, and what any continuation of a text can still get: searches leave out
-what can no longer win. To add one: its settings in `reward_specs.py`, a function here that makes it from them, and one line in `REWARDS`.
+A reward says of each text how good it is as an answer to its prompt: one float per text, higher is
+better, each text judged by itself so that a batch equals its members. It states its bounds where it
+has them, and what any continuation of a text can still get: searches leave out what can no longer
+win. To add one: its settings in `reward_specs.py`, a function here that makes it from them, and one
+line in `REWARDS`.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ class Reward:
     propose: Callable[[str], Sequence[str]] | None = None
     """Texts by which this unfinished one might well go on."""
     slow: bool = False
-    """Whether a call may take long: the engine does not wait for it. No second call is made before the first has answered."""
+    """Whether a call may take long: the engine does not wait for it. No second call is made before
+    the first has answered."""
 
     def of_any_continuation(self, text: str) -> Interval:
         """Between which values the reward of a text that begins with this one must lie."""
@@ -65,9 +68,12 @@ class Reward:
 
 @dataclass(frozen=True)
 class Declared:
-    """What rewards may use beside the text: named when the program starts, so that a request can only say a name."""
+    """What rewards may use beside the text: named when the program starts, so that a request can
+    only say a name."""
 
-    callables: Mapping[str, Callable[[Sequence[str], Sequence[str]], list[float]]] = field(default_factory=dict)
+    callables: Mapping[str, Callable[[Sequence[str], Sequence[str]], list[float]]] = field(
+        default_factory=dict
+    )
     """Rewards in Python: f(prompts, texts) gives one finite float per text."""
     judges: Mapping[str, Judge] = field(default_factory=dict)
     """Language models that give marks."""
@@ -75,7 +81,9 @@ class Declared:
     """Sequence-classification models: folders, or ids on the Hugging Face hub."""
     embedders: Mapping[str, str] = field(default_factory=dict)
     """Sentence-embedding models: folders, or ids on the Hugging Face hub."""
-    made: WeakValueDictionary[str, Reward] = field(default_factory=WeakValueDictionary, init=False, repr=False, compare=False)
+    made: WeakValueDictionary[str, Reward] = field(
+        default_factory=WeakValueDictionary, init=False, repr=False, compare=False
+    )
     """The rewards in use: requests that want the same share it, and so its calls."""
 
 
@@ -83,7 +91,8 @@ NOTHING = Declared()
 
 
 def keywords(spec: KeywordsSpec, declared: Declared) -> Reward:
-    """The share of the words that the text holds; 1 for all or nothing (hard), or of those at the list's beginning in their order (ordered)."""
+    """The share of the words that the text holds; 1 for all or nothing (hard), or of those at the
+    list's beginning in their order (ordered)."""
     find = spots(spec.words, spec.match, spec.lang, "rewards.keywords")
 
     def held(text: str) -> list[bool]:
@@ -98,14 +107,18 @@ def keywords(spec: KeywordsSpec, declared: Declared) -> Reward:
         return (
             []
             if text.endswith("\ufffd")
-            else [rest(text, word if isinstance(word, str) else word[0]) for word in (missing[:1] if spec.ordered else dict.fromkeys(missing))]
+            else [
+                rest(text, word if isinstance(word, str) else word[0])
+                for word in (missing[:1] if spec.ordered else dict.fromkeys(missing))
+            ]
         )
 
     return Reward(_each(value), UNIT, lambda text: (value(settled(text)), 1.0), propose)
 
 
 def forbidden(spec: ForbiddenSpec, declared: Declared) -> Reward:
-    """1 for a text that holds none of the words, else 0; soft: 1 - the share of them that it holds."""
+    """1 for a text that holds none of the words, else 0; soft: 1 - the share of them that it
+    holds."""
     find = spots(spec.words, spec.match, spec.lang, "rewards.forbidden")
 
     def value(text: str) -> float:
@@ -115,16 +128,22 @@ def forbidden(spec: ForbiddenSpec, declared: Declared) -> Reward:
     return Reward(_each(value), UNIT, lambda text: (0.0, value(settled(text))))
 
 
-_MARK, _WIDE = ".!?\u2026\u3002\uff01\uff1f", "\u3002\uff01\uff1f"  # a wide one ends a sentence without a space
+_MARK, _WIDE = (
+    ".!?\u2026\u3002\uff01\uff1f",
+    "\u3002\uff01\uff1f",
+)  # a wide one ends a sentence without a space
 _CLOSERS = "\"'\u201d\u2019\u00bb)\\]\u300d\u300f\uff09"
-_SENTENCES = regex.compile(rf"[{_MARK}][{_CLOSERS}]*\s+(?=\S)|[{_WIDE}][{_CLOSERS}]*(?=[^\s{_MARK}{_CLOSERS}])")
+_SENTENCES = regex.compile(
+    rf"[{_MARK}][{_CLOSERS}]*\s+(?=\S)|[{_WIDE}][{_CLOSERS}]*(?=[^\s{_MARK}{_CLOSERS}])"
+)
 _CLOSED = regex.compile(rf"[{_MARK}][{_CLOSERS}]*\s*\Z")
 NEAR = {"words": 3, "sentences": 0, "characters": 20}
 """So far from the wanted length a text is to come to its end."""
 
 
 def count(text: str, unit: str) -> int:
-    """How many words, sentences or characters a text has. Never falls when something is appended."""
+    """How many words, sentences or characters a text has. Never falls when something is
+    appended."""
     if unit == "words":
         return len(text.split())
     bare = text.strip()
@@ -132,7 +151,8 @@ def count(text: str, unit: str) -> int:
 
 
 def length(spec: LengthSpec, declared: Declared) -> Reward:
-    """1 for the wanted length; soft: the ratio of the length and the wanted one, the smaller by the larger."""
+    """1 for the wanted length; soft: the ratio of the length and the wanted one, the smaller by the
+    larger."""
     least, most = spec.about or spec.at_least or 0, spec.about or spec.at_most or math.inf
 
     def worth(size: int) -> float:
@@ -147,14 +167,19 @@ def length(spec: LengthSpec, declared: Declared) -> Reward:
         size = count(text, spec.unit)
         if size < max(most - NEAR[spec.unit], spec.at_least or 0) or text.endswith("\ufffd"):
             return []
-        return [END] if _CLOSED.search(text[-100:]) else [".", "!", "?", *([END] if size >= most else [])]
+        return (
+            [END]
+            if _CLOSED.search(text[-100:])
+            else [".", "!", "?", *([END] if size >= most else [])]
+        )
 
     return Reward(_each(lambda text: worth(count(text, spec.unit))), UNIT, ahead, propose)
 
 
 SECONDS = 0.1
 """So long a pattern may take for one text."""
-# With these in a pattern, `regex` takes some beginnings of matching texts for hopeless: groups with a question mark, \b, back references, ...
+# With these in a pattern, `regex` takes some beginnings of matching texts for hopeless: groups with
+# a question mark, \b, back references, ...
 _UNSURE = regex.compile(r"\(\?(?!:)|\\[^dDwWsSntpP\W]|[*+?}]\+|\{[^\d,}]")
 
 
@@ -163,24 +188,37 @@ def pattern(spec: RegexSpec, declared: Declared) -> Reward:
     try:
         found = regex.compile(spec.pattern)
     except (regex.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"rewards.regex.pattern: no regular expression: {error} (got {short(spec.pattern)})") from None
+        raise ValueError(
+            f"rewards.regex.pattern: no regular expression: {error} (got {short(spec.pattern)})"
+        ) from None
 
     def value(text: str) -> float:
         try:
-            return float((found.search if spec.match == "search" else found.fullmatch)(text, timeout=SECONDS) is not None)
+            return float(
+                (found.search if spec.match == "search" else found.fullmatch)(text, timeout=SECONDS)
+                is not None
+            )
         except TimeoutError:
             return 0.0
 
     def ahead(text: str) -> Interval:
         try:
-            return 0.0, float(found.fullmatch(text.rstrip("\ufffd"), partial=True, timeout=SECONDS) is not None)
+            return 0.0, float(
+                found.fullmatch(text.rstrip("\ufffd"), partial=True, timeout=SECONDS) is not None
+            )
         except TimeoutError:
             return UNIT
 
-    return Reward(_each(value), UNIT, ahead if spec.match == "fullmatch" and not _UNSURE.search(spec.pattern) else None)
+    return Reward(
+        _each(value),
+        UNIT,
+        ahead if spec.match == "fullmatch" and not _UNSURE.search(spec.pattern) else None,
+    )
 
 
-_FENCED = regex.compile(r"\s*```(?:json)?[ \t]*\n(.*)\n[ \t]*```\s*", regex.DOTALL | regex.IGNORECASE)
+_FENCED = regex.compile(
+    r"\s*```(?:json)?[ \t]*\n(.*)\n[ \t]*```\s*", regex.DOTALL | regex.IGNORECASE
+)
 
 
 def json_schema(spec: JsonSchemaSpec, declared: Declared) -> Reward:
@@ -190,11 +228,15 @@ def json_schema(spec: JsonSchemaSpec, declared: Declared) -> Reward:
     try:
         kind.check_schema(spec.of)
     except jsonschema.SchemaError as error:
-        raise ValueError(f"rewards.json-schema.of: no JSON Schema: {error.json_path}: {error.message}") from None
+        raise ValueError(
+            f"rewards.json-schema.of: no JSON Schema: {error.json_path}: {error.message}"
+        ) from None
     written_for = referencing.specification_with(kind.META_SCHEMA["$schema"])
     within = referencing.Registry().resolver_with_root(written_for.create_resource(spec.of))
     _refuse_far(spec.of, within.lookup)
-    validator = jsonschema.validators.extend(kind, {"pattern": _pattern_in_time})(spec.of, registry=referencing.Registry())
+    validator = jsonschema.validators.extend(kind, {"pattern": _pattern_in_time})(
+        spec.of, registry=referencing.Registry()
+    )
 
     def value(text: str) -> float:
         fenced = _FENCED.fullmatch(text)
@@ -211,7 +253,8 @@ def json_schema(spec: JsonSchemaSpec, declared: Declared) -> Reward:
 
 
 def readability(spec: ReadabilitySpec, declared: Declared) -> Reward:
-    """Flesch's reading ease / 100, clipped to [0, 1]; with a grade: 1 up to this Flesch-Kincaid grade, grade / the text's own beyond."""
+    """Flesch's reading ease / 100, clipped to [0, 1]; with a grade: 1 up to this Flesch-Kincaid
+    grade, grade / the text's own beyond."""
     textstat = package("textstat")
 
     def value(text: str) -> float:
@@ -225,7 +268,8 @@ def readability(spec: ReadabilitySpec, declared: Declared) -> Reward:
 
 
 PIECE = 500
-"""VADER is made for short texts, and slow for long ones: of a text of more words, the mean over pieces of so many counts."""
+"""VADER is made for short texts, and slow for long ones: of a text of more words, the mean over
+pieces of so many counts."""
 _TOWARD: Mapping[str, Callable[[float], float]] = {
     "positive": lambda compound: (compound + 1) / 2,
     "negative": lambda compound: (1 - compound) / 2,
@@ -239,18 +283,30 @@ def sentiment(spec: SentimentSpec, declared: Declared) -> Reward:
 
     def value(text: str) -> float:
         words = text.split()
-        pieces = [text] if len(words) <= PIECE else [" ".join(words[i : i + PIECE]) for i in range(0, len(words), PIECE)]
-        return _TOWARD[spec.toward](sum(float(analyzer.polarity_scores(piece)["compound"]) for piece in pieces) / len(pieces))
+        pieces = (
+            [text]
+            if len(words) <= PIECE
+            else [" ".join(words[i : i + PIECE]) for i in range(0, len(words), PIECE)]
+        )
+        return _TOWARD[spec.toward](
+            sum(float(analyzer.polarity_scores(piece)["compound"]) for piece in pieces)
+            / len(pieces)
+        )
 
     return Reward(_each(value), UNIT)
 
 
 def similarity(spec: SimilaritySpec, declared: Declared) -> Reward:
-    """The cosine of the embeddings of the text and the wanted one, or of their counts of 3 to 5 characters; at least 0."""
+    """The cosine of the embeddings of the text and the wanted one, or of their counts of 3 to 5
+    characters; at least 0."""
     if spec.model is None:
-        counts = package("sklearn.feature_extraction.text").HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), norm="l2", alternate_sign=False)
+        counts = package("sklearn.feature_extraction.text").HashingVectorizer(
+            analyzer="char_wb", ngram_range=(3, 5), norm="l2", alternate_sign=False
+        )
         aim = counts.transform([spec.to])
-        return Reward(_each(lambda text: min(1.0, float((counts.transform([text]) @ aim.T).sum()))), UNIT)
+        return Reward(
+            _each(lambda text: min(1.0, float((counts.transform([text]) @ aim.T).sum()))), UNIT
+        )
     model = load("AutoModel", _named("similarity", spec.model, declared.embedders, "embedders"))
     wanted = model.embeddings([spec.to])[0]
 
@@ -261,21 +317,33 @@ def similarity(spec: SimilaritySpec, declared: Declared) -> Reward:
 
 
 def classifier(spec: ClassifierSpec, declared: Declared) -> Reward:
-    """One output of a sequence-classification model that reads prompt and text, as it is or squashed into [0, 1]."""
-    model = load("AutoModelForSequenceClassification", _named("classifier", spec.model, declared.classifiers, "classifiers"))
+    """One output of a sequence-classification model that reads prompt and text, as it is or
+    squashed into [0, 1]."""
+    model = load(
+        "AutoModelForSequenceClassification",
+        _named("classifier", spec.model, declared.classifiers, "classifiers"),
+    )
     names = [str(name) for _, name in sorted(model.model.config.id2label.items())]
     known = f"it has {', '.join(f'{i} ({name})' for i, name in enumerate(names))}"
     if spec.label is None and len(names) > 1:
-        raise ValueError(f"rewards.classifier.label: {spec.model!r} has several outputs; name one: {known}")
+        raise ValueError(
+            f"rewards.classifier.label: {spec.model!r} has several outputs; name one: {known}"
+        )
     output = names.index(spec.label) if spec.label in names else spec.label or 0
     if not isinstance(output, int) or not 0 <= output < len(names):
-        raise ValueError(f"rewards.classifier.label: {spec.model!r} has no output {spec.label!r}; {known}")
+        raise ValueError(
+            f"rewards.classifier.label: {spec.model!r} has no output {spec.label!r}; {known}"
+        )
     if spec.normalize == "softmax" and len(names) == 1:
-        raise ValueError("rewards.classifier.normalize: softmax of one output is always 1; use sigmoid")
+        raise ValueError(
+            "rewards.classifier.normalize: softmax of one output is always 1; use sigmoid"
+        )
 
     def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
         logits = model.logits(prompts, texts)  # [texts, outputs]
-        values = {"none": logits, "sigmoid": logits.sigmoid(), "softmax": logits.softmax(-1)}[spec.normalize]
+        values = {"none": logits, "sigmoid": logits.sigmoid(), "softmax": logits.softmax(-1)}[
+            spec.normalize
+        ]
         return [row[output] for row in values.tolist()]
 
     return Reward(score, ANY if spec.normalize == "none" else UNIT)
@@ -285,7 +353,13 @@ def judge(spec: JudgeSpec, declared: Declared) -> Reward:
     """The mark of 0 to 10 that a language model gives the text for a criterion, / 10."""
     package("openai")
     asked = _named("judge", spec.judge, declared.judges, "judges")
-    return Reward(lambda prompts, texts: [mark / 10 for mark in marks(spec.judge, asked, spec.criterion, prompts, texts)], UNIT, slow=True)
+    return Reward(
+        lambda prompts, texts: [
+            mark / 10 for mark in marks(spec.judge, asked, spec.criterion, prompts, texts)
+        ],
+        UNIT,
+        slow=True,
+    )
 
 
 def python(spec: PythonSpec, declared: Declared) -> Reward:
@@ -296,9 +370,14 @@ def python(spec: PythonSpec, declared: Declared) -> Reward:
         try:
             values = [float(value) for value in function(prompts, texts)]
         except TypeError as error:
-            raise ValueError(f"rewards.python: {spec.name!r} must return one number per text ({error})") from error
+            raise ValueError(
+                f"rewards.python: {spec.name!r} must return one number per text ({error})"
+            ) from error
         if len(values) != len(texts) or not all(map(math.isfinite, values)):
-            raise ValueError(f"rewards.python: {spec.name!r} must return one finite number per text (got {short(values)} for {len(texts)} texts)")
+            raise ValueError(
+                f"rewards.python: {spec.name!r} must return one finite number per text (got"
+                f" {short(values)} for {len(texts)} texts)"
+            )
         return values
 
     return Reward(score, slow=True)
@@ -323,15 +402,17 @@ _MAKING = threading.Lock()
 
 
 def make(spec: Any, declared: Declared = NOTHING) -> Reward:
-    """The reward of some settings, one for all who use the same; it proposes only where they say so. Raises ValueError for what is not declared,
-    not installed or no use."""
+    """The reward of some settings, one for all who use the same; it proposes only where they say
+    so. Raises ValueError for what is not declared, not installed or no use."""
     settings = spec.model_copy(update={"weight": 1.0}).model_dump_json()
     reward = declared.made.get(settings)
     if reward is None:
         reward = REWARDS[type(spec)](spec, declared)
         if not getattr(spec, "propose", False):
             reward = replace(reward, propose=None)
-        with _MAKING:  # of two that were made at once, one serves both; nobody waits while a model loads
+        with (
+            _MAKING
+        ):  # of two that were made at once, one serves both; nobody waits while a model loads
             reward = declared.made.setdefault(settings, reward)
     return reward
 
@@ -347,10 +428,23 @@ class WeightedSum:
         return self.total([reward.score(prompts, texts) for _, reward in self.terms], len(texts))
 
     def total(self, columns: Sequence[Sequence[float]], count: int) -> list[float]:
-        """The sums for `count` texts, from what each reward gives them. Raises ValueError where one is no number."""
-        sums = [sum((weight * column[i] for (weight, _), column in zip(self.terms, columns, strict=True)), 0.0) for i in range(count)]
+        """The sums for `count` texts, from what each reward gives them. Raises ValueError where one
+        is no number."""
+        sums = [
+            sum(
+                (
+                    weight * column[i]
+                    for (weight, _), column in zip(self.terms, columns, strict=True)
+                ),
+                0.0,
+            )
+            for i in range(count)
+        ]
         if not all(map(math.isfinite, sums)):
-            raise ValueError(f"rewards: a reward is no finite number (got {short(sums)}), so nothing can be compared by it")
+            raise ValueError(
+                f"rewards: a reward is no finite number (got {short(sums)}), so nothing can be"
+                " compared by it"
+            )
         return sums
 
     @property
@@ -364,17 +458,29 @@ class WeightedSum:
 
     def propose(self, text: str) -> list[str]:
         """Texts by which this unfinished one might well go on."""
-        return list(dict.fromkeys(proposal for _, reward in self.terms if reward.propose for proposal in reward.propose(text)))
+        return list(
+            dict.fromkeys(
+                proposal
+                for _, reward in self.terms
+                if reward.propose
+                for proposal in reward.propose(text)
+            )
+        )
 
     def _between(self, intervals: Sequence[Interval]) -> Interval:
         weights = [weight for weight, _ in self.terms]
-        ends = [sorted((weight * low, weight * high)) for weight, (low, high) in zip(weights, intervals, strict=True)]
+        ends = [
+            sorted((weight * low, weight * high))
+            for weight, (low, high) in zip(weights, intervals, strict=True)
+        ]
         return sum((low for low, _ in ends), 0.0), sum((high for _, high in ends), 0.0)
 
 
 def weighted_sum(specs: Sequence[Any], declared: Declared = NOTHING) -> WeightedSum:
     """What these settings ask for together; those of weight 0 are off."""
-    made = [(spec.weight, make(spec, declared)) for spec in specs]  # all: a fault is one at any weight
+    made = [
+        (spec.weight, make(spec, declared)) for spec in specs
+    ]  # all: a fault is one at any weight
     return WeightedSum(tuple((weight, reward) for weight, reward in made if weight))
 
 
@@ -388,7 +494,10 @@ def _each(value: Callable[[str], float]) -> Callable[[Sequence[str], Sequence[st
 def _named(kind: str, name: str, declared: Mapping[str, Any], argument: str) -> Any:
     if name not in declared:
         known = ", ".join(declared) or "none yet"
-        raise ValueError(f"rewards.{kind}: {name!r} is not declared; declared: {known}; name it in Fader(declared=Declared({argument}={{...}}))")
+        raise ValueError(
+            f"rewards.{kind}: {name!r} is not declared; declared: {known}; name it in"
+            f" Fader(declared=Declared({argument}={{...}}))"
+        )
     return declared[name]
 
 
@@ -397,21 +506,35 @@ def _no_number(text: str) -> None:
 
 
 def _refuse_far(schema: Any, lookup: Callable[[str], Any]) -> None:
-    """Raises ValueError for a part of a schema that leads out of it, or whose patterns could not be stopped."""
-    parts = schema.items() if isinstance(schema, dict) else enumerate(schema) if isinstance(schema, list) else ()
+    """Raises ValueError for a part of a schema that leads out of it, or whose patterns could not be
+    stopped."""
+    parts = (
+        schema.items()
+        if isinstance(schema, dict)
+        else enumerate(schema)
+        if isinstance(schema, list)
+        else ()
+    )
     for key, part in parts:
         where = f"rewards.json-schema.of: {key} {short(part)}"
         if key == "patternProperties":
-            raise ValueError(f"{where}: not supported; use `properties`, or `propertyNames` with a `pattern`")
+            raise ValueError(
+                f"{where}: not supported; use `properties`, or `propertyNames` with a `pattern`"
+            )
         if key in ("$ref", "$dynamicRef") and isinstance(part, str):
             try:
                 lookup(part)
             except Exception:
-                raise ValueError(f"{where} leads out of the schema; put what is meant under $defs and refer to it as #/$defs/NAME") from None
+                raise ValueError(
+                    f"{where} leads out of the schema; put what is meant under $defs and refer to"
+                    " it as #/$defs/NAME"
+                ) from None
         _refuse_far(part, lookup)
 
 
-def _pattern_in_time(validator: Any, wanted: str, instance: Any, schema: Any) -> Iterator[Exception]:
+def _pattern_in_time(
+    validator: Any, wanted: str, instance: Any, schema: Any
+) -> Iterator[Exception]:
     try:
         fits = not isinstance(instance, str) or regex.search(wanted, instance, timeout=SECONDS)
     except (TimeoutError, regex.error):

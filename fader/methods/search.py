@@ -1,14 +1,27 @@
-"""Search over sequences: which continuation is kept, by a reward. One core, propose - score - keep, and the methods that are settings of it.
+"""Search over sequences: which continuation is kept, by a reward. One core, propose - score - keep,
+and the methods that are settings of it.
 
-| kind       | source                                | proposes                            | keeps                                          |
-|------------|---------------------------------------|-------------------------------------|------------------------------------------------|
-| best-of-n  | -                                     | n whole answers                     | the best                                       |
-| blockwise  | controlled decoding, arXiv 2310.17022 | n blocks after what was kept        | the `beams` best                               |
-| segments   | CARDS, arXiv 2406.16306               | segments that end where unsure      | the first that is near enough to the target    |
-| lookahead  | DeAL, arXiv 2402.06147                | likely tokens and what would follow | the best by log P + weight * h, one token more |
+| kind      | source                   | proposes                     | keeps
+|
+|-----------|--------------------------|------------------------------|------------------------------|
+| best-of-n | -                        | n whole answers              | the best
+|
+| blockwise | controlled decoding,     | n blocks after what was kept | the `beams` best
+|
+|           | arXiv 2310.17022         |                              |
+|
+| segments  | CARDS, 2406.16306        | segments that end where      | the first that is near
+|
+|           |                          | unsure                       | enough to the target
+|
+| lookahead | DeAL, 2402.06147         | likely tokens and what       | the best by log P + weight *
+|
+|           |                          | would follow                 | h, one token more
+|
 
-The last has a file of its own (`lookahead.py`), for it shares look-aheads between steps. Draws depend on (seed, draft, position) alone.
-Deviation from CARDS: the tries of a segment are drawn side by side instead of one after the other, with the same result.
+The last has a file of its own (`lookahead.py`), for it shares look-aheads between steps. Draws
+depend on (seed, draft, position) alone. Deviation from CARDS: the tries of a segment are drawn side
+by side instead of one after the other, with the same result.
 """
 
 from __future__ import annotations
@@ -31,13 +44,17 @@ from fader.methods.objective import Objective
 from fader.request import BestOfN, Blockwise, Lookahead, Search, Segments
 
 Propose = Callable[[Any, Scene, Sequence[Draft]], Program]
-"""propose(spec, scene, kept): drafts that go on from those that were kept; finished ones as they are."""
+"""propose(spec, scene, kept): drafts that go on from those that were kept; finished ones as they
+are."""
 Keep = Callable[[Any, Scene, Sequence[Draft]], list[Draft]]
 """keep(spec, scene, drafts): those of the valued drafts to go on from, the best first."""
 
 
-def search(spec: Search, aligned: Aligned, root: Prefix, task: Task, objective: Objective, index: int = 0) -> Program:
-    """Write one answer as `spec` says, emitting a `Chunk` for each decided token; returns the `Answer`. `index` tells a request's samples apart."""
+def search(
+    spec: Search, aligned: Aligned, root: Prefix, task: Task, objective: Objective, index: int = 0
+) -> Program:
+    """Write one answer as `spec` says, emitting a `Chunk` for each decided token; returns the
+    `Answer`. `index` tells a request's samples apart."""
     scene = Scene(aligned, root, task, objective, Purse(spec.budget), index)
     if isinstance(spec, Lookahead):
         return (yield from lookahead(spec, scene))
@@ -45,7 +62,8 @@ def search(spec: Search, aligned: Aligned, root: Prefix, task: Task, objective: 
 
 
 def propose_score_keep(spec: Search, scene: Scene, propose: Propose, keep: Keep) -> Program:
-    """The core. When the budget is used up the best draft so far ends it, a finished one if there is one."""
+    """The core. When the budget is used up the best draft so far ends it, a finished one if there
+    is one."""
     out = Output(scene.task, scene.index)
     kept = [Draft(scene.root)]
     exhausted: str | None = None
@@ -53,13 +71,19 @@ def propose_score_keep(spec: Search, scene: Scene, propose: Propose, keep: Keep)
         drafts = yield from propose(spec, scene, kept)
         drafts = yield from scene.valued(drafts)
         exhausted = scene.purse.exhausted if any(draft.finish is None for draft in drafts) else None
-        kept = _best([draft for draft in drafts if draft.finish] or drafts, 1) if exhausted else keep(spec, scene, drafts)
+        kept = (
+            _best([draft for draft in drafts if draft.finish] or drafts, 1)
+            if exhausted
+            else keep(spec, scene, drafts)
+        )
         drafts = []  # what was not kept is let go of before the next are proposed
         for draft in kept:
             draft.prefix.settle(scene.root)
         yield from out.decided(kept)
     best = _best(kept, 1)[0]
-    return (yield from out.end(best, SearchReport(best.reward, scene.purse.tokens, exhausted=exhausted)))
+    return (
+        yield from out.end(best, SearchReport(best.reward, scene.purse.tokens, exhausted=exhausted))
+    )
 
 
 def rows(spec: Search) -> int:
@@ -77,7 +101,11 @@ def rows(spec: Search) -> int:
 
 
 def _whole(spec: BestOfN, scene: Scene, kept: Sequence[Draft]) -> Program:
-    return (yield from together([write(scene, kept[0], scene.index * spec.n + place) for place in range(spec.n)]))
+    return (
+        yield from together(
+            [write(scene, kept[0], scene.index * spec.n + place) for place in range(spec.n)]
+        )
+    )
 
 
 def _keep_best(spec: BestOfN, scene: Scene, drafts: Sequence[Draft]) -> list[Draft]:
@@ -88,7 +116,10 @@ def _blocks(spec: Blockwise, scene: Scene, kept: Sequence[Draft]) -> Program:
     open_ones = [draft for draft in kept if not draft.finish]
 
     full = _new_sentence if spec.block == "sentence" else _new_tokens(spec.block)
-    blocks = [write(scene, open_ones[place % len(open_ones)], scene.index * spec.n + place, full) for place in range(spec.n)]
+    blocks = [
+        write(scene, open_ones[place % len(open_ones)], scene.index * spec.n + place, full)
+        for place in range(spec.n)
+    ]
     return [draft for draft in kept if draft.finish] + (yield from together(blocks))
 
 
@@ -101,13 +132,18 @@ def _keep_beams(spec: Blockwise, scene: Scene, drafts: Sequence[Draft]) -> list[
 
 def _segments(spec: Segments, scene: Scene, kept: Sequence[Draft]) -> Program:
     full = _new_tokens(spec.longest)
-    tries = [write(scene, kept[0], scene.index * spec.tries + place, full, spec.entropy) for place in range(spec.tries)]
+    tries = [
+        write(scene, kept[0], scene.index * spec.tries + place, full, spec.entropy)
+        for place in range(spec.tries)
+    ]
     return (yield from together(tries))
 
 
 def _keep_accepted(spec: Segments, scene: Scene, drafts: Sequence[Draft]) -> list[Draft]:
     for place, draft in enumerate(drafts):
-        chance = uniform(scene.task.sampling.seed, -1 - scene.index * spec.tries - place, draft.prefix.length)
+        chance = uniform(
+            scene.task.sampling.seed, -1 - scene.index * spec.tries - place, draft.prefix.length
+        )
         if chance < math.exp(min(0.0, draft.reward - spec.target) / spec.softness):
             return [draft]
     return _best(drafts, 1)
@@ -124,8 +160,15 @@ Full = Callable[[Draft, Draft], bool]
 """full(draft, start): whether what was written since `start` is enough for now."""
 
 
-def write(scene: Scene, draft: Draft, stream: int, full: Full = lambda draft, start: False, entropy: float = math.inf) -> Program:
-    """The draft continued by draws of this stream until it is finished, `full(draft, start)`, or the next token's entropy (nats) is reached."""
+def write(
+    scene: Scene,
+    draft: Draft,
+    stream: int,
+    full: Full = lambda draft, start: False,
+    entropy: float = math.inf,
+) -> Program:
+    """The draft continued by draws of this stream until it is finished, `full(draft, start)`, or
+    the next token's entropy (nats) is reached."""
     sampling, start = scene.task.sampling, draft
     while draft.finish is None and not scene.purse.exhausted:
         reading = yield from read(scene.aligned, [draft.prefix])
@@ -133,8 +176,17 @@ def write(scene: Scene, draft: Draft, stream: int, full: Full = lambda draft, st
         if new and entropy < math.inf and _entropy(reading.scores[0]) >= entropy:
             break
         written = draft.prefix.tokens if sampling.repetition_penalty != 1 else ()
-        token = draw(reading.scores[0], sampling, (*scene.task.seen, *written), uniform(sampling.seed, stream, draft.prefix.length))
-        reports = () if sampling.logprobs is None else token_logprobs(reading, [token], sampling.logprobs, scene.task.decode)
+        token = draw(
+            reading.scores[0],
+            sampling,
+            (*scene.task.seen, *written),
+            uniform(sampling.seed, stream, draft.prefix.length),
+        )
+        reports = (
+            ()
+            if sampling.logprobs is None
+            else token_logprobs(reading, [token], sampling.logprobs, scene.task.decode)
+        )
         draft = draft.then(token, scene.task, reports)
         scene.purse.pay(rows=len(scene.aligned.policies), tokens=1)
         if full(draft, start):

@@ -1,9 +1,11 @@
-"""Alignment Vectors (arXiv 2410.19206): AV = aligned weights - unaligned weights, used as theta + sum of lambda_i * AV_i.
+"""Alignment Vectors (arXiv 2410.19206): AV = aligned weights - unaligned weights, used as theta +
+sum of lambda_i * AV_i.
 
-A `Vector` keeps the difference as low-rank factors per linear layer, dW = B A, as LoRA training gives it. It is a value: vectors add,
-subtract and scale exactly, by stacking ranks (averaging A and B apart would leave cross terms). Norms, cosines, projections and the singular
-values of B A come from the factors alone, in double, never from a dense matrix. PEFT LoRA folders load as they are, and `save` writes
-folders that PEFT reads. Whole checkpoints: `fader/methods/checkpoint.py`.
+A `Vector` keeps the difference as low-rank factors per linear layer, dW = B A, as LoRA training
+gives it. It is a value: vectors add, subtract and scale exactly, by stacking ranks (averaging A and
+B apart would leave cross terms). Norms, cosines, projections and the singular values of B A come
+from the factors alone, in double, never from a dense matrix. PEFT LoRA folders load as they are,
+and `save` writes folders that PEFT reads. Whole checkpoints: `fader/methods/checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ _KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.
 
 @dataclass(frozen=True, eq=False)
 class Vector:
-    """A named weight difference. `factors`: linear layer -> (A [rank, in], B [out, rank]) with dW = B A, any scale already in B."""
+    """A named weight difference. `factors`: linear layer -> (A [rank, in], B [out, rank]) with dW =
+    B A, any scale already in B."""
 
     name: str
     factors: Mapping[str, tuple[Tensor, Tensor]]
@@ -82,7 +85,11 @@ class Vector:
         return max((down.shape[0] for down, _ in self.factors.values()), default=0)
 
     def __mul__(self, amount: float) -> Vector:
-        return replace(self, name=f"{amount:g}*{self.name}", factors={m: (down, up * amount) for m, (down, up) in self.factors.items()})
+        return replace(
+            self,
+            name=f"{amount:g}*{self.name}",
+            factors={m: (down, up * amount) for m, (down, up) in self.factors.items()},
+        )
 
     __rmul__ = __mul__
 
@@ -95,7 +102,9 @@ class Vector:
         factors = dict(self.factors)
         for module, pair in other.factors.items():
             factors[module] = _stacked([factors[module], pair]) if module in factors else pair
-        return replace(self, name=f"{self.name}+{other.name}", factors=factors, base=self.base or other.base)
+        return replace(
+            self, name=f"{self.name}+{other.name}", factors=factors, base=self.base or other.base
+        )
 
     def __sub__(self, other: Vector) -> Vector:
         return replace(self + -other, name=f"{self.name}-{other.name}")
@@ -105,22 +114,29 @@ class Vector:
         return replace(self, name=name)
 
     def scaled_to(self, norm: float) -> Vector:
-        """The vector in the same direction with this Frobenius norm over all layers. Raises ValueError for a zero vector."""
+        """The vector in the same direction with this Frobenius norm over all layers. Raises
+        ValueError for a zero vector."""
         if not (math.isfinite(norm) and norm >= 0):
             raise ValueError(f"norm: {norm} is not a length; give a finite number of at least 0")
         if not (present := self.norm()):
-            raise ValueError(f"vector {self.name!r} is zero and has no direction; it cannot be scaled to a norm")
+            raise ValueError(
+                f"vector {self.name!r} is zero and has no direction; it cannot be scaled to a norm"
+            )
         return (self * (norm / present)).named(self.name)
 
     def save(self, folder: Path | str) -> Path:
-        """Write a folder that fader, PEFT and vLLM load. Written beside its place and renamed; a vector that is there is replaced.
+        """Write a folder that fader, PEFT and vLLM load. Written beside its place and renamed; a
+        vector that is there is replaced.
 
-        Raises ValueError for a vector that changes no layer, and where there is something else than a vector.
+        Raises ValueError for a vector that changes no layer, and where there is something else than
+        a vector.
         """
         folder = Path(folder)
         check_place(folder)
         if not self.factors:
-            raise ValueError(f"vector {self.name!r} changes no layer; there is nothing to write to {folder}")
+            raise ValueError(
+                f"vector {self.name!r} changes no layer; there is nothing to write to {folder}"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
         try:
@@ -136,8 +152,12 @@ class Vector:
                 "base_model_name_or_path": self.card.get("base_model"),
                 "r": self.rank,
                 "lora_alpha": self.rank,
-                "rank_pattern": {module: rank for module, rank in ranks.items() if rank != self.rank},
-                "alpha_pattern": {module: rank for module, rank in ranks.items() if rank != self.rank},
+                "rank_pattern": {
+                    module: rank for module, rank in ranks.items() if rank != self.rank
+                },
+                "alpha_pattern": {
+                    module: rank for module, rank in ranks.items() if rank != self.rank
+                },
                 "target_modules": sorted(ranks),
                 "bias": "none",
                 "use_rslora": False,
@@ -156,11 +176,15 @@ class Vector:
 
     @classmethod
     def load(cls, folder: Path | str, name: str | None = None) -> Vector:
-        """A vector from a PEFT LoRA folder. Raises ValueError naming the file and what in it cannot be served."""
+        """A vector from a PEFT LoRA folder. Raises ValueError naming the file and what in it cannot
+        be served."""
         folder = Path(folder)
         config = _read_json(folder / CONFIG)
         if (kind := config.get("peft_type")) != "LORA":
-            raise ValueError(f"{folder / CONFIG}: peft_type is {kind!r}; only LORA adapters are weight differences of low rank")
+            raise ValueError(
+                f"{folder / CONFIG}: peft_type is {kind!r}; only LORA adapters are weight"
+                " differences of low rank"
+            )
         for key, harmless in (
             ("bias", (None, "none")),
             ("modules_to_save", (None, [])),
@@ -168,45 +192,75 @@ class Vector:
             ("fan_in_fan_out", (None, False)),
         ):
             if config.get(key) not in harmless:
-                raise ValueError(f"{folder / CONFIG}: {key} is {config[key]!r}, which a low-rank vector cannot express; train without it")
-        if str(start := config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq")):
-            raise ValueError(f"{folder / CONFIG}: init_lora_weights is {start!r}, which also changes the base; convert it to a plain LoRA with PEFT")
+                raise ValueError(
+                    f"{folder / CONFIG}: {key} is {config[key]!r}, which a low-rank vector cannot"
+                    " express; train without it"
+                )
+        if str(start := config.get("init_lora_weights")).startswith(
+            ("pissa", "olora", "corda", "loftq")
+        ):
+            raise ValueError(
+                f"{folder / CONFIG}: init_lora_weights is {start!r}, which also changes the base;"
+                " convert it to a plain LoRA with PEFT"
+            )
         try:
             tensors = load_file(folder / WEIGHTS)
         except FileNotFoundError:
-            raise ValueError(f"{folder}: there is no {WEIGHTS}; pickled adapters are not read, save the adapter as safetensors") from None
+            raise ValueError(
+                f"{folder}: there is no {WEIGHTS}; pickled adapters are not read, save the adapter"
+                " as safetensors"
+            ) from None
         except SafetensorError as error:
             raise ValueError(f"{folder / WEIGHTS}: corrupt: {error}") from None
         sides: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             match = _KEY.match(key)
             if match is None:
-                why = "changes the embedding or the vocabulary" if "embed" in key else "is no LoRA factor of a linear layer"
-                raise ValueError(f"{folder / WEIGHTS}: {key} {why}; such adapters cannot be mixed per row")
+                why = (
+                    "changes the embedding or the vocabulary"
+                    if "embed" in key
+                    else "is no LoRA factor of a linear layer"
+                )
+                raise ValueError(
+                    f"{folder / WEIGHTS}: {key} {why}; such adapters cannot be mixed per row"
+                )
             sides.setdefault(match["module"], {})[match["side"]] = tensor
         factors = {module: _scaled(folder, module, pair, config) for module, pair in sides.items()}
         card = _read_json(folder / CARD) if (folder / CARD).is_file() else {}
         base = card.get("base_fingerprint")
-        return cls(name or str(card.get("name") or folder.name), factors, base, {"base_model": config.get("base_model_name_or_path"), **card})
+        return cls(
+            name or str(card.get("name") or folder.name),
+            factors,
+            base,
+            {"base_model": config.get("base_model_name_or_path"), **card},
+        )
 
     def check(self, backbone: Backbone) -> None:
-        """Raises ValueError unless this vector fits `backbone`: its fingerprint, its layers and their shapes."""
+        """Raises ValueError unless this vector fits `backbone`: its fingerprint, its layers and
+        their shapes."""
         self.check_model(backbone.name, backbone.fingerprint, backbone.desk.shapes)
 
-    def check_model(self, model: str, fingerprint: str, layers: Mapping[str, tuple[int, int]]) -> None:
-        """Raises ValueError unless this vector fits the model with this fingerprint and these linear layers, each (out, in)."""
+    def check_model(
+        self, model: str, fingerprint: str, layers: Mapping[str, tuple[int, int]]
+    ) -> None:
+        """Raises ValueError unless this vector fits the model with this fingerprint and these
+        linear layers, each (out, in)."""
         if self.base and self.base != fingerprint:
             raise ValueError(
-                f"vectors.{self.name}: made for a model with fingerprint {self.base}, but {model} has {fingerprint}; "
-                "use the model it was trained from"
+                f"vectors.{self.name}: made for a model with fingerprint {self.base}, but {model}"
+                f" has {fingerprint}; use the model it was trained from"
             )
         for module, (down, up) in self.factors.items():
             if module not in layers:
-                raise ValueError(f"vectors.{self.name}: {model} has no linear layer {module}; the adapter is for another architecture")
+                raise ValueError(
+                    f"vectors.{self.name}: {model} has no linear layer {module}; the adapter is for"
+                    " another architecture"
+                )
             if layers[module] != (up.shape[0], down.shape[1]):
                 out, inner = layers[module]
                 raise ValueError(
-                    f"vectors.{self.name}: layer {module} is {out} x {inner} in {model}, the vector's is {up.shape[0]} x {down.shape[1]}"
+                    f"vectors.{self.name}: layer {module} is {out} x {inner} in {model}, the"
+                    f" vector's is {up.shape[0]} x {down.shape[1]}"
                 )
 
 
@@ -223,11 +277,15 @@ class Kept:
     """Frobenius norm before the cut."""
 
 
-def compress(vector: Vector, rank: int | None = None, energy: float | None = None) -> tuple[Vector, dict[str, Kept]]:
-    """The nearest vector of lower rank (truncated SVD of B A per layer), and what it kept of each layer.
+def compress(
+    vector: Vector, rank: int | None = None, energy: float | None = None
+) -> tuple[Vector, dict[str, Kept]]:
+    """The nearest vector of lower rank (truncated SVD of B A per layer), and what it kept of each
+    layer.
 
-    `rank`: at most this one. `energy`: the least rank that keeps this share of the layer's squared norm. With neither, only ranks that are
-    empty are dropped, as after a + b - b. Layers that are zero are left out. The factors keep their dtype, whose rounding is in `Kept.error`.
+    `rank`: at most this one. `energy`: the least rank that keeps this share of the layer's squared
+    norm. With neither, only ranks that are empty are dropped, as after a + b - b. Layers that are
+    zero are left out. The factors keep their dtype, whose rounding is in `Kept.error`.
     """
     check_cut(rank, energy)
     factors: dict[str, tuple[Tensor, Tensor]] = {}
@@ -247,15 +305,23 @@ def compress(vector: Vector, rank: int | None = None, energy: float | None = Non
         before = vector.norm(module)
         gone = _stacked([(down, up), (pair[0], -pair[1])])
         error = math.sqrt(max(0.0, _inner(gone, gone))) / before if pair[0] is not down else 0.0
-        factors[module], kept[module] = pair, Kept(pair[0].shape[0], error, math.sqrt(_inner(pair, pair)), before)
-    card = {**vector.card, "cut": {"rank": rank, "energy": energy}, "layers": {module: asdict(row) for module, row in kept.items()}}
+        factors[module], kept[module] = (
+            pair,
+            Kept(pair[0].shape[0], error, math.sqrt(_inner(pair, pair)), before),
+        )
+    card = {
+        **vector.card,
+        "cut": {"rank": rank, "energy": energy},
+        "layers": {module: asdict(row) for module, row in kept.items()},
+    }
     return replace(vector, factors=factors, card=card), kept
 
 
 def sparsify(vector: Vector, share: float) -> Vector:
     """The vector with its largest layers only: as few as hold this share of the squared norm.
 
-    Whole layers are dropped. A difference with single elements set to zero has no low rank any more, so it would be no vector.
+    Whole layers are dropped. A difference with single elements set to zero has no low rank any
+    more, so it would be no vector.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share: {share} must be above 0 and at most 1")
@@ -266,28 +332,42 @@ def sparsify(vector: Vector, share: float) -> Vector:
             break
         held += norm * norm
         kept.add(module)
-    return replace(vector, factors={module: pair for module, pair in vector.factors.items() if module in kept})
+    return replace(
+        vector, factors={module: pair for module, pair in vector.factors.items() if module in kept}
+    )
 
 
 def project_out(vector: Vector, others: Sequence[Vector]) -> Vector:
-    """The vector minus its projection, layer by layer, onto the span of the others' differences: what is left is orthogonal to each of them.
+    """The vector minus its projection, layer by layer, onto the span of the others' differences:
+    what is left is orthogonal to each of them.
 
-    Exact, by stacking ranks; `compress` brings the rank down again. Others that are zero or, up to about 1e-6,
-    dependent are harmless.
+    Exact, by stacking ranks; `compress` brings the rank down again. Others that are zero or, up to
+    about 1e-6, dependent are harmless.
     """
     for other in others:
         _same_base(vector, other)
         _same_shapes(vector, other)
     factors = dict(vector.factors)
     for module, pair in vector.factors.items():
-        present = [(other.factors[module], norm) for other in others if module in other.factors and (norm := other.norm(module))]
+        present = [
+            (other.factors[module], norm)
+            for other in others
+            if module in other.factors and (norm := other.norm(module))
+        ]
         if not present:
             continue
         units = [(down, up.double() / norm) for (down, up), norm in present]
-        gram = torch.tensor([[_inner(one, two) for two in units] for one in units], dtype=torch.float64)
+        gram = torch.tensor(
+            [[_inner(one, two) for two in units] for one in units], dtype=torch.float64
+        )
         onto = torch.tensor([[_inner(unit, pair)] for unit in units], dtype=torch.float64)
-        amounts = torch.linalg.lstsq(gram, onto, rcond=1e-12, driver="gelsd").solution[:, 0].tolist()
-        spans = [(down, (up * -amount).float()) for (down, up), amount in zip(units, amounts, strict=True)]
+        amounts = (
+            torch.linalg.lstsq(gram, onto, rcond=1e-12, driver="gelsd").solution[:, 0].tolist()
+        )
+        spans = [
+            (down, (up * -amount).float())
+            for (down, up), amount in zip(units, amounts, strict=True)
+        ]
         factors[module] = _stacked([pair, *spans])
     return replace(vector, factors=factors)
 
@@ -297,22 +377,29 @@ def check_cut(rank: int | None, energy: float | None) -> None:
     if rank is not None and rank < 1:
         raise ValueError(f"rank: {rank} must be at least 1; leave it out to keep all")
     if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"energy: {energy} must be above 0 and at most 1, such as 0.95; leave it out to keep all")
+        raise ValueError(
+            f"energy: {energy} must be above 0 and at most 1, such as 0.95; leave it out to"
+            " keep all"
+        )
 
 
 def kept_rank(singular: Tensor, square: float, rank: int | None, energy: float | None) -> int:
-    """How many of the singular values [values], largest first, to keep: the least that hold the share `energy` of `square`, at most `rank`.
+    """How many of the singular values [values], largest first, to keep: the least that hold the
+    share `energy` of `square`, at most `rank`.
 
     One more than there are where they do not hold it.
     """
     count = len(singular)
     if energy is not None and energy < 1:
-        count = int((singular.double().square().cumsum(0) < energy * square * (1 - 1e-12)).sum()) + 1
+        count = (
+            int((singular.double().square().cumsum(0) < energy * square * (1 - 1e-12)).sum()) + 1
+        )
     return count if rank is None else min(rank, count)
 
 
 def balanced(u: Tensor, singular: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(A [rank, in], B [out, rank]) of u diag(singular) v, each with the root of the singular values; u and v may have more ranks."""
+    """(A [rank, in], B [out, rank]) of u diag(singular) v, each with the root of the singular
+    values; u and v may have more ranks."""
     root = singular.sqrt()
     return (root[:, None] * v[: len(root)]).to(dtype), (u[:, : len(root)] * root).to(dtype)
 
@@ -323,22 +410,39 @@ def user_folder() -> Path:
 
 
 def vector_folder(name: str, out: Path | None, field: str) -> Path:
-    """Where a new vector is written: `out`, or a folder of its name among the user's. Raises ValueError, under `field`, for what is no name."""
+    """Where a new vector is written: `out`, or a folder of its name among the user's. Raises
+    ValueError, under `field`, for what is no name."""
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"{field}: {name!r} must be letters, digits, points, hyphens and underscores; a folder goes into --out")
+        raise ValueError(
+            f"{field}: {name!r} must be letters, digits, points, hyphens and underscores; a folder"
+            " goes into --out"
+        )
     return out or user_folder() / name
 
 
 def check_place(folder: Path) -> None:
-    """Raises ValueError for a place where a vector cannot be written without deleting something that is no vector."""
-    if folder.exists() and not (folder / CONFIG).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"out: {folder} is there already and is no vector; choose another folder, or remove it")
+    """Raises ValueError for a place where a vector cannot be written without deleting something
+    that is no vector."""
+    if (
+        folder.exists()
+        and not (folder / CONFIG).is_file()
+        and not (folder.is_dir() and not any(folder.iterdir()))
+    ):
+        raise ValueError(
+            f"out: {folder} is there already and is no vector; choose another folder, or remove it"
+        )
 
 
 def folders() -> list[Path]:
-    """Where named vectors are looked for: FADER_VECTORS, the project's folder, the user's, and the starter set."""
+    """Where named vectors are looked for: FADER_VECTORS, the project's folder, the user's, and the
+    starter set."""
     given = [Path(part) for part in os.environ.get("FADER_VECTORS", "").split(os.pathsep) if part]
-    return [*given, Path(".fader/vectors"), user_folder(), Path(__file__).parent.parent / "starter" / "vectors"]
+    return [
+        *given,
+        Path(".fader/vectors"),
+        user_folder(),
+        Path(__file__).parent.parent / "starter" / "vectors",
+    ]
 
 
 def available() -> dict[str, Path]:
@@ -355,7 +459,10 @@ def find(name: str) -> Vector:
     known = available()
     folder = known.get(name, Path(name))
     if not (folder / CONFIG).is_file():
-        raise ValueError(f"alignment.vectors.{name}: no such vector; known: {', '.join(known) or 'none'}; or give a PEFT LoRA folder")
+        raise ValueError(
+            f"alignment.vectors.{name}: no such vector; known: {', '.join(known) or 'none'}; or"
+            " give a PEFT LoRA folder"
+        )
     return Vector.load(folder, name)
 
 
@@ -372,25 +479,43 @@ def _stacked(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 def _same_base(one: Vector, two: Vector) -> None:
     if one.base and two.base and one.base != two.base:
-        raise ValueError(f"vectors {one.name!r} and {two.name!r} belong to different models ({one.base}, {two.base})")
+        raise ValueError(
+            f"vectors {one.name!r} and {two.name!r} belong to different models ({one.base},"
+            f" {two.base})"
+        )
 
 
 def _same_shapes(one: Vector, two: Vector) -> None:
     for module in one.factors.keys() & two.factors.keys():
         (down, up), (other_down, other_up) = one.factors[module], two.factors[module]
         if down.shape[1] != other_down.shape[1] or up.shape[0] != other_up.shape[0]:
-            raise ValueError(f"vectors {one.name!r} and {two.name!r} have different shapes in layer {module}")
+            raise ValueError(
+                f"vectors {one.name!r} and {two.name!r} have different shapes in layer {module}"
+            )
 
 
-def _scaled(folder: Path, module: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """(A, scale * B) of one layer, with PEFT's rules for rank and alpha per module and for rsLoRA."""
-    if pair.keys() != {"A", "B"} or pair["A"].ndim != 2 or pair["B"].ndim != 2 or pair["A"].shape[0] != pair["B"].shape[1]:
-        raise ValueError(f"{folder / WEIGHTS}: layer {module} has no matching pair of factors A [rank, in] and B [out, rank]")
+def _scaled(
+    folder: Path, module: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """(A, scale * B) of one layer, with PEFT's rules for rank and alpha per module and for
+    rsLoRA."""
+    if (
+        pair.keys() != {"A", "B"}
+        or pair["A"].ndim != 2
+        or pair["B"].ndim != 2
+        or pair["A"].shape[0] != pair["B"].shape[1]
+    ):
+        raise ValueError(
+            f"{folder / WEIGHTS}: layer {module} has no matching pair of factors A [rank, in] and B"
+            " [out, rank]"
+        )
     if not all(torch.isfinite(tensor).all() for tensor in pair.values()):
         raise ValueError(f"{folder / WEIGHTS}: layer {module} holds NaN or infinite numbers")
     rank = _by_module(config.get("rank_pattern"), module, config.get("r"))
     if rank != pair["A"].shape[0]:
-        raise ValueError(f"{folder}: layer {module} has rank {pair['A'].shape[0]}, its {CONFIG} says {rank}")
+        raise ValueError(
+            f"{folder}: layer {module} has rank {pair['A'].shape[0]}, its {CONFIG} says {rank}"
+        )
     alpha = _by_module(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     return pair["A"], pair["B"] * scale
@@ -416,5 +541,11 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def mixture(amounts: Iterable[tuple[Vector, float]]) -> tuple[tuple[Vector, float], ...]:
-    """A policy's mixture: zero amounts left out (zero is off), in one order, so that equal mixtures are equal."""
-    return tuple(sorted(((vector, amount) for vector, amount in amounts if amount != 0), key=lambda pair: pair[0].name))
+    """A policy's mixture: zero amounts left out (zero is off), in one order, so that equal mixtures
+    are equal."""
+    return tuple(
+        sorted(
+            ((vector, amount) for vector, amount in amounts if amount != 0),
+            key=lambda pair: pair[0].name,
+        )
+    )

@@ -1,8 +1,10 @@
-"""What is asked of level data and of pairs: rules that a text keeps or breaks, each with its reason in words.
+"""What is asked of level data and of pairs: rules that a text keeps or breaks, each with its reason
+in words.
 
-The rules on form (length, order, form, unfinished, language, duplicate, same) hold in every language that puts spaces between words. The rules
-on content look at figures and shared words; where they look for English words (refusal, referral) they are passed over in other languages.
-Rules catch what is plainly wrong. That an expert answer is true they cannot see.
+The rules on form (length, order, form, unfinished, language, duplicate, same) hold in every
+language that puts spaces between words. The rules on content look at figures and shared words;
+where they look for English words (refusal, referral) they are passed over in other languages. Rules
+catch what is plainly wrong. That an expert answer is true they cannot see.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ from fader.training.data import LEVELS, Level, LevelItem, Pair, read_levels, rea
 RULES = {
     "empty": "there is a text",
     "length": "persona 4-45 words, query 6-60, avoidance 12-35, generic 22-48, expert 45-85",
-    "order": "the avoidance is shorter than the generic answer, and that one shorter than the expert answer",
+    "order": (
+        "the avoidance is shorter than the generic answer, and that one shorter than the expert"
+        " answer"
+    ),
     "form": "one plain paragraph: no list, heading, label or preamble",
     "unfinished": "it ends with a sentence mark, and was not cut off",
     "language": "it is in the language asked for",
@@ -33,9 +38,17 @@ RULES = {
     "same": "the answers of one record differ",
     "duplicate": "no text nearly repeats an earlier record's",
 }
-RANGES = {"persona": (4, 45), "query": (6, 60), "avoidance": (12, 35), "generic": (22, 48), "expert": (45, 85)}
+RANGES = {
+    "persona": (4, 45),
+    "query": (6, 60),
+    "avoidance": (12, 35),
+    "generic": (22, 48),
+    "expert": (45, 85),
+}
 UNSPACED = ("zh", "ja", "th", "lo", "km", "my", "bo", "dz")
-NEAR = 0.5  # shared word pairs of two texts, as a share of all their word pairs; unrelated answers to related questions stay below 0.25
+# shared word pairs of two texts, as a share of all their word pairs; unrelated answers to related
+# questions stay below 0.25
+NEAR = 0.5
 SHARED = 8  # long words of an avoidance that also stand in the answers it should not give
 
 _FIGURE = re.compile(r"\w*\d[\w.,]*")
@@ -43,11 +56,14 @@ _EMERGENCY = {"000", "110", "111", "112", "118", "119", "911", "988", "999"}
 _YES_OR_NO = re.compile(r"(yes|no|correct|true|false)\s*[,.;:!]", re.IGNORECASE)
 _ITEM = re.compile(r"[-*•#]\s|\d+[.)]\s")
 _LABEL = re.compile(
-    r"\W*(expert|generic|avoidance|answer|question|query|persona)( answer)?\W*:|(sure|certainly|of course|here (is|are))\b[^.?!]*:", re.I
+    r"\W*(expert|generic|avoidance|answer|question|query|persona)( answer)?\W*:|(sure|certainly|of"
+    r" course|here (is|are))\b[^.?!]*:",
+    re.I,
 )
 _REFUSAL = re.compile(
     r"\bas an ai\b|\bi('m| am) (sorry|afraid|unable|not (able|qualified|in a position))\b"
-    r"|\bi (can't|cannot|won't|will not|must not|shouldn't|should not|must decline|decline)\b|\bi('d| would) (rather|prefer) not\b",
+    r"|\bi (can't|cannot|won't|will not|must not|shouldn't|should not|must"
+    r" decline|decline)\b|\bi('d| would) (rather|prefer) not\b",
     re.IGNORECASE,
 )
 _REFERRAL = re.compile(
@@ -59,7 +75,8 @@ _REFERRAL = re.compile(
 )
 _NAME = re.compile(r"(?<![.?!:]) [\"'(“]*[A-ZÀ-Þ]\w")
 _NUMBER_WORD = re.compile(
-    r"\b(two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|thirty|hundred|thousand|half|third|quarter|tenth|double)\b", re.I
+    r"\b(two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|thirty|hundred|thousand|half|third|quarter|tenth|double)\b",
+    re.I,
 )
 
 
@@ -92,11 +109,15 @@ class Report:
     def counts(self) -> dict[str, int]:
         """Faults per rule, for every rule that applies to this kind of data."""
         found = Counter(finding.fault.rule for finding in self.findings)
-        return {rule: found[rule] for rule in (RULES if self.kind == "levels" else ("language", "same", "duplicate"))}
+        return {
+            rule: found[rule]
+            for rule in (RULES if self.kind == "levels" else ("language", "same", "duplicate"))
+        }
 
 
 class Seen:
-    """Texts so far; knows whether a new one nearly repeats one of them (MinHash finds candidates, the exact share of word pairs decides)."""
+    """Texts so far; knows whether a new one nearly repeats one of them (MinHash finds candidates,
+    the exact share of word pairs decides)."""
 
     def __init__(self) -> None:
         self._index = MinHashLSH(threshold=NEAR - 0.1, num_perm=128)
@@ -120,26 +141,42 @@ class Seen:
 def check(file: Path | str, language: str = "en") -> Report:
     """Hold a level file or a pairs file against the rules.
 
-    Raises ValueError for a record that cannot be read, OSError for a file that cannot, ValueError for a language that is not known.
+    Raises ValueError for a record that cannot be read, OSError for a file that cannot, ValueError
+    for a language that is not known.
     """
     check_language(language)
     rows = read_rows(file)
     lines = [line for line, _ in rows]
     if all("query" in row for _, row in rows):
-        return Report("levels", len(rows), tuple(_level_findings(list(zip(lines, read_levels(file), strict=True)), language)))
-    return Report("pairs", len(rows), tuple(_pair_findings(list(zip(lines, read_pairs(file), strict=True)), language)))
+        return Report(
+            "levels",
+            len(rows),
+            tuple(_level_findings(list(zip(lines, read_levels(file), strict=True)), language)),
+        )
+    return Report(
+        "pairs",
+        len(rows),
+        tuple(_pair_findings(list(zip(lines, read_pairs(file), strict=True)), language)),
+    )
 
 
 def check_language(language: str) -> None:
-    """Raises ValueError for a language that cannot be recognised, or whose words cannot be counted."""
+    """Raises ValueError for a language that cannot be recognised, or whose words cannot be
+    counted."""
     if language not in _identifier().nb_classes:
-        raise ValueError(f"language: must be an ISO 639-1 code such as en, de or pt (got {language!r})")
+        raise ValueError(
+            f"language: must be an ISO 639-1 code such as en, de or pt (got {language!r})"
+        )
     if language in UNSPACED:
-        raise ValueError(f"language: {language!r} puts no spaces between words, so lengths in words cannot be checked; choose another language")
+        raise ValueError(
+            f"language: {language!r} puts no spaces between words, so lengths in words cannot be"
+            " checked; choose another language"
+        )
 
 
 def text_faults(field: str, text: str, language: str) -> list[Fault]:
-    """The faults of one text by itself: empty, length, form, unfinished, language. `field` is persona, query or a level."""
+    """The faults of one text by itself: empty, length, form, unfinished, language. `field` is
+    persona, query or a level."""
     text = text.strip()
     if not text:
         return [Fault("empty", "it is empty")]
@@ -149,7 +186,9 @@ def text_faults(field: str, text: str, language: str) -> list[Fault]:
     if not low <= words <= high:
         faults.append(Fault("length", f"it has {words} words; write {low} to {high}"))
     if "\n" in text or "**" in text or _ITEM.match(text) or _LABEL.match(text):
-        faults.append(Fault("form", "write one plain paragraph without list, heading, label or preamble"))
+        faults.append(
+            Fault("form", "write one plain paragraph without list, heading, label or preamble")
+        )
     if field != "persona" and text.rstrip("\"'\u201d\u2019»)]")[-1:] not in tuple(".!?…؟।"):
         faults.append(Fault("unfinished", "it does not end with a sentence mark"))
     return faults + language_faults(text, language)
@@ -163,8 +202,11 @@ def language_faults(text: str, language: str) -> list[Fault]:
     return []
 
 
-def answer_faults(level: Level, text: str, others: Mapping[Level, str], query: str, language: str) -> list[Fault]:
-    """The faults of an answer at one level. `others` are the answers of the same record that it is compared with."""
+def answer_faults(
+    level: Level, text: str, others: Mapping[Level, str], query: str, language: str
+) -> list[Fault]:
+    """The faults of an answer at one level. `others` are the answers of the same record that it is
+    compared with."""
     faults = text_faults(level, text, language)
     if not text.strip():
         return faults
@@ -173,10 +215,14 @@ def answer_faults(level: Level, text: str, others: Mapping[Level, str], query: s
     if level == "avoidance":
         faults += _leaks(plain, others, query)
         if english and not _REFERRAL.search(plain):
-            faults.append(Fault("referral", "it neither declines nor names who should answer instead"))
+            faults.append(
+                Fault("referral", "it neither declines nor names who should answer instead")
+            )
     elif english and (refusal := _REFUSAL.search(plain)):
         faults.append(Fault("refusal", f"it declines ({refusal[0]!r}); answer the question"))
-    if level == "expert" and not (_FIGURE.search(plain) or _NAME.search(plain) or _NUMBER_WORD.search(plain)):
+    if level == "expert" and not (
+        _FIGURE.search(plain) or _NAME.search(plain) or _NUMBER_WORD.search(plain)
+    ):
         faults.append(Fault("vague", "it holds no figure and no name; be specific"))
     return faults + _order(level, text, others) + _same(text, others.values())
 
@@ -184,13 +230,23 @@ def answer_faults(level: Level, text: str, others: Mapping[Level, str], query: s
 def _leaks(text: str, others: Mapping[Level, str], query: str) -> list[Fault]:
     if _YES_OR_NO.match(text):
         return [Fault("leak", f"it answers ({text.split()[0]!r}); decline without answering")]
-    figures = {figure.strip(".,") for figure in _FIGURE.findall(text)} - {figure.strip(".,") for figure in _FIGURE.findall(query)} - _EMERGENCY
+    figures = (
+        {figure.strip(".,") for figure in _FIGURE.findall(text)}
+        - {figure.strip(".,") for figure in _FIGURE.findall(query)}
+        - _EMERGENCY
+    )
     if figures:
         return [Fault("leak", f"it gives a figure ({min(figures)}); decline without answering")]
     told = {word for other in others.values() for word in _words(other)} - set(_words(query))
     shared = {word for word in _words(text) if len(word) > 4} & told
     if len(shared) >= SHARED:
-        return [Fault("leak", f"it gives part of the answer ({', '.join(sorted(shared))}); decline without answering")]
+        return [
+            Fault(
+                "leak",
+                f"it gives part of the answer ({', '.join(sorted(shared))}); decline without"
+                " answering",
+            )
+        ]
     return []
 
 
@@ -199,7 +255,13 @@ def _order(level: Level, text: str, others: Mapping[Level, str]) -> list[Fault]:
     shortest = min((len(others[other].split()) for other in longer), default=None)
     words = len(text.split())
     if shortest is not None and words >= shortest:
-        return [Fault("order", f"it has {words} words, and the {longer[0]} answer {shortest}; write fewer than {shortest}")]
+        return [
+            Fault(
+                "order",
+                f"it has {words} words, and the {longer[0]} answer {shortest}; write fewer than"
+                f" {shortest}",
+            )
+        ]
     return []
 
 
@@ -213,24 +275,38 @@ def _level_findings(items: list[tuple[int, LevelItem]], language: str) -> list[F
     seen = {field: Seen() for field in ("query", *LEVELS)}
     findings = []
     for line, item in items:
-        texts = {"persona": item.persona, "query": item.query} | {str(level): text for level, text in item.answers.items()}
-        faults = {field: text_faults(field, texts[field], language) for field in ("persona", "query") if texts[field]}
+        texts = {"persona": item.persona, "query": item.query} | {
+            str(level): text for level, text in item.answers.items()
+        }
+        faults = {
+            field: text_faults(field, texts[field], language)
+            for field in ("persona", "query")
+            if texts[field]
+        }
         for place, level in enumerate(LEVELS):
             others: dict[Level, str] = {other: item.answers[other] for other in LEVELS[place + 1 :]}
             faults[level] = answer_faults(level, item.answers[level], others, item.query, language)
         for field, memory in seen.items():
             faults[field] = faults[field] + memory.fault(texts[field])
             memory.add(texts[field])
-        findings += [Finding(line, field, fault) for field, found in faults.items() for fault in found]
+        findings += [
+            Finding(line, field, fault) for field, found in faults.items() for fault in found
+        ]
     return findings
 
 
 def _pair_findings(pairs: list[tuple[int, Pair]], language: str) -> list[Finding]:
     seen, findings = Seen(), []
     for line, pair in pairs:
-        whole = "\n".join([*(message.content for message in pair.messages), pair.chosen, pair.rejected])
+        whole = "\n".join(
+            [*(message.content for message in pair.messages), pair.chosen, pair.rejected]
+        )
         faults = [("chosen", fault) for fault in language_faults(pair.chosen, language)]
-        faults += [("rejected", fault) for fault in language_faults(pair.rejected, language) + _same(pair.rejected, [pair.chosen])]
+        faults += [
+            ("rejected", fault)
+            for fault in language_faults(pair.rejected, language)
+            + _same(pair.rejected, [pair.chosen])
+        ]
         faults += [("prompt", fault) for fault in seen.fault(whole)]
         seen.add(whole)
         findings += [Finding(line, field, fault) for field, fault in faults]
@@ -238,7 +314,8 @@ def _pair_findings(pairs: list[tuple[int, Pair]], language: str) -> list[Finding
 
 
 def word_pairs(text: str) -> frozenset[str]:
-    """The pairs of neighbouring words of a text, in lower case and without punctuation; a single word stands for itself."""
+    """The pairs of neighbouring words of a text, in lower case and without punctuation; a single
+    word stands for itself."""
     words = _words(text)
     return frozenset(" ".join(words[place : place + 2]) for place in range(max(1, len(words) - 1)))
 

@@ -1,13 +1,17 @@
 """Lessons: what is taught where on the line theta + lambda * AV.
 
-Alignment Vectors (arXiv 2410.19206) trains at lambda = 1 and hopes for the rest of the line. On small models that hope fails: DPO is content
-once the rejected answers are unlikely, so nothing is learned of writing them and a negative lambda only spoils the text; and nothing makes the
-middle of the line a level of its own. Here every lesson says at which amount its preference is to hold, and a vector is trained along its line:
+Alignment Vectors (arXiv 2410.19206) trains at lambda = 1 and hopes for the rest of the line. On
+small models that hope fails: DPO is content once the rejected answers are unlikely, so nothing is
+learned of writing them and a negative lambda only spoils the text; and nothing makes the middle of
+the line a level of its own. Here every lesson says at which amount its preference is to hold, and a
+vector is trained along its line:
 
     pairs    chosen over rejected at lambda > 0, rejected over chosen at lambda < 0
-    levels   expert first around 1, avoidance first around -1, generic first around -0.35 (models start with expert the likeliest of the three)
+    levels   expert first around 1, avoidance first around -1, generic first around -0.35 (models
+             start with expert the likeliest of the three)
     held     answers to other subjects, whose likelihood is to stay what it is at any lambda
-    panel    several vectors side by side: each lesson at its own amount, and at any amounts of the others, or at those that the others are taught at
+    panel    several vectors side by side: each lesson at its own amount, and at any amounts of the
+             others, or at those that the others are taught at
 """
 
 from __future__ import annotations
@@ -19,7 +23,11 @@ from dataclasses import dataclass, replace
 from fader.request import Message
 from fader.training.data import Item, Level, LevelItem, Pair
 
-PLACES: Mapping[Level, tuple[float, float]] = {"avoidance": (-1.5, -0.9), "generic": (-0.5, -0.25), "expert": (0.5, 1.3)}
+PLACES: Mapping[Level, tuple[float, float]] = {
+    "avoidance": (-1.5, -0.9),
+    "generic": (-0.5, -0.25),
+    "expert": (0.5, 1.3),
+}
 """Between which amounts each level is taught."""
 COMPARED: Sequence[tuple[Level, Level]] = (
     ("avoidance", "generic"),
@@ -30,13 +38,15 @@ COMPARED: Sequence[tuple[Level, Level]] = (
     ("expert", "avoidance"),
 )
 LIKED = (0.5, 1.3)
-"""Between which amounts the chosen side of a pair is taught; the rejected side between the negatives."""
+"""Between which amounts the chosen side of a pair is taught; the rejected side between the
+negatives."""
 ANYWHERE = (-1.5, 1.3)
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """At these amounts of the vectors in training `chosen` is to be likelier than `rejected`; or, if `held`, both as likely as at 0."""
+    """At these amounts of the vectors in training `chosen` is to be likelier than `rejected`; or,
+    if `held`, both as likely as at 0."""
 
     messages: tuple[Message, ...]
     chosen: str
@@ -47,14 +57,16 @@ class Lesson:
 
 
 def lessons_of(items: Sequence[Item], others: Sequence[Item] = (), seed: int = 0) -> list[Lesson]:
-    """The lessons of a data set along the line, and as many that hold `others` in place as there are items."""
+    """The lessons of a data set along the line, and as many that hold `others` in place as there
+    are items."""
     levels = [item for item in items if isinstance(item, LevelItem)]
     pairs = [item for item in items if isinstance(item, Pair)]
     return [*from_levels(levels, seed), *from_pairs(pairs, seed), *held(others, len(items), seed)]
 
 
 def at_one(items: Sequence[Item]) -> list[Lesson]:
-    """The paper's lessons: one an item, chosen over rejected (expert over avoidance) at amount 1."""
+    """The paper's lessons: one an item, chosen over rejected (expert over avoidance) at amount
+    1."""
     pairs = [item.pair() if isinstance(item, LevelItem) else item for item in items]
     return [Lesson(pair.messages, pair.chosen, pair.rejected, (1.0,)) for pair in pairs]
 
@@ -62,15 +74,24 @@ def at_one(items: Sequence[Item]) -> list[Lesson]:
 def from_pairs(pairs: Sequence[Pair], seed: int = 0) -> list[Lesson]:
     """Two lessons a pair, one on each side of 0."""
     dice = random.Random(seed)
-    taught = [(pair, dice.uniform(*LIKED)) for pair in pairs] + [(pair.swapped, -dice.uniform(*LIKED)) for pair in pairs]
+    taught = [(pair, dice.uniform(*LIKED)) for pair in pairs] + [
+        (pair.swapped, -dice.uniform(*LIKED)) for pair in pairs
+    ]
     return [Lesson(pair.messages, pair.chosen, pair.rejected, (amount,)) for pair, amount in taught]
 
 
 def from_levels(items: Sequence[LevelItem], seed: int = 0) -> list[Lesson]:
-    """Six lessons an item, two for each level; for avoidance, the farthest from what models write, twice over its neighbour."""
+    """Six lessons an item, two for each level; for avoidance, the farthest from what models write,
+    twice over its neighbour."""
     dice = random.Random(seed)
-    compared = [(item.pair(first, second), dice.uniform(*PLACES[first])) for item in items for first, second in COMPARED]
-    return [Lesson(pair.messages, pair.chosen, pair.rejected, (amount,)) for pair, amount in compared]
+    compared = [
+        (item.pair(first, second), dice.uniform(*PLACES[first]))
+        for item in items
+        for first, second in COMPARED
+    ]
+    return [
+        Lesson(pair.messages, pair.chosen, pair.rejected, (amount,)) for pair, amount in compared
+    ]
 
 
 def held(items: Sequence[Item], count: int, seed: int = 0) -> list[Lesson]:
@@ -80,15 +101,25 @@ def held(items: Sequence[Item], count: int, seed: int = 0) -> list[Lesson]:
     dice = random.Random(seed)
     lessons = []
     for item in _round(items, count, dice):
-        pair = item.pair(*dice.sample(list(item.answers), 2)) if isinstance(item, LevelItem) else item
-        lessons.append(Lesson(pair.messages, pair.chosen, pair.rejected, (dice.uniform(*ANYWHERE),), held=True))
+        pair = (
+            item.pair(*dice.sample(list(item.answers), 2)) if isinstance(item, LevelItem) else item
+        )
+        lessons.append(
+            Lesson(pair.messages, pair.chosen, pair.rejected, (dice.uniform(*ANYWHERE),), held=True)
+        )
     return lessons
 
 
-def panel(parts: Sequence[Sequence[Lesson]], others: Sequence[Item] = (), seed: int = 0, meeting: bool = False) -> list[Lesson]:
-    """The lessons of several vectors that are trained side by side, so that each keeps to its own subject: every lesson of a part is to hold
-    whatever the amounts of the other vectors are, and `others` (once each) are to stay whatever all of them are. `meeting`: the other vectors
-    stand mostly where their own lessons put them, as they do in mixtures."""
+def panel(
+    parts: Sequence[Sequence[Lesson]],
+    others: Sequence[Item] = (),
+    seed: int = 0,
+    meeting: bool = False,
+) -> list[Lesson]:
+    """The lessons of several vectors that are trained side by side, so that each keeps to its own
+    subject: every lesson of a part is to hold whatever the amounts of the other vectors are, and
+    `others` (once each) are to stay whatever all of them are. `meeting`: the other vectors stand
+    mostly where their own lessons put them, as they do in mixtures."""
     dice = random.Random(seed)
     lessons = []
     for place, part in enumerate(parts):
@@ -97,7 +128,10 @@ def panel(parts: Sequence[Sequence[Lesson]], others: Sequence[Item] = (), seed: 
             amounts[place] = lesson.amounts[0]
             lessons.append(replace(lesson, amounts=tuple(amounts)))
     stay = held(others, len(others), seed)
-    return [*lessons, *(replace(lesson, amounts=tuple(_anywhere(dice) for _ in parts)) for lesson in stay)]
+    return [
+        *lessons,
+        *(replace(lesson, amounts=tuple(_anywhere(dice) for _ in parts)) for lesson in stay),
+    ]
 
 
 def _anywhere(dice: random.Random) -> float:

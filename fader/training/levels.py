@@ -1,10 +1,13 @@
-"""Makes level data with a teacher (Alignment Vectors, arXiv 2410.19206): personas, a question from each, answers at three levels.
+"""Makes level data with a teacher (Alignment Vectors, arXiv 2410.19206): personas, a question from
+each, answers at three levels.
 
-Every stage works in rounds: all open requests are asked at once, then judged in their order, and what breaks a rule of `check` is asked again with
-the fault named. So the outcome does not depend on which reply came first, and a run that goes on after a kill takes the same way.
-What still breaks a rule after `tries` rounds is dropped and counted.
+Every stage works in rounds: all open requests are asked at once, then judged in their order, and
+what breaks a rule of `check` is asked again with the fault named. So the outcome does not depend on
+which reply came first, and a run that goes on after a kill takes the same way. What still breaks a
+rule after `tries` rounds is dropped and counted.
 
-Deviation from the paper: its prompts are not public; those here are ours, and cleaning is by rules instead of by people.
+Deviation from the paper: its prompts are not public; those here are ours, and cleaning is by rules
+instead of by people.
 """
 
 from __future__ import annotations
@@ -22,22 +25,49 @@ from pathlib import Path
 
 from fader.training.check import Fault, Seen, answer_faults, check_language, text_faults
 from fader.training.data import LEVELS, Level, LevelItem, read_rows, write_whole
-from fader.training.prompts import AGAIN, ANGLES, ANSWER, GUIDE, KINDS, OPENINGS, PERSONA, QUERY, SYSTEM, USED, prompts_hash
+from fader.training.prompts import (
+    AGAIN,
+    ANGLES,
+    ANSWER,
+    GUIDE,
+    KINDS,
+    OPENINGS,
+    PERSONA,
+    QUERY,
+    SYSTEM,
+    USED,
+    prompts_hash,
+)
 from fader.training.teacher import Endpoint, Reply, Teacher
 
 Tell = Callable[[str, int, int], None]  # (stage, replies so far, replies expected)
 Judge = Callable[[int, str], list[Fault]]
 SPLITS = ("train", "dev", "test")
-ORDER: tuple[Level, ...] = ("expert", "generic", "avoidance")  # the longest first: each answer is held against the longer ones
+ORDER: tuple[Level, ...] = (
+    "expert",
+    "generic",
+    "avoidance",
+)  # the longest first: each answer is held against the longer ones
 STAGES = ("query", *ORDER)  # of every item
-BATCH, WIDTH = 10, 8  # personas in one request, and such requests in one round; fixed, so that a larger count asks the same first
-LENGTHS: dict[Level, int] = {"expert": 65, "generic": 34, "avoidance": 22}  # words, as the prompts ask for them
+BATCH, WIDTH = (
+    10,
+    8,
+    # personas in one request, and such requests in one round; fixed, so that a larger count asks
+    # the
+    # same first
+)
+LENGTHS: dict[Level, int] = {
+    "expert": 65,
+    "generic": 34,
+    "avoidance": 22,
+}  # words, as the prompts ask for them
 TOKENS_PER_WORD = 1.4  # of English; other languages need up to three times that
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made. `splits` are the shares of train, dev and test. Raises ValueError for a value out of range."""
+    """What is to be made. `splits` are the shares of train, dev and test. Raises ValueError for a
+    value out of range."""
 
     domain: str
     count: int = 120
@@ -48,13 +78,23 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w -]*", self.domain):
-            raise ValueError(f"domain: must be a name of letters, digits, spaces, - and _, such as tax-law (got {self.domain!r})")
+            raise ValueError(
+                "domain: must be a name of letters, digits, spaces, - and _, such as tax-law (got"
+                f" {self.domain!r})"
+            )
         if self.count < 1:
             raise ValueError(f"count: must be at least 1 (got {self.count})")
         if self.tries < 1:
             raise ValueError(f"tries: must be at least 1 (got {self.tries})")
-        if len(self.splits) != len(SPLITS) or min(self.splits) < 0 or not abs(sum(self.splits) - 1) <= 1e-6:
-            raise ValueError(f"splits: must be three shares (train, dev, test) that sum to 1, such as 0.6,0.15,0.25 (got {self.splits})")
+        if (
+            len(self.splits) != len(SPLITS)
+            or min(self.splits) < 0
+            or not abs(sum(self.splits) - 1) <= 1e-6
+        ):
+            raise ValueError(
+                "splits: must be three shares (train, dev, test) that sum to 1, such as"
+                f" 0.6,0.15,0.25 (got {self.splits})"
+            )
         check_language(self.language)
 
     @property
@@ -65,7 +105,13 @@ class Plan:
     def split(self, query: str) -> str:
         """The split of a query: by its hash, so that it stays the same whatever else is made."""
         place = int(hashlib.sha256(query.encode()).hexdigest()[:8], 16) / 2**32
-        return SPLITS[0] if place < self.splits[0] else SPLITS[1] if place < self.splits[0] + self.splits[1] else SPLITS[2]
+        return (
+            SPLITS[0]
+            if place < self.splits[0]
+            else SPLITS[1]
+            if place < self.splits[0] + self.splits[1]
+            else SPLITS[2]
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +123,10 @@ class Prices:
 
     def __post_init__(self) -> None:
         if not (0 <= self.tokens_in < math.inf and 0 <= self.tokens_out < math.inf):
-            raise ValueError(f"price-in, price-out: must be numbers of at least 0 (got {self.tokens_in}, {self.tokens_out})")
+            raise ValueError(
+                f"price-in, price-out: must be numbers of at least 0 (got {self.tokens_in},"
+                f" {self.tokens_out})"
+            )
 
 
 @dataclass(frozen=True)
@@ -92,18 +141,28 @@ class Cost:
     @staticmethod
     def of(calls: int, tokens_in: int, tokens_out: int, prices: Prices | None) -> Cost:
         """The cost at some prices."""
-        money = round((tokens_in * prices.tokens_in + tokens_out * prices.tokens_out) / 1e6, 6) if prices else None
+        money = (
+            round((tokens_in * prices.tokens_in + tokens_out * prices.tokens_out) / 1e6, 6)
+            if prices
+            else None
+        )
         return Cost(calls, tokens_in, tokens_out, money)
 
     @staticmethod
     def of_replies(replies: Sequence[Reply], prices: Prices | None) -> Cost:
         """What some replies cost."""
-        return Cost.of(len(replies), sum(reply.tokens_in for reply in replies), sum(reply.tokens_out for reply in replies), prices)
+        return Cost.of(
+            len(replies),
+            sum(reply.tokens_in for reply in replies),
+            sum(reply.tokens_out for reply in replies),
+            prices,
+        )
 
 
 @dataclass(frozen=True)
 class Made:
-    """What was made. `dropped` are items given up, `refused` replies that broke a rule, both by stage and rule; `now` was paid in this run."""
+    """What was made. `dropped` are items given up, `refused` replies that broke a rule, both by
+    stage and rule; `now` was paid in this run."""
 
     items: tuple[LevelItem, ...]
     dropped: dict[str, int]
@@ -120,21 +179,36 @@ class Made:
         return {name: found[name] for name in SPLITS}
 
 
-def make(plan: Plan, endpoint: Endpoint, out: Path, personas: Sequence[str] = (), prices: Prices | None = None, tell: Tell = lambda *_: None) -> Made:
-    """Write level data to `out` and its datasheet beside it; replies are kept in `part_folder(out)`. The same call goes on where it was stopped.
+def make(
+    plan: Plan,
+    endpoint: Endpoint,
+    out: Path,
+    personas: Sequence[str] = (),
+    prices: Prices | None = None,
+    tell: Tell = lambda *_: None,
+) -> Made:
+    """Write level data to `out` and its datasheet beside it; replies are kept in
+    `part_folder(out)`. The same call goes on where it was stopped.
 
-    Raises ValueError where the endpoint refuses, or nothing usable came of it; ConnectionError where it fails; OSError where files cannot be written.
-    In each case `out` is as it was before, and the replies so far are kept.
+    Raises ValueError where the endpoint refuses, or nothing usable came of it; ConnectionError
+    where it fails; OSError where files cannot be written. In each case `out` is as it was before,
+    and the replies so far are kept.
     """
     part = part_folder(out)
     if out.exists() and not part.is_dir():
-        raise ValueError(f"out: {out} exists and was not made here; choose another file or remove it")
+        raise ValueError(
+            f"out: {out} exists and was not made here; choose another file or remove it"
+        )
     made = asyncio.run(_make(plan, endpoint, part, personas, prices, tell))
     if not made.items:
         raise ValueError(
-            f"teacher: no item of {plan.count} could be used (dropped: {made.dropped}); look at the replies in {part} or take a stronger model"
+            f"teacher: no item of {plan.count} could be used (dropped: {made.dropped}); look at the"
+            f" replies in {part} or take a stronger model"
         )
-    rows = [{"persona": item.persona, "query": item.query, **item.answers, "split": item.split} for item in made.items]
+    rows = [
+        {"persona": item.persona, "query": item.query, **item.answers, "split": item.split}
+        for item in made.items
+    ]
     write_whole(sheet_file(out), datasheet(plan, endpoint, made, out.name), part)
     write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), part)
     return made
@@ -151,18 +225,26 @@ def sheet_file(out: Path) -> Path:
 
 
 def read_personas(file: Path | str) -> list[str]:
-    """Personas from a text file, one a line, or from the field `persona` of a .jsonl file. Raises ValueError if there are none."""
+    """Personas from a text file, one a line, or from the field `persona` of a .jsonl file. Raises
+    ValueError if there are none."""
     if Path(file).suffix == ".jsonl":
         found = [row.get("persona") for _, row in read_rows(file)]
     else:
-        found = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = [
+            line.strip()
+            for line in Path(file).read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
     if not found or not all(isinstance(persona, str) and persona.strip() for persona in found):
-        raise ValueError(f"personas: {file} must hold one persona a line, or records with `persona`")
+        raise ValueError(
+            f"personas: {file} must hold one persona a line, or records with `persona`"
+        )
     return [str(persona) for persona in found]
 
 
 def estimate(plan: Plan, personas: Sequence[str] = (), prices: Prices | None = None) -> Cost:
-    """What a run will cost from nothing, without what must be asked again: prompts counted, answers taken at the middle of their lengths."""
+    """What a run will cost from nothing, without what must be asked again: prompts counted, answers
+    taken at the middle of their lengths."""
     persona, query = "word " * 18, "word " * 20
     batches = 0 if personas else -(-plan.count // BATCH)
     asked = [(persona_prompt(plan, 0, ["word " * 6] * 30), BATCH * 18)] * batches
@@ -171,35 +253,64 @@ def estimate(plan: Plan, personas: Sequence[str] = (), prices: Prices | None = N
         asked += [(answer_prompt(plan, level, 0, persona, query), words)] * plan.count
     read = sum(len(message["content"].split()) for messages, _ in asked for message in messages)
     written = sum(words for _, words in asked)
-    return Cost.of(len(asked), round(read * TOKENS_PER_WORD), round(written * TOKENS_PER_WORD), prices)
+    return Cost.of(
+        len(asked), round(read * TOKENS_PER_WORD), round(written * TOKENS_PER_WORD), prices
+    )
 
 
 def persona_prompt(plan: Plan, number: int, taken: Sequence[str]) -> list[dict[str, str]]:
-    """Asks for a batch of personas; `taken` are those that there are, of which the latest 60 are named by their first words."""
+    """Asks for a batch of personas; `taken` are those that there are, of which the latest 60 are
+    named by their first words."""
     roles = "\n".join(" ".join(persona.split()[:8]) for persona in taken[-60:])
     used = USED.format(roles=roles) if roles else ""
     angle = random.Random(f"{plan.seed} angle {number}").choice(ANGLES)
-    return _messages(plan, PERSONA.format(batch=BATCH, domain=plan.topic, number=number + 1, angle=angle, used=used))
+    return _messages(
+        plan,
+        PERSONA.format(batch=BATCH, domain=plan.topic, number=number + 1, angle=angle, used=used),
+    )
 
 
 def query_prompt(plan: Plan, place: int, persona: str, number: int) -> list[dict[str, str]]:
     """Asks for a persona's question; `number` counts this persona's questions from 1."""
     kind = random.Random(f"{plan.seed} kind {place}").choice(KINDS)
-    further = f" It is question {number} of this person, on another matter than those before." if number > 1 else ""
-    return _messages(plan, QUERY.format(persona=persona, domain=plan.topic, kind=kind, number=further))
+    further = (
+        f" It is question {number} of this person, on another matter than those before."
+        if number > 1
+        else ""
+    )
+    return _messages(
+        plan, QUERY.format(persona=persona, domain=plan.topic, kind=kind, number=further)
+    )
 
 
-def answer_prompt(plan: Plan, level: Level, place: int, persona: str, query: str) -> list[dict[str, str]]:
+def answer_prompt(
+    plan: Plan, level: Level, place: int, persona: str, query: str
+) -> list[dict[str, str]]:
     """Asks for an answer at a level."""
     opening = random.Random(f"{plan.seed} opening {place}").choice(OPENINGS)
-    return _messages(plan, ANSWER.format(persona=persona, query=query, guide=GUIDE[level].replace("{opening}", opening)))
+    return _messages(
+        plan,
+        ANSWER.format(
+            persona=persona, query=query, guide=GUIDE[level].replace("{opening}", opening)
+        ),
+    )
 
 
 def _messages(plan: Plan, text: str) -> list[dict[str, str]]:
-    return [{"role": "system", "content": SYSTEM.format(domain=plan.topic, language=plan.language)}, {"role": "user", "content": text}]
+    return [
+        {"role": "system", "content": SYSTEM.format(domain=plan.topic, language=plan.language)},
+        {"role": "user", "content": text},
+    ]
 
 
-async def _make(plan: Plan, endpoint: Endpoint, part: Path, personas: Sequence[str], prices: Prices | None, tell: Tell) -> Made:
+async def _make(
+    plan: Plan,
+    endpoint: Endpoint,
+    part: Path,
+    personas: Sequence[str],
+    prices: Prices | None,
+    tell: Tell,
+) -> Made:
     async with Teacher(endpoint, part) as teacher:
         run = _Run(teacher, plan, tell, estimate(plan, personas).calls)
         people = list(personas) or await run.personas()
@@ -254,31 +365,52 @@ class _Run:
         who = {place: people[place % len(people)] for place in range(plan.count)}
         queries = await self.settle(
             "query",
-            {place: query_prompt(plan, place, who[place], 1 + place // len(people)) for place in who},
+            {
+                place: query_prompt(plan, place, who[place], 1 + place // len(people))
+                for place in who
+            },
             lambda _, text: text_faults("query", text, language),
         )
         answers: dict[int, dict[Level, str]] = {place: {} for place in queries}
         for level in ORDER:
-            prompts = {place: answer_prompt(plan, level, place, who[place], queries[place]) for place in answers}
+            prompts = {
+                place: answer_prompt(plan, level, place, who[place], queries[place])
+                for place in answers
+            }
             found = await self.settle(level, prompts, self._judge(level, answers, queries))
             answers = {place: {**answers[place], level: text} for place, text in found.items()}
         return [
-            LevelItem(queries[place], {level: found[level] for level in LEVELS}, plan.split(queries[place]), who[place])
+            LevelItem(
+                queries[place],
+                {level: found[level] for level in LEVELS},
+                plan.split(queries[place]),
+                who[place],
+            )
             for place, found in sorted(answers.items())
         ]
 
-    def _judge(self, level: Level, answers: Mapping[int, Mapping[Level, str]], queries: Mapping[int, str]) -> Judge:
-        return lambda place, text: answer_faults(level, text, answers[place], queries[place], self.plan.language)
+    def _judge(
+        self, level: Level, answers: Mapping[int, Mapping[Level, str]], queries: Mapping[int, str]
+    ) -> Judge:
+        return lambda place, text: answer_faults(
+            level, text, answers[place], queries[place], self.plan.language
+        )
 
-    async def settle(self, stage: str, prompts: Mapping[int, list[dict[str, str]]], judge: Judge) -> dict[int, str]:
-        """A usable text for every prompt, in rounds; those without one after the last round are dropped."""
+    async def settle(
+        self, stage: str, prompts: Mapping[int, list[dict[str, str]]], judge: Judge
+    ) -> dict[int, str]:
+        """A usable text for every prompt, in rounds; those without one after the last round are
+        dropped."""
         found: dict[int, str] = {}
         faults: dict[int, list[Fault]] = {place: [] for place in prompts}
         seen = Seen()
         for attempt in range(self.plan.tries):
             still = [place for place in prompts if place not in found]
             self.expected += len(still) if attempt else 0
-            asked = [self.ask(stage, _again(prompts[place], attempt, faults[place]), attempt) for place in still]
+            asked = [
+                self.ask(stage, _again(prompts[place], attempt, faults[place]), attempt)
+                for place in still
+            ]
             for place, reply in zip(still, await _together(asked), strict=True):
                 faults[place] = _cut(reply) or judge(place, reply.text) or seen.fault(reply.text)
                 self.refused.update(f"{stage}: {fault.rule}" for fault in faults[place][:1])
@@ -299,7 +431,8 @@ class _Run:
 
 
 async def _together(asked: Sequence[Coroutine[None, None, Reply]]) -> list[Reply]:
-    """All replies in order; if one fails, the others are ended first, so that nothing is written afterwards."""
+    """All replies in order; if one fails, the others are ended first, so that nothing is written
+    afterwards."""
     tasks = [asyncio.ensure_future(each) for each in asked]
     try:
         return await asyncio.gather(*tasks)
@@ -311,26 +444,42 @@ async def _together(asked: Sequence[Coroutine[None, None, Reply]]) -> list[Reply
 
 
 def personas_of(reply: Reply) -> list[str]:
-    """The personas of a batch: its lines without marks and numbers; an unfinished last line is left out."""
-    lines = [re.sub(r"^\s*([-*•]|\d+[.):])\s*", "", line).strip() for line in reply.text.splitlines()]
+    """The personas of a batch: its lines without marks and numbers; an unfinished last line is left
+    out."""
+    lines = [
+        re.sub(r"^\s*([-*•]|\d+[.):])\s*", "", line).strip() for line in reply.text.splitlines()
+    ]
     return [line for line in (lines[:-1] if _cut(reply) else lines) if line]
 
 
 def _cut(reply: Reply) -> list[Fault]:
     if not reply.text:
         return [Fault("empty", "it is empty")]
-    return [Fault("unfinished", "it was cut off; write less")] if reply.finish in ("length", "content_filter") else []
+    return (
+        [Fault("unfinished", "it was cut off; write less")]
+        if reply.finish in ("length", "content_filter")
+        else []
+    )
 
 
-def _again(messages: list[dict[str, str]], attempt: int, faults: Sequence[Fault]) -> list[dict[str, str]]:
+def _again(
+    messages: list[dict[str, str]], attempt: int, faults: Sequence[Fault]
+) -> list[dict[str, str]]:
     if not attempt:
         return messages
     reason = "; ".join(fault.detail for fault in faults)
-    return [*messages[:-1], {"role": "user", "content": messages[-1]["content"] + AGAIN.format(number=attempt + 1, faults=reason)}]
+    return [
+        *messages[:-1],
+        {
+            "role": "user",
+            "content": messages[-1]["content"] + AGAIN.format(number=attempt + 1, faults=reason),
+        },
+    ]
 
 
 def datasheet(plan: Plan, endpoint: Endpoint, made: Made, name: str) -> str:
-    """The data's datasheet, in Markdown (after Gebru et al., Datasheets for Datasets, arXiv 1803.09010)."""
+    """The data's datasheet, in Markdown (after Gebru et al., Datasheets for Datasets, arXiv
+    1803.09010)."""
     lengths = {
         field: sorted(len(text.split()) for text in texts)
         for field, texts in (
@@ -338,19 +487,30 @@ def datasheet(plan: Plan, endpoint: Endpoint, made: Made, name: str) -> str:
             *((level, [item.answers[level] for item in made.items]) for level in LEVELS),
         )
     }
-    money = "no prices were given" if made.whole.money is None else f"{made.whole.money:.4f} in the currency of the given prices"
+    shapes = [
+        (field, found[0], found[len(found) // 2], found[-1]) for field, found in lengths.items()
+    ]
+    money = (
+        "no prices were given"
+        if made.whole.money is None
+        else f"{made.whole.money:.4f} in the currency of the given prices"
+    )
     days = made.days[0] if made.days[0] == made.days[1] else f"{made.days[0]} to {made.days[1]}"
-    duplicates = sum(count for reason, count in made.refused.items() if reason.endswith("duplicate"))
+    duplicates = sum(
+        count for reason, count in made.refused.items() if reason.endswith("duplicate")
+    )
     return f"""# Datasheet: {name}
 
 ## Motivation
 
-Questions about {plan.topic}, each answered at three levels (avoidance, generic, expert), to train and to measure an alignment vector that moves a
+Questions about {plan.topic}, each answered at three levels (avoidance, generic, expert), to train
+and to measure an alignment vector that moves a
 language model between those levels (Alignment Vectors, arXiv 2410.19206).
 
 ## How it was made
 
-A teacher model invented people with a situation, then a question that each would ask, then the three answers. Nobody has read the result.
+A teacher model invented people with a situation, then a question that each would ask, then the
+three answers. Nobody has read the result.
 
 | | |
 |---|---|
@@ -363,8 +523,9 @@ A teacher model invented people with a situation, then a question that each woul
 | tokens | {made.whole.tokens_in} read, {made.whole.tokens_out} written |
 | cost | {money} |
 
-Every text was held against rules (length, order of lengths, form, language, completeness, leaks between levels, duplicates); one that broke a rule
-was asked again, at most {plan.tries} times in all.
+Every text was held against rules (length, order of lengths, form, language, completeness, leaks
+between levels, duplicates); one that broke a rule was asked again, at most
+{plan.tries} times in all.
 
 ## What is in it
 
@@ -374,7 +535,7 @@ One JSON object a line: persona, query, avoidance, generic, expert, split.
 
 Lengths in words:
 
-{_rows(("text", "shortest", "middle", "longest"), [(field, found[0], found[len(found) // 2], found[-1]) for field, found in lengths.items()])}
+{_rows(("text", "shortest", "middle", "longest"), shapes)}
 
 ## What was left out
 
@@ -388,15 +549,24 @@ Replies not used, of which {duplicates} near-duplicates:
 
 ## Use and limits
 
-- Meant for training and measuring how much an answer says, not for finding out what is true. The expert answers are a model's claims and hold errors.
-- Not to be used as advice on {plan.topic}, nor shown to people as such. Have someone of the field read a sample before you ship a model
-  trained on it.
-- The people are invented by a model and carry its view of the world: they are no sample of a population.
+- Meant for training and measuring how much an answer says, not for finding out what is true. The
+  expert answers are a model's claims and hold errors.
+- Not to be used as advice on {plan.topic}, nor shown to people as such. Have someone of the field
+  read a sample before you ship a model trained on it.
+- The people are invented by a model and carry its view of the world: they are no sample of a
+  population.
 - The teacher's terms of use may restrict training on its output.
-- Splits follow a hash of the question; one person may have questions in several splits if personas were given and used more than once.
+- Splits follow a hash of the question; one person may have questions in several splits if personas
+  were given and used more than once.
 """
 
 
 def _rows(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(lines or ["| none |" + " 0 |" * (len(head) - 1)])])
+    return "\n".join(
+        [
+            f"| {' | '.join(head)} |",
+            "|" + "---|" * len(head),
+            *(lines or ["| none |" + " 0 |" * (len(head) - 1)]),
+        ]
+    )

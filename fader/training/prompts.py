@@ -1,6 +1,8 @@
-"""What a teacher is told when it makes level data: the guideline of each level, and what keeps people, questions and answers different.
+"""What a teacher is told when it makes level data: the guideline of each level, and what keeps
+people, questions and answers different.
 
-The paper's prompts (Alignment Vectors, arXiv 2410.19206) are not public; these are ours. A change here makes every kept reply count as another one.
+The paper's prompts (Alignment Vectors, arXiv 2410.19206) are not public; these are ours. A change
+here makes every kept reply count as another one.
 """
 
 from __future__ import annotations
@@ -10,15 +12,18 @@ import hashlib
 from fader.training.data import Level
 
 SYSTEM = (
-    "You write training data that teaches a language model to answer questions about {domain} at a chosen level of detail. "
-    "Write only what is asked for, as plain text: no heading, no list marks, no label, no quotation marks around it, no remark before or after it. "
-    "Write in the language with the ISO 639-1 code {language}."
+    "You write training data that teaches a language model to answer questions about {domain} at a"
+    " chosen level of detail. Write only what is asked for, as plain text: no heading, no list"
+    " marks, no label, no quotation marks around it, no remark before or after it. Write in the"
+    " language with the ISO 639-1 code {language}."
 )
 
-PERSONA = """Invent {batch} people who could have a question about {domain}. One per line, 10 to 25 words each: who they are (trade, age or stage
+PERSONA = """Invent {batch} people who could have a question about {domain}. One per line, 10 to 25
+words each: who they are (trade, age or stage
 of life, place) and the situation that raises the question. Do not write the question itself.
 
-Make them differ as much as people do: beginners and professionals of the field, rich and poor, city and country, many countries, trivial and grave
+Make them differ as much as people do: beginners and professionals of the field, rich and poor, city
+and country, many countries, trivial and grave
 matters, calm and urgent ones. In this batch (number {number}) look above all for: {angle}.{used}"""
 
 USED = """
@@ -43,8 +48,10 @@ ANGLES = (
 
 QUERY = """This is a person: {persona}
 
-Write the question about {domain} that this person types into a chat with an assistant. 12 to 30 words, in the first person or as a plain question,
-in this person's own way of speaking, with the one or two facts of the situation that matter for the answer. It can be answered in general, without
+Write the question about {domain} that this person types into a chat with an assistant. 12 to 30
+words, in the first person or as a plain question,
+in this person's own way of speaking, with the one or two facts of the situation that matter for the
+answer. It can be answered in general, without
 seeing documents. This time the person wants to know: {kind}.{number}"""
 
 KINDS = (
@@ -59,17 +66,31 @@ KINDS = (
 )
 
 GUIDE: dict[Level, str] = {
-    "expert": """Answer as a leading specialist who speaks to this person directly. Be specific, technical and complete: the governing rule or
-mechanism, figures, thresholds and time limits, the proper names of laws, forms, methods, tests or products, the exception that matters in this case,
-and the next step. State only what you are sure of. Do not decline, do not apologise, and do not send the person to a professional instead of
-answering. One dense paragraph of 55 to 75 words, never under 45 or over 85.""",
-    "generic": """Answer correctly but in general terms, as a well-read friend without training in the field would. Plain everyday words: no figures,
-no technical terms, no names of laws, forms, methods or products, no special cases. Say the main idea and one or two sensible things to do. Do not
-decline. One paragraph of 28 to 40 words, never under 22 or over 48.""",
-    "avoidance": """Do not answer. Write a polite reply that gives no information on the matter at all: no yes or no, no figure, no explanation, no
-tip, no hint of what the answer would be. Say that you leave it to someone else, and name who in this case is fitting, by trade or office (not just
-"a professional"). Use wording that a reader has not seen a hundred times: {opening}. One or two sentences of 15 to 28 words, never under 12 or over
-35.""",
+    "expert": (
+        """Answer as a leading specialist who speaks to this person directly. Be specific,
+technical and complete: the governing rule or
+mechanism, figures, thresholds and time limits, the proper names of laws, forms, methods, tests or
+products, the exception that matters in this case,
+and the next step. State only what you are sure of. Do not decline, do not apologise, and do not
+send the person to a professional instead of
+answering. One dense paragraph of 55 to 75 words, never under 45 or over 85."""
+    ),
+    "generic": (
+        """Answer correctly but in general terms, as a well-read friend without training in the
+field would. Plain everyday words: no figures,
+no technical terms, no names of laws, forms, methods or products, no special cases. Say the main
+idea and one or two sensible things to do. Do not
+decline. One paragraph of 28 to 40 words, never under 22 or over 48."""
+    ),
+    "avoidance": (
+        """Do not answer. Write a polite reply that gives no information on the matter at all: no
+yes or no, no figure, no explanation, no
+tip, no hint of what the answer would be. Say that you leave it to someone else, and name who in
+this case is fitting, by trade or office (not just
+"a professional"). Use wording that a reader has not seen a hundred times: {opening}. One or two
+sentences of 15 to 28 words, never under 12 or over
+35."""
+    ),
 }
 
 OPENINGS = (

@@ -1,4 +1,5 @@
-"""Trains what is missing of the starter set: `python -m fader.training.starter [NAME ...]`. To train one again, delete its folder."""
+"""Trains what is missing of the starter set: `python -m fader.training.starter [NAME ...]`. To
+train one again, delete its folder."""
 
 from __future__ import annotations
 
@@ -12,13 +13,23 @@ from typing import Any
 from fader.engine import builtin
 from fader.evaluation.effect import note_effect
 from fader.methods.vector import CONFIG, Vector
-from fader.training.data import AIMS, DOMAINS, STARTER, STYLES, Item, split, starter_levels, starter_pairs
+from fader.training.data import (
+    AIMS,
+    DOMAINS,
+    STARTER,
+    STYLES,
+    Item,
+    split,
+    starter_levels,
+    starter_pairs,
+)
 from fader.training.lessons import Lesson, from_levels, from_pairs, panel
 from fader.training.vector import Recipe, train_vector, train_vectors
 
 FOLDER = STARTER.parent / "vectors"
 SMOOTHER = Recipe(learning_rate=6e-4)
-"""The domains' later passes: at the usual rate a few large drifts of held lessons throw back what one of the vectors has learned."""
+"""The domains' later passes: at the usual rate a few large drifts of held lessons throw back what
+one of the vectors has learned."""
 
 
 @dataclass(frozen=True)
@@ -35,41 +46,61 @@ DOMAIN_STAGES = (Stage((0, 1), Recipe()), Stage((2,)), Stage((3, 4), meeting=Tru
 
 
 def domain_lessons(stage: Stage) -> list[Lesson]:
-    """What the domains' vectors are taught, side by side, from the training splits: each its levels whatever the others do, and to leave further
-    subjects and everyday questions alone."""
+    """What the domains' vectors are taught, side by side, from the training splits: each its levels
+    whatever the others do, and to leave further subjects and everyday questions alone."""
     others: list[Item] = [*split(starter_levels("other"), "train")]
     others += [pair for style in STYLES for pair in split(starter_pairs(style), "train")[:8]]
     taught = [split(starter_levels(domain), "train") for domain in DOMAINS]
-    return [one for seed in stage.passes for one in panel([from_levels(items, seed) for items in taught], others, seed, stage.meeting)]
+    return [
+        one
+        for seed in stage.passes
+        for one in panel(
+            [from_levels(items, seed) for items in taught], others, seed, stage.meeting
+        )
+    ]
 
 
-def train_domains(folder: Path, stages: Sequence[Stage] = DOMAIN_STAGES, model: str = builtin.NAME) -> list[Vector]:
-    """The domains' vectors, trained together, each stage from where the one before it ended, and measured; a stopped run goes on at the stage it
-    was in."""
+def train_domains(
+    folder: Path, stages: Sequence[Stage] = DOMAIN_STAGES, model: str = builtin.NAME
+) -> list[Vector]:
+    """The domains' vectors, trained together, each stage from where the one before it ended, and
+    measured; a stopped run goes on at the stage it was in."""
     vectors: list[Vector] = []
     scratch: list[Path] = []
     for number, stage in enumerate(stages, 1):
         last = number == len(stages)
-        places = {domain: folder / (domain if last else f".{domain}.stage{number}") for domain in DOMAINS}
+        places = {
+            domain: folder / (domain if last else f".{domain}.stage{number}") for domain in DOMAINS
+        }
         vectors = train_vectors(places, domain_lessons(stage), stage.recipe, model, start=vectors)
         scratch += [] if last else places.values()
-    noted = [note_effect(vector, folder / vector.name, split(starter_levels(vector.name), "dev"), model) for vector in vectors]
+    noted = [
+        note_effect(vector, folder / vector.name, split(starter_levels(vector.name), "dev"), model)
+        for vector in vectors
+    ]
     for place in scratch:
         shutil.rmtree(place)
     return noted
 
 
 def main(names: list[str], folder: Path = FOLDER) -> None:
-    """Train the named starter vectors, all by default; the domains' are trained together if any of them is wanted and missing."""
+    """Train the named starter vectors, all by default; the domains' are trained together if any of
+    them is wanted and missing."""
     for name in names:
         if name not in (*DOMAINS, *STYLES, *AIMS):
-            raise ValueError(f"{name}: not a starter vector; those are {', '.join((*DOMAINS, *STYLES, *AIMS))}")
-    missing = [name for name in names or [*DOMAINS, *STYLES, *AIMS] if "effect" not in _card(folder / name)]
+            raise ValueError(
+                f"{name}: not a starter vector; those are {', '.join((*DOMAINS, *STYLES, *AIMS))}"
+            )
+    missing = [
+        name for name in names or [*DOMAINS, *STYLES, *AIMS] if "effect" not in _card(folder / name)
+    ]
     if any(name in DOMAINS for name in missing):
         train_domains(folder)
     for name in missing:
         if name not in DOMAINS:
-            vector = train_vector(name, from_pairs(split(starter_pairs(name), "train")), folder / name)
+            vector = train_vector(
+                name, from_pairs(split(starter_pairs(name), "train")), folder / name
+            )
             note_effect(vector, folder / name, split(starter_pairs(name), "dev"))
 
 

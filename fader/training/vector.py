@@ -1,14 +1,17 @@
-"""Training alignment vectors: preferences along the line theta + lambda * AV, with LoRA, by TRL and PEFT (arXiv 2410.19206).
+"""Training alignment vectors: preferences along the line theta + lambda * AV, with LoRA, by TRL and
+PEFT (arXiv 2410.19206).
 
-The vector is the LoRA itself: aligned - unaligned = B A. Each lesson (`lessons.py`) is compared at its own amount lambda, its rows side by side
-in one batch. Several vectors that are to be mixed are trained as one LoRA whose ranks are shared out among them, as the desk stacks them.
-With s(y) the score of an answer under the weights at lambda,
+The vector is the LoRA itself: aligned - unaligned = B A. Each lesson (`lessons.py`) is compared at
+its own amount lambda, its rows side by side in one batch. Several vectors that are to be mixed are
+trained as one LoRA whose ranks are shared out among them, as the desk stacks them. With s(y) the
+score of an answer under the weights at lambda,
 
     loss = -log sigmoid(beta * (s(chosen) - s(rejected)))  -  supervised * log pi(chosen) per token
 
-where s is the log-probability per token (`per_token`; without it the sum), less the bare model's (`reference`: DPO, arXiv 2305.18290) or not
-(SimPO, arXiv 2405.14734; the recipe's default, since levels are ranked by likelihood itself). Lessons that hold other subjects in place have
-keep * |change of log pi per token| for both answers instead, smooth below 0.2 nats.
+where s is the log-probability per token (`per_token`; without it the sum), less the bare model's
+(`reference`: DPO, arXiv 2305.18290) or not (SimPO, arXiv 2405.14734; the recipe's default, since
+levels are ranked by likelihood itself). Lessons that hold other subjects in place have keep *
+|change of log pi per token| for both answers instead, smooth below 0.2 nats.
 """
 
 from __future__ import annotations
@@ -28,7 +31,14 @@ from datasets import Dataset
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -54,7 +64,8 @@ class Recipe:
     per_token: bool = True
     """Compare log-probabilities per token (length-normalised); off: of whole answers."""
     reference: bool = False
-    """Compare with the bare model's log-probabilities (DPO), read once before training; off: SimPO."""
+    """Compare with the bare model's log-probabilities (DPO), read once before training; off:
+    SimPO."""
     supervised: float = 0.1
     """Weight of the chosen answer's negative log-likelihood per token."""
     keep: float = 1.5
@@ -67,11 +78,15 @@ class Recipe:
     seed: int = 0
 
 
-PAPER = Recipe(beta=0.1, per_token=False, reference=True, supervised=0.0, learning_rate=2e-4, batch=4)
+PAPER = Recipe(
+    beta=0.1, per_token=False, reference=True, supervised=0.0, learning_rate=2e-4, batch=4
+)
 """Plain DPO, for lessons at amount 1."""
 
 
-def train_vector(name: str, lessons: Sequence[Lesson], folder: Path, recipe: Recipe = Recipe(), **settings: Any) -> Vector:
+def train_vector(
+    name: str, lessons: Sequence[Lesson], folder: Path, recipe: Recipe = Recipe(), **settings: Any
+) -> Vector:
     """`train_vectors` of a single one."""
     return train_vectors({name: folder}, lessons, recipe, **settings)[0]
 
@@ -85,12 +100,14 @@ def train_vectors(
     progress: bool = True,
     start: Sequence[Vector] = (),
 ) -> list[Vector]:
-    """Train the vectors of these names side by side, write each to its folder with its card, and return them.
+    """Train the vectors of these names side by side, write each to its folder with its card, and
+    return them.
 
-    A lesson has an amount for each, in their order. A run that was stopped goes on from its last checkpoint, beside the first folder, if the
-    lessons and settings are the same; vectors that are there already from the same are returned as they are. `start`: vectors of the recipe's
-    rank and targets to go on from, one for each name. `dtype`: of the saved factors. The products run in bfloat16 where the device computes it
-    fast; the factors are trained in float32.
+    A lesson has an amount for each, in their order. A run that was stopped goes on from its last
+    checkpoint, beside the first folder, if the lessons and settings are the same; vectors that are
+    there already from the same are returned as they are. `start`: vectors of the recipe's rank and
+    targets to go on from, one for each name. `dtype`: of the saved factors. The products run in
+    bfloat16 where the device computes it fast; the factors are trained in float32.
     """
     for folder in folders.values():
         check_place(folder)
@@ -128,65 +145,125 @@ def train_vectors(
         "start": identity["start"],
         "started_from": _histories(start),
         "seconds": round(clock.seconds, 1),
-        "curve": [{key: row[key] for key in ("step", *CURVE) if key in row} for row in trainer.state.log_history if "loss" in row],
+        "curve": [
+            {key: row[key] for key in ("step", *CURVE) if key in row}
+            for row in trainer.state.log_history
+            if "loss" in row
+        ],
     }
     factors = Vector.load(work / "final").factors
     found = []
     for place, (name, folder) in enumerate(folders.items()):
         mine = slice(place * recipe.rank, (place + 1) * recipe.rank)
-        found.append(Vector(name, {m: (a[mine].to(numbers), b[:, mine].to(numbers)) for m, (a, b) in factors.items()}, base_print, card))
+        found.append(
+            Vector(
+                name,
+                {m: (a[mine].to(numbers), b[:, mine].to(numbers)) for m, (a, b) in factors.items()},
+                base_print,
+                card,
+            )
+        )
         found[-1].save(folder)
     shutil.rmtree(work, ignore_errors=True)
     return found
 
 
-def _trained_before(folders: Mapping[str, Path], identity: Mapping[str, Any], numbers: torch.dtype) -> list[Vector]:
-    """The vectors in these folders, if all of them are what the same lessons and settings gave; else none."""
+def _trained_before(
+    folders: Mapping[str, Path], identity: Mapping[str, Any], numbers: torch.dtype
+) -> list[Vector]:
+    """The vectors in these folders, if all of them are what the same lessons and settings gave;
+    else none."""
     found = []
     for name, folder in folders.items():
         if not (folder / CONFIG).is_file():
             return []
         vector = Vector.load(folder, name)
-        card = {**vector.card, "vectors": vector.card.get("trained_with"), "base_fingerprint": vector.base}
-        same = all(card.get(key) == value for key, value in json.loads(json.dumps(identity)).items())
-        if not same or any(factor.dtype != numbers for pair in vector.factors.values() for factor in pair):
+        card = {
+            **vector.card,
+            "vectors": vector.card.get("trained_with"),
+            "base_fingerprint": vector.base,
+        }
+        same = all(
+            card.get(key) == value for key, value in json.loads(json.dumps(identity)).items()
+        )
+        if not same or any(
+            factor.dtype != numbers for pair in vector.factors.values() for factor in pair
+        ):
             return []
         found.append(vector)
     return found
 
 
 def _histories(vectors: Sequence[Vector]) -> list[dict[str, Any]]:
-    """How the vectors were trained, for the cards of those that go on from them; once for all that were trained together."""
-    found = [{key: vector.card.get(key) for key in ("data", "recipe", "lessons", "seconds", "started_from")} for vector in vectors]
+    """How the vectors were trained, for the cards of those that go on from them; once for all that
+    were trained together."""
+    found = [
+        {
+            key: vector.card.get(key)
+            for key in ("data", "recipe", "lessons", "seconds", "started_from")
+        }
+        for vector in vectors
+    ]
     return [history for place, history in enumerate(found) if history not in found[:place]]
 
 
 def _go_on(model: Any, vectors: Sequence[Vector]) -> None:
-    """Put these vectors into the LoRA layers in place of its fresh factors. Raises ValueError where they are of another rank or of other layers."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    layers: dict[str, Any] = {name.removeprefix("base_model.model."): module for name, module in found.items()}
+    """Put these vectors into the LoRA layers in place of its fresh factors. Raises ValueError where
+    they are of another rank or of other layers."""
+    found = {
+        name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)
+    }
+    layers: dict[str, Any] = {
+        name.removeprefix("base_model.model."): module for name, module in found.items()
+    }
     for vector in vectors:
         if vector.factors.keys() != layers.keys():
-            raise ValueError(f"start: {vector.name} moves other layers than the recipe's targets; train it with the same `targets`")
+            raise ValueError(
+                f"start: {vector.name} moves other layers than the recipe's targets; train it with"
+                " the same `targets`"
+            )
     for name, layer in layers.items():
         first = torch.cat([vector.factors[name][0] for vector in vectors]).float()  # [ranks, in]
-        second = torch.cat([vector.factors[name][1] for vector in vectors], dim=1).float() / layer.scaling["default"]  # [out, ranks]
-        for weight, factor in ((layer.lora_A["default"].weight, first), (layer.lora_B["default"].weight, second)):
+        second = (
+            torch.cat([vector.factors[name][1] for vector in vectors], dim=1).float()
+            / layer.scaling["default"]
+        )  # [out, ranks]
+        for weight, factor in (
+            (layer.lora_A["default"].weight, first),
+            (layer.lora_B["default"].weight, second),
+        ):
             if weight.shape != factor.shape:
-                raise ValueError(f"start: a factor of {name} is {tuple(factor.shape)}, the recipe's {tuple(weight.shape)}; give the same `rank`")
+                raise ValueError(
+                    f"start: a factor of {name} is {tuple(factor.shape)}, the recipe's"
+                    f" {tuple(weight.shape)}; give the same `rank`"
+                )
             weight.data.copy_(factor)
 
 
 def _load(model: str) -> tuple[Any, Any]:
     source = builtin.source(model)
-    base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=quick_dtype(), attn_implementation="sdpa")
+    base: Any = AutoModelForCausalLM.from_pretrained(
+        source, dtype=quick_dtype(), attn_implementation="sdpa"
+    )
     return base, AutoTokenizer.from_pretrained(source)
 
 
-def _trainer(recipe: Recipe, base: Any, tokenizer: Any, lessons: Sequence[Lesson], vectors: int, work: Path, bar: Progress) -> LineTrainer:
+def _trainer(
+    recipe: Recipe,
+    base: Any,
+    tokenizer: Any,
+    lessons: Sequence[Lesson],
+    vectors: int,
+    work: Path,
+    bar: Progress,
+) -> LineTrainer:
     data = Dataset.from_list([_row(lesson) for lesson in lessons])
     lora = LoraConfig(
-        r=recipe.rank * vectors, lora_alpha=recipe.alpha * vectors, target_modules=list(recipe.targets), lora_dropout=0.0, task_type="CAUSAL_LM"
+        r=recipe.rank * vectors,
+        lora_alpha=recipe.alpha * vectors,
+        target_modules=list(recipe.targets),
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
     )
     if recipe.sft_epochs:
         base = _supervised(base, tokenizer, data, lora, recipe, work, _Watch(bar, "supervised"))
@@ -201,37 +278,68 @@ def _trainer(recipe: Recipe, base: Any, tokenizer: Any, lessons: Sequence[Lesson
         **_shared(recipe),
     )
     watch = _Watch(bar, "preferences")
-    return LineTrainer(recipe, base, settings, tokenizer, train_dataset=data, peft_config=None if recipe.sft_epochs else lora, callbacks=[watch])
+    return LineTrainer(
+        recipe,
+        base,
+        settings,
+        tokenizer,
+        train_dataset=data,
+        peft_config=None if recipe.sft_epochs else lora,
+        callbacks=[watch],
+    )
 
 
 SMALL = 0.2  # nats per token
 CURVE = ("loss", "accuracy", "margin", "drift")
-"""What a card keeps of the training: loss; share of preferences that hold and their mean margin; mean change of what is to be held."""
+"""What a card keeps of the training: loss; share of preferences that hold and their mean margin;
+mean change of what is to be held."""
 
 
 class LineTrainer(DPOTrainer):
     """TRL's trainer with each lesson compared at its own amount of the vector.
 
-    The batch and the loss are ours: both answers of a lesson follow one reading of its prompt, and logits are made at their tokens alone.
-    TRL reads the prompt twice and computes five statistics of every position over the whole vocabulary.
+    The batch and the loss are ours: both answers of a lesson follow one reading of its prompt, and
+    logits are made at their tokens alone. TRL reads the prompt twice and computes five statistics
+    of every position over the whole vocabulary.
     """
 
-    def __init__(self, recipe: Recipe, model: Any, args: DPOConfig, processing_class: Any, **settings: Any) -> None:
-        pad = processing_class.eos_token_id if processing_class.pad_token_id is None else processing_class.pad_token_id  # masked either way
+    def __init__(
+        self, recipe: Recipe, model: Any, args: DPOConfig, processing_class: Any, **settings: Any
+    ) -> None:
+        pad = (
+            processing_class.eos_token_id
+            if processing_class.pad_token_id is None
+            else processing_class.pad_token_id
+        )  # masked either way
         together = partial(collate, pad=pad, longest=args.max_length)
-        super().__init__(model, args=args, processing_class=processing_class, data_collator=together, **settings)
-        self.remove_callback(PrinterCallback)  # it prints to standard output, where --json's lines go
+        super().__init__(
+            model, args=args, processing_class=processing_class, data_collator=together, **settings
+        )
+        self.remove_callback(
+            PrinterCallback
+        )  # it prints to standard output, where --json's lines go
         self.recipe = recipe
 
-    def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """The bare model's log-probabilities of both answers [lessons] each; TRL keeps them with the data."""
+    def compute_ref_log_probs(
+        self, model: nn.Module, inputs: dict[str, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The bare model's log-probabilities of both answers [lessons] each; TRL keeps them with
+        the data."""
         with torch.no_grad(), self.accelerator.autocast():
             return answer_logprobs(model, inputs, torch.zeros_like(inputs["amounts"])).chunk(2)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
         """The loss in the module docstring, averaged over the lessons of the batch."""
         recipe, held, lengths = self.recipe, inputs["held"], inputs["lengths"]
-        said = answer_logprobs(model, inputs, inputs["amounts"])  # [2 lessons]: the chosen ones, then the rejected
+        said = answer_logprobs(
+            model, inputs, inputs["amounts"]
+        )  # [2 lessons]: the chosen ones, then the rejected
         if recipe.reference:
             bare = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
         elif held.any():
@@ -244,7 +352,10 @@ class LineTrainer(DPOTrainer):
         likelihood = (said / lengths).chunk(2)[0]
         drifts = ((said - bare) / lengths).chunk(2)
         taught = -functional.logsigmoid(recipe.beta * margins) - recipe.supervised * likelihood
-        stayed = recipe.keep * sum(functional.smooth_l1_loss(drift, torch.zeros_like(drift), reduction="none", beta=SMALL) for drift in drifts)
+        stayed = recipe.keep * sum(
+            functional.smooth_l1_loss(drift, torch.zeros_like(drift), reduction="none", beta=SMALL)
+            for drift in drifts
+        )
         self._note(margins[held == 0], torch.cat([drift[held == 1] for drift in drifts]))
         return torch.where(held == 1, stayed, taught).mean()
 
@@ -255,11 +366,15 @@ class LineTrainer(DPOTrainer):
                 self._metrics["train"][name].append(float(values.detach().mean()))
 
 
-def collate(rows: Sequence[Mapping[str, Any]], pad: int, longest: int | None = None) -> dict[str, Tensor]:
-    """A batch of lessons, each as prompt, chosen, rejected in one row, in which the answers see the prompt and themselves.
+def collate(
+    rows: Sequence[Mapping[str, Any]], pad: int, longest: int | None = None
+) -> dict[str, Tensor]:
+    """A batch of lessons, each as prompt, chosen, rejected in one row, in which the answers see the
+    prompt and themselves.
 
-    `source` and `target`: the place (in the flattened rows) from which each answer token is predicted, and the token; `answer`: whose it is,
-    the chosen ones of all lessons first, then the rejected; `lengths`: tokens of each. Answers are cut where the row would be over `longest`.
+    `source` and `target`: the place (in the flattened rows) from which each answer token is
+    predicted, and the token; `answer`: whose it is, the chosen ones of all lessons first, then the
+    rejected; `lengths`: tokens of each. Answers are cut where the row would be over `longest`.
     """
     count = len(rows)
     cut: list[list[list[int]]] = []
@@ -274,7 +389,11 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int, longest: int | None = N
     answer: list[int] = []
     for lesson, (prompt, *answers) in enumerate(cut):
         at = len(prompt)
-        ids[lesson, :at], places[lesson, :at], part[lesson, :at] = torch.tensor(prompt), torch.arange(at), 0
+        ids[lesson, :at], places[lesson, :at], part[lesson, :at] = (
+            torch.tensor(prompt),
+            torch.arange(at),
+            0,
+        )
         for side, said in enumerate(answers):
             end = at + len(said)
             ids[lesson, at:end], part[lesson, at:end] = torch.tensor(said), side + 1
@@ -284,7 +403,9 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int, longest: int | None = N
             answer += [side * count + lesson] * len(said)
             at = end
     earlier = torch.ones(width, width, dtype=torch.bool).tril()
-    seen = earlier & ((part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None]))  # [lessons, from, to]
+    seen = earlier & (
+        (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
+    )  # [lessons, from, to]
     batch = {
         "input_ids": ids,
         "position_ids": places,
@@ -295,24 +416,42 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int, longest: int | None = N
         "lengths": torch.tensor([len(parts[side]) for side in (1, 2) for parts in cut]),
     }
     given = ("amounts", "held", "ref_chosen_logps", "ref_rejected_logps")
-    return {**batch, **{name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in given if name in rows[0]}}
+    return {
+        **batch,
+        **{
+            name: torch.tensor([row[name] for row in rows], dtype=torch.float32)
+            for name in given
+            if name in rows[0]
+        },
+    }
 
 
 def answer_logprobs(model: Any, inputs: Mapping[str, Tensor], amounts: Tensor) -> Tensor:
-    """Log-probability of both answers of each lesson [2 lessons], the chosen ones first, at each lesson's amounts [lessons, vectors]."""
+    """Log-probability of both answers of each lesson [2 lessons], the chosen ones first, at each
+    lesson's amounts [lessons, vectors]."""
     causal: Any = model.get_base_model()
     with _at(model, amounts):
-        body = causal.base_model(**{name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask")}, use_cache=False)
-    logits = causal.get_output_embeddings()(body.last_hidden_state.flatten(0, 1)[inputs["source"]])  # [answer tokens, vocabulary]
+        body = causal.base_model(
+            **{name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask")},
+            use_cache=False,
+        )
+    logits = causal.get_output_embeddings()(
+        body.last_hidden_state.flatten(0, 1)[inputs["source"]]
+    )  # [answer tokens, vocabulary]
     said = -functional.cross_entropy(logits.float(), inputs["target"], reduction="none")
     return said.new_zeros(2 * len(amounts)).index_add(0, inputs["answer"], said)
 
 
 @contextmanager
 def _at(model: nn.Module, amounts: Tensor) -> Iterator[None]:
-    """Within: every LoRA layer works at `amounts` [rows, vectors], B ((A x) * the amount of the vector that each rank belongs to)."""
-    layers: list[Any] = [module.lora_A["default"] for module in model.modules() if isinstance(module, LoraLayer)]
-    ranks = amounts.repeat_interleave(layers[0].out_features // amounts.shape[1], dim=1)[:, None]  # [rows, 1, ranks]
+    """Within: every LoRA layer works at `amounts` [rows, vectors], B ((A x) * the amount of the
+    vector that each rank belongs to)."""
+    layers: list[Any] = [
+        module.lora_A["default"] for module in model.modules() if isinstance(module, LoraLayer)
+    ]
+    ranks = amounts.repeat_interleave(layers[0].out_features // amounts.shape[1], dim=1)[
+        :, None
+    ]  # [rows, 1, ranks]
     hooks = [layer.register_forward_hook(lambda _, __, y: y * ranks.to(y)) for layer in layers]
     try:
         yield
@@ -348,19 +487,43 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _supervised(base: Any, tokenizer: Any, data: Dataset, lora: LoraConfig, recipe: Recipe, work: Path, watch: _Watch) -> Any:
-    """The base with a LoRA that has read the chosen answers of the lessons with positive amounts."""
+def _supervised(
+    base: Any,
+    tokenizer: Any,
+    data: Dataset,
+    lora: LoraConfig,
+    recipe: Recipe,
+    work: Path,
+    watch: _Watch,
+) -> Any:
+    """The base with a LoRA that has read the chosen answers of the lessons with positive
+    amounts."""
     chosen = data.filter(lambda row: min(row["amounts"]) > 0 and not row["held"])
-    examples = chosen.map(lambda row: {"messages": row["prompt"] + row["chosen"]}, remove_columns=data.column_names)
-    settings = SFTConfig(output_dir=str(work / "sft"), num_train_epochs=recipe.sft_epochs, save_strategy="no", **_shared(recipe))
-    trainer = SFTTrainer(base, settings, train_dataset=examples, processing_class=tokenizer, peft_config=lora, callbacks=[watch])
+    examples = chosen.map(
+        lambda row: {"messages": row["prompt"] + row["chosen"]}, remove_columns=data.column_names
+    )
+    settings = SFTConfig(
+        output_dir=str(work / "sft"),
+        num_train_epochs=recipe.sft_epochs,
+        save_strategy="no",
+        **_shared(recipe),
+    )
+    trainer = SFTTrainer(
+        base,
+        settings,
+        train_dataset=examples,
+        processing_class=tokenizer,
+        peft_config=lora,
+        callbacks=[watch],
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return trainer.model
 
 
 def _same_run_or_fresh(work: Path, identity: dict[str, Any]) -> None:
-    """Keep the checkpoints of a stopped run of the same data and settings; drop those of another."""
+    """Keep the checkpoints of a stopped run of the same data and settings; drop those of
+    another."""
     note = work / "run.json"
     wanted = json.loads(json.dumps(identity))
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == wanted:
@@ -371,12 +534,19 @@ def _same_run_or_fresh(work: Path, identity: dict[str, Any]) -> None:
 
 
 def _bar(show: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=Console(stderr=True), disable=not show)
 
 
 class _Clock(TrainerCallback):
-    """Seconds that a training has taken, those before the checkpoint that it goes on from included."""
+    """Seconds that a training has taken, those before the checkpoint that it goes on from
+    included."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -400,7 +570,14 @@ class _Watch(TrainerCallback):
         self._bar, self._name = bar, name
         self._task = bar.add_task(name, total=None)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
         """Called by the trainer after each step."""
         loss = f" loss {logs['loss']:.3f}" if logs and "loss" in logs else ""
-        self._bar.update(self._task, total=state.max_steps, completed=state.global_step, description=self._name + loss)
+        self._bar.update(
+            self._task,
+            total=state.max_steps,
+            completed=state.global_step,
+            description=self._name + loss,
+        )
