@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.interleave import Side, compare, main
 from fader import Fader
-from fader.training.data import starter_rows
+from fader.starter.shipped import starter_rows
 
 FIELDS = ("prompt", "alignment")
 
@@ -67,7 +67,7 @@ def run(count: int = 2, tokens: int = 40, rounds: int = 3) -> Iterator[dict[str,
 
         expected: dict[int, Any] = {}
         for far, name in ((16, ""), (32, "-32")):
-            fast, plain = {"lookahead": far}, {"lookahead": far, "shortcuts": ()}
+            fast, plain = {"lookahead": far}, {"lookahead": far, "optimizations": ()}
             yield compare(
                 "deal", f"against-reference{name}", side(fast), side(plain), rounds, "answers/s"
             )

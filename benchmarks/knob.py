@@ -24,12 +24,12 @@ def run(rounds: int = 25) -> Iterator[dict[str, Any]]:
         for seed, name in enumerate(NAMES):
             fader.add_vector(random_vector(name, fader, seed))
 
-        def first_token(amount: float) -> float:
+        def first_token(strength: float) -> float:
             start = time.perf_counter()
             fader.generate(
                 "What is a lighthouse?",
                 max_tokens=1,
-                alignment={"vectors": {"one": amount, "two": 0.5, "three": -amount}},
+                alignment={"vectors": {"one": strength, "two": 0.5, "three": -strength}},
             )
             return (time.perf_counter() - start) * 1000
 

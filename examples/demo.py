@@ -11,12 +11,12 @@ from fader import Fader
 Panels = list[tuple[str, str, dict[str, object]]]
 QUESTION = "Why is the sky blue?"
 ALIGNMENTS: Panels = [
-    ("bare model", QUESTION, {}),
+    ("base model", QUESTION, {}),
     (
         "provider and user tiers",
         QUESTION,
         {
-            "prompt": {
+            "preferences": {
                 "provider": "Answer in at most two sentences.",
                 "user": "I am seven years old.",
             }
@@ -45,7 +45,7 @@ ALIGNMENTS: Panels = [
         "tiers and a guide",
         QUESTION,
         {
-            "prompt": {"user": "I like short answers."},
+            "preferences": {"user": "I like short answers."},
             "guides": [
                 {"kind": "contrast", "principle": "Be warm and encouraging.", "weight": 1.5}
             ],
@@ -54,8 +54,8 @@ ALIGNMENTS: Panels = [
 ]
 ASKED = "My knee hurts after running. What should I do?"
 STRENGTHS: Panels = [
-    (f"vector: medical = {amount:g}", ASKED, {"vectors": {"medical": amount}})
-    for amount in (-1.0, 0.0, 0.5, 1.0)
+    (f"vector: medical = {strength:g}", ASKED, {"vectors": {"medical": strength}})
+    for strength in (-1.0, 0.0, 0.5, 1.0)
 ]
 MIXTURE: Panels = [
     ("vectors: medical = 0.5, warm = 1", ASKED, {"vectors": {"medical": 0.5, "warm": 1.0}})

@@ -3,7 +3,7 @@ your own, all at once."""
 
 from collections.abc import Sequence
 
-from fader import Declared, Fader
+from fader import Fader, Resources
 
 WORDS = ["market", "apple", "sell"]
 
@@ -23,14 +23,14 @@ SEARCH = {
         {
             "kind": "implicit",
             "policy": {"vectors": {"formal": -1}},
-            "per_token": True,
+            "length_normalized": True,
             "squash": True,
             "weight": 0.2,
         },
     ],
 }
 
-with Fader(declared=Declared(callables={"few commas": few_commas})) as fader:
+with Fader(resources=Resources(callables={"few commas": few_commas})) as fader:
     for search in (None, SEARCH):
         result = fader.generate(
             f"Write one sentence with these words: {', '.join(WORDS)}.",

@@ -7,15 +7,15 @@ from typing import Any
 from fader import Fader
 from fader.engine.loop import Job
 from fader.engine.prefix import Policy, Prefix
-from fader.engine.program import Next, Program
+from fader.engine.program import NextLogits, Program
 
 
 def lookahead(policy: Policy, prefix: Prefix, width: int, length: int) -> Program:
     """The `width` likeliest next tokens of `prefix`, each continued greedily by `length` tokens."""
-    logits = yield Next(policy, [prefix])
+    logits = yield NextLogits(policy, [prefix])
     drafts = [prefix.then(token) for token in logits[0].topk(width).indices.tolist()]
     for _ in range(length):
-        logits = yield Next(policy, drafts)  # [drafts, vocabulary]
+        logits = yield NextLogits(policy, drafts)  # [drafts, vocabulary]
         drafts = [
             draft.then(token)
             for draft, token in zip(drafts, logits.argmax(-1).tolist(), strict=True)

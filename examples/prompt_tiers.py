@@ -13,6 +13,6 @@ with Fader() as fader:
         result = fader.generate(
             "What is salt good for?",
             max_tokens=40,
-            alignment={"prompt": {**tiers, "rendering": rendering}},
+            alignment={"preferences": {**tiers, "rendering": rendering}},
         )
         print(f"{rendering:10} {result.prompt_tokens:4} prompt tokens: {result.text.strip()}")

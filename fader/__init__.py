@@ -1,14 +1,14 @@
 """fader: a mixing desk for language models. Say what you want from the answers; the model answers
 that way while it decodes."""
 
+from fader.answer import Answer, Chunk, Likelihood, Result
 from fader.engine.backbone import Backbone, load
 from fader.engine.loop import Cancelled
-from fader.fader import Fader, Likelihood, Result
-from fader.methods.decode import Answer, Chunk
-from fader.methods.judge_reward import Judge
-from fader.methods.rewards import Declared
-from fader.methods.vector import Vector
+from fader.fader import Fader
 from fader.request import Alignment, Request, Sampling
+from fader.rewards.judge import LLMJudge
+from fader.rewards.reward import Resources
+from fader.vectors.vector import Vector
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,11 +17,11 @@ __all__ = [
     "Backbone",
     "Cancelled",
     "Chunk",
-    "Declared",
     "Fader",
-    "Judge",
+    "LLMJudge",
     "Likelihood",
     "Request",
+    "Resources",
     "Result",
     "Sampling",
     "Vector",

@@ -1,14 +1,13 @@
 """`Fader`: the door. Checks a request, turns it into a program, and hands the engine's answers out.
 
 fader = Fader()
-fader.generate("What is a bond?", alignment={"prompt": {"user": "Explain as to a child."}}).text
+child = {"preferences": {"user": "Explain as to a child."}}
+fader.generate("What is a bond?", alignment=child).text
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import math
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,97 +17,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from fader.answer import Answer, Chunk, Likelihood, Result, TokenLogprob
 from fader.engine import builtin
 from fader.engine.backbone import Backbone, load
-from fader.engine.loop import Cancelled, Engine, Job, Usage
+from fader.engine.loop import Cancelled, Engine, Job
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Program, together
-from fader.methods.decode import Answer, Chunk, Task, TokenLogprob, decode, token_logprobs
-from fader.methods.guidance import Aligned, read, terms, trace
+from fader.methods.decode import Task, decode, token_logprobs
+from fader.methods.guidance import GuidedPolicy, next_scores, sequence_scores, terms
 from fader.methods.objective import Objective, objective
 from fader.methods.prompt import conversation
-from fader.methods.rewards import NOTHING, Declared
 from fader.methods.search import rows, search
-from fader.methods.vector import Vector, find, mixture
-from fader.request import (
-    Alignment,
-    Lookahead,
-    PolicySpec,
-    Prompt,
-    Request,
-    Sampling,
-    Search,
-    load_alignment,
-)
+from fader.profiles import load_alignment
+from fader.request import Lookahead, PolicySpec, Preferences, Request, Sampling, Search
+from fader.rewards.reward import NOTHING, Resources
 from fader.schema import parse
+from fader.vectors.store import find
+from fader.vectors.vector import Vector, mixture
 
-Asked = str | Mapping[str, Any] | Request
-
-
-@dataclass(frozen=True)
-class Result:
-    """The answers to one request, what they cost, and the alignment as it was resolved."""
-
-    answers: tuple[Answer, ...]
-    usage: Usage
-    prompt_tokens: int
-    alignment: Alignment
-
-    @property
-    def text(self) -> str:
-        """The (first) answer's text."""
-        return self.answers[0].text
-
-    def as_dict(self) -> dict[str, Any]:
-        """The result as plain JSON values: the first answer's fields, `samples` with all of them
-        where there are several, usage, alignment."""
-        samples = [
-            {key: value for key, value in dataclasses.asdict(answer).items() if value is not None}
-            for answer in self.answers
-        ]
-        usage = {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": sum(len(answer.token_ids) for answer in self.answers),
-            **dataclasses.asdict(self.usage),
-        }
-        more = {"samples": samples} if len(samples) > 1 else {}
-        return {
-            **samples[0],
-            **more,
-            "usage": usage,
-            "alignment": self.alignment.model_dump(mode="json"),
-        }
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """How likely a given answer is under an aligned policy."""
-
-    logprob: float
-    """Sum over the answer's tokens; -inf if a guide's plausible set leaves one of them out."""
-    tokens: tuple[str, ...]
-    logprobs: tuple[float, ...]
-    details: tuple[TokenLogprob, ...]
-
-    @classmethod
-    def of(cls, details: Sequence[TokenLogprob]) -> Likelihood:
-        """The likelihood of an answer from the reports on its tokens."""
-        found = tuple(detail.logprob for detail in details)
-        return cls(sum(found), tuple(detail.token for detail in details), found, tuple(details))
-
-    @property
-    def mean(self) -> float:
-        """Log-probability per token."""
-        return self.logprob / len(self.logprobs)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain JSON values; a log-probability of -inf is null."""
-        return {
-            "logprob": _finite(self.logprob),
-            "mean": _finite(self.mean),
-            "tokens": list(self.tokens),
-            "logprobs": [_finite(value) for value in self.logprobs],
-        }
+RequestLike = str | Mapping[str, Any] | Request
 
 
 @dataclass(frozen=True)
@@ -116,7 +43,7 @@ class _Plan:
     """A request made ready: its policy, and the program's surroundings."""
 
     request: Request
-    aligned: Aligned
+    guided: GuidedPolicy
     backbone: Backbone
     task: Task
     objective: Objective | None = None
@@ -127,7 +54,7 @@ class _Plan:
         found: dict[str, tuple[int, int]] = {}
         judges = self.objective.policies if self.objective else []
         for policy, count in [
-            *((policy, samples) for policy in self.aligned.policies),
+            *((policy, samples) for policy in self.guided.policies),
             *((policy, 2 * samples) for policy in judges),
         ]:
             rows, longest = found.get(policy.backbone, (0, 0))
@@ -154,7 +81,7 @@ class Fader:
         dtype: str | None = None,
         kv_bytes: int | None = None,
         token_budget: int = 512,
-        declared: Declared = NOTHING,
+        resources: Resources = NOTHING,
     ) -> None:
         def loaded(source: str | Backbone, name: str) -> Backbone:
             backbone = (
@@ -169,7 +96,7 @@ class Fader:
             for name, source in {self.model: model, **(models or {})}.items()
         }
         self.engine = Engine(self.backbones, token_budget)
-        self.declared = declared
+        self.resources = resources
         self._vectors: dict[str, Vector] = {}
         for name, folder in (vectors or {}).items():
             self.add_vector(Vector.load(folder, name))
@@ -218,11 +145,11 @@ class Fader:
             )
         vector = self._vectors.pop(name)
         for backbone in self.backbones.values():
-            self.engine.between_steps(partial(backbone.desk.drop, vector))
+            self.engine.between_steps(partial(backbone.mixer.drop, vector))
 
     # Answers
 
-    def generate(self, prompt: Asked, **fields: Any) -> Result:
+    def generate(self, prompt: RequestLike, **fields: Any) -> Result:
         """The answer to one request: a prompt, a dict of request fields, or a `Request`.
 
         Keyword arguments are fields of the request (`alignment`, `prefill`, ...) or of its sampling
@@ -232,7 +159,7 @@ class Fader:
 
     def batch(
         self,
-        prompts: Sequence[Asked],
+        prompts: Sequence[RequestLike],
         on_result: Callable[[Result], None] | None = None,
         **fields: Any,
     ) -> list[Result]:
@@ -253,11 +180,13 @@ class Fader:
                 self.engine.cancel(job)
         return results
 
-    def stream(self, prompt: Asked, **fields: Any) -> Iterator[Chunk]:
+    def stream(self, prompt: RequestLike, **fields: Any) -> Iterator[Chunk]:
         """The answer's chunks as they are decided. Closing the iterator cancels the request."""
         return (chunk for _, chunk in self.stream_batch([prompt], **fields))
 
-    def stream_batch(self, prompts: Sequence[Asked], **fields: Any) -> Iterator[tuple[int, Chunk]]:
+    def stream_batch(
+        self, prompts: Sequence[RequestLike], **fields: Any
+    ) -> Iterator[tuple[int, Chunk]]:
         """The chunks of several requests run together, as they are decided, each with its request's
         place in `prompts`."""
         chunks: queue.SimpleQueue[tuple[int, Chunk] | None] = queue.SimpleQueue()
@@ -292,11 +221,11 @@ class Fader:
         next(flowing)
         return cast("Iterator[tuple[int, Chunk]]", flowing)
 
-    async def agenerate(self, prompt: Asked, **fields: Any) -> Result:
+    async def agenerate(self, prompt: RequestLike, **fields: Any) -> Result:
         """`generate` for asyncio; cancelling the task cancels the request."""
         return (await self.abatch([prompt], **fields))[0]
 
-    async def abatch(self, prompts: Sequence[Asked], **fields: Any) -> list[Result]:
+    async def abatch(self, prompts: Sequence[RequestLike], **fields: Any) -> list[Result]:
         """`batch` for asyncio."""
         submitted = [self._submit(plan) for plan in self._plans(prompts, fields)]
         try:
@@ -305,7 +234,7 @@ class Fader:
             for job, _ in submitted:
                 self.engine.cancel(job)
 
-    async def astream(self, prompt: Asked, **fields: Any) -> AsyncIterator[Chunk]:
+    async def astream(self, prompt: RequestLike, **fields: Any) -> AsyncIterator[Chunk]:
         """`stream` for asyncio."""
         loop = asyncio.get_running_loop()
         chunks: asyncio.Queue[Chunk | None] = asyncio.Queue()
@@ -322,12 +251,14 @@ class Fader:
         finally:
             self.engine.cancel(job)
 
-    def score(self, prompt: Asked, answer: str, **fields: Any) -> Likelihood:
+    def score(self, prompt: RequestLike, answer: str, **fields: Any) -> Likelihood:
         """How likely `answer` is under the request's aligned policy, guides included. One forward
         pass."""
         return self.score_batch([(prompt, answer)], **fields)[0]
 
-    def score_batch(self, pairs: Sequence[tuple[Asked, str]], **fields: Any) -> list[Likelihood]:
+    def score_batch(
+        self, pairs: Sequence[tuple[RequestLike, str]], **fields: Any
+    ) -> list[Likelihood]:
         """`score` of several (prompt, answer) pairs, run together. In order. Answers to the same
         request share one reading of its prompt."""
         requests = self.requests([prompt for prompt, _ in pairs], **fields)
@@ -358,7 +289,7 @@ class Fader:
         return [found[place] for place in range(len(pairs))]
 
     def _readings(
-        self, plan: _Plan, places: list[int], pairs: Sequence[tuple[Asked, str]]
+        self, plan: _Plan, places: list[int], pairs: Sequence[tuple[RequestLike, str]]
     ) -> Iterator[tuple[_Plan, list[int], list[list[int]]]]:
         """The answers at these places to one request as token ids, in as few readings as memory
         allows. Raises ValueError for what cannot be read."""
@@ -375,7 +306,7 @@ class Fader:
     # From a request to a program
 
     @staticmethod
-    def requests(prompts: Sequence[Asked], **fields: Any) -> list[Request]:
+    def requests(prompts: Sequence[RequestLike], **fields: Any) -> list[Request]:
         """`request` for several; a fault names the request it is in."""
         found = []
         for place, prompt in enumerate(prompts):
@@ -384,7 +315,7 @@ class Fader:
         return found
 
     @staticmethod
-    def request(prompt: Asked, **fields: Any) -> Request:
+    def request(prompt: RequestLike, **fields: Any) -> Request:
         """`prompt` and `fields` as a checked `Request`. Needs no model."""
         if isinstance(prompt, Request):
             if fields:
@@ -410,7 +341,7 @@ class Fader:
             value["alignment"] = load_alignment(value["alignment"])
         return parse(Request, value)
 
-    def _plans(self, prompts: Sequence[Asked], fields: dict[str, Any]) -> list[_Plan]:
+    def _plans(self, prompts: Sequence[RequestLike], fields: dict[str, Any]) -> list[_Plan]:
         """All plans, before anything is started; a fault names the request it is in."""
         plans = []
         for place, request in enumerate(self.requests(prompts, **fields)):
@@ -425,15 +356,15 @@ class Fader:
         backbone = self._backbone(request.model, "model")
         policies: dict[tuple[Any, ...], Policy] = {}
 
-        def resolve(spec: PolicySpec, told: Prompt = _NOTHING) -> Policy:
+        def resolve(spec: PolicySpec, told: Preferences = _NOTHING) -> Policy:
             reader = self._backbone(spec.model or request.model, "policy.model")
             if reader is not backbone:
                 _same_vocabulary(backbone, reader)
             wanted = request.alignment.vectors if spec.vectors is None else spec.vectors
             vectors = mixture(
-                (self.vector(name, reader), amount) for name, amount in wanted.items()
+                (self.vector(name, reader), strength) for name, strength in wanted.items()
             )
-            prompt = request.alignment.prompt if spec.prompt is None else spec.prompt
+            prompt = request.alignment.preferences if spec.preferences is None else spec.preferences
             text = conversation(request.messages, (prompt, told), reader.tokenizer, request.prefill)
             ids = tuple(reader.encode(text, special=reader.tokenizer.chat_template is None))
             if not ids:
@@ -444,7 +375,7 @@ class Fader:
 
         base = resolve(PolicySpec())
         with _under("guides"):
-            aligned = Aligned(base, terms(request.alignment.guides, resolve))
+            guided = GuidedPolicy(base, terms(request.alignment.guides, resolve))
         end_tokens = frozenset(
             token for token in backbone.end_tokens if token < backbone.vocabulary
         )
@@ -453,17 +384,17 @@ class Fader:
         task = Task(request.sampling, end_tokens, backbone.decode, seen, backbone.encode, context)
         wanted = request.alignment.search
         if wanted is None:
-            return _Plan(request, aligned, backbone, task)
+            return _Plan(request, guided, backbone, task)
         _drawn_as_searched(request.sampling, wanted)
         with _under("search"):
             aim = objective(
                 wanted.rewards,
                 resolve,
-                self.declared,
+                self.resources,
                 request.messages[-1].content,
                 request.prefill or "",
             )
-        return _Plan(request, aligned, backbone, task, aim)
+        return _Plan(request, guided, backbone, task, aim)
 
     def _backbone(self, name: str | None, field: str) -> Backbone:
         name = name or self.model
@@ -481,10 +412,10 @@ class Fader:
             plan.request.alignment.search,
         )
         if wanted is None or plan.objective is None:
-            return together([decode(plan.aligned, root, plan.task, index) for index in samples])
+            return together([decode(plan.guided, root, plan.task, index) for index in samples])
         return together(
             [
-                search(wanted, plan.aligned, root, plan.task, plan.objective, index)
+                search(wanted, plan.guided, root, plan.task, plan.objective, index)
                 for index in samples
             ]
         )
@@ -494,7 +425,7 @@ class Fader:
     ) -> tuple[Job, Future[Result]]:
         def finished(job: Job, answers: list[Answer]) -> Result:
             return Result(
-                tuple(answers), job.usage, len(plan.aligned.base.prompt), plan.request.alignment
+                tuple(answers), job.usage, len(plan.guided.base.prompt), plan.request.alignment
             )
 
         needs = plan.needs(plan.request.sampling.max_tokens, _samples(plan.request))
@@ -506,11 +437,11 @@ class Fader:
         def program() -> Program:
             root = Prefix()
             if len(written) > 1:  # the prompt is read once, for all of them
-                yield from read(plan.aligned, [root])
+                yield from next_scores(plan.guided, [root])
             return (yield from together([report(root, ids) for ids in written]))
 
         def report(root: Prefix, ids: list[int]) -> Program:
-            reading = yield from trace(plan.aligned, root.then(*ids), len(ids))
+            reading = yield from sequence_scores(plan.guided, root.then(*ids), len(ids))
             return token_logprobs(reading, ids, 0, plan.backbone.decode)
 
         def finished(_: Job, reports: list[list[TokenLogprob]]) -> list[Likelihood]:
@@ -540,7 +471,7 @@ class Fader:
         return job, future
 
 
-_NOTHING = Prompt()
+_NOTHING = Preferences()
 _SAMPLING = frozenset(Sampling.model_fields)
 
 
@@ -553,11 +484,11 @@ def _samples(request: Request) -> int:
 def _drawn_as_searched(sampling: Sampling, wanted: Search) -> None:
     """Raises ValueError where a search could not do anything with the sampling, or would not heed
     it."""
-    if isinstance(wanted, Lookahead) and wanted.drafts == "greedy":
+    if isinstance(wanted, Lookahead) and wanted.rollout == "greedy":
         if sampling.temperature > 0:
             raise ValueError(
                 f"sampling.temperature: {sampling.temperature:g} has no effect on a greedy"
-                " look-ahead search; set it to 0, or the search's `drafts` to `sampled`"
+                " look-ahead search; set it to 0, or the search's `hypotheses` to `sampled`"
             )
     elif sampling.temperature == 0:
         raise ValueError(
@@ -582,10 +513,6 @@ def _naming(place: int, count: int) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"request {place + 1}: {error}" if count > 1 else str(error)) from None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _given(sampling: Any) -> Mapping[str, Any]:

@@ -6,16 +6,11 @@ Unknown fields are refused with their path (`schema.py`).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from platformdirs import user_config_path
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fader.reward_specs import TextRewardSpec
+from fader.rewards.specs import TextRewardSpec
 from fader.schema import (
     Finite,
     Frozen,
@@ -26,8 +21,6 @@ from fader.schema import (
     Texts,
     listed,
     not_empty,
-    parse,
-    short,
 )
 
 Rendering = Literal["meta", "system", "principle"]
@@ -74,7 +67,7 @@ class Choice(Frozen):
     rejected: Text
 
 
-class Prompt(Frozen):
+class Preferences(Frozen):
     """Typed preferences that act in the context (MetaAlign, arXiv 2410.14184). `methods/prompt.py`
     renders them."""
 
@@ -102,7 +95,7 @@ class PolicySpec(Frozen):
 
     model: Text | None = None
     vectors: dict[str, Finite] | None = None
-    prompt: Prompt | None = None
+    preferences: Preferences | None = None
 
 
 class Plausible(Frozen):
@@ -136,7 +129,7 @@ class Contrast(_Guide):
     """A principle for the reference to be told, such as the opposite; left out, the reference is
     the request's own policy."""
     rendering: Rendering = "system"
-    """How the principle is said (see `Prompt.rendering`)."""
+    """How the principle is said (see `Preferences.rendering`)."""
     weight: Finite = 2.0
     plausible: Plausible | None = Plausible(top_p=0.8, of="policy")
 
@@ -230,7 +223,7 @@ class ImplicitSpec(Frozen):
     reference: PolicySpec = PolicySpec(vectors={})
     """Left out: the request's own policy without any vectors."""
     beta: Positive = 1.0
-    per_token: bool = False
+    length_normalized: bool = False
     """The mean over the tokens instead of the sum."""
     squash: bool = False
     """Its logistic function, in [0, 1]."""
@@ -303,7 +296,7 @@ class Segments(_Search):
     """One that misses the target by d is kept with probability exp(-d / softness)."""
 
 
-Shortcut = Literal["reuse", "prune", "plain", "speculate"]
+Optimization = Literal["reuse", "prune", "skip", "speculate"]
 
 
 class Lookahead(_Search):
@@ -318,7 +311,7 @@ class Lookahead(_Search):
     lookahead: Annotated[int, Field(ge=0)] | Literal["sentence", "end"] = 16
     """How far a candidate is continued to be judged: tokens, to the end of the sentence, or to the
     end of the answer."""
-    drafts: Literal["greedy", "sampled"] = "greedy"
+    rollout: Literal["greedy", "sampled"] = "greedy"
     """How look-aheads go on: by the likeliest token, or drawn as the request's sampling says."""
     beams: int = Field(1, ge=1, le=64)
     weight: Finite = Field(10.0, ge=0)
@@ -326,7 +319,7 @@ class Lookahead(_Search):
     width: int = Field(16, ge=1, le=1024)
     """Look-aheads that may be under way at the same time, beside those of the token being decided.
     More are quicker where rows are cheap; the tokens are the same."""
-    shortcuts: tuple[Shortcut, ...] = ("reuse", "prune", "plain", "speculate")
+    optimizations: tuple[Optimization, ...] = ("reuse", "prune", "skip", "speculate")
     """What makes it fast. None of them changes a token."""
 
 
@@ -334,9 +327,9 @@ Search = Annotated[BestOfN | Blockwise | Segments | Lookahead, Field(discriminat
 
 
 class Alignment(Frozen):
-    """What is wanted of the answer. Empty: the bare model, exactly."""
+    """What is wanted of the answer. Empty: the base model, exactly."""
 
-    prompt: Prompt = Prompt()
+    preferences: Preferences = Preferences()
     vectors: dict[str, Finite] = Field(default_factory=dict)
     """Alignment vectors by name or folder, and how strong: W + sum of lambda_i * dW_i."""
     guides: tuple[Guide, ...] = ()
@@ -354,87 +347,10 @@ class Request(Frozen):
     """The conversation; a plain string is one user turn."""
     sampling: Sampling = Sampling()
     alignment: Alignment = Alignment()
-    """An alignment, or the name of a profile."""
     model: Text | None = None
     """The model that answers; left out: the one that was loaded first."""
     prefill: Text | None = None
     """The assistant's answer is forced to begin with this text."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _profile_by_name(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("alignment"), str):
-            return {**value, "alignment": load_alignment(value["alignment"])}
-        return value
-
-
-def profile_folders() -> list[Path]:
-    """Where named profiles are looked for: the project's folder, then the user's."""
-    return [Path(".fader/profiles"), user_config_path("fader") / "profiles"]
-
-
-def profiles() -> dict[str, Path]:
-    """All named profiles: name to file. A project's profile hides the user's of the same name."""
-    found: dict[str, Path] = {}
-    for folder in profile_folders():
-        for file in sorted(folder.glob("*")):
-            if file.suffix in (".yaml", ".yml", ".json"):
-                found.setdefault(file.stem, file)
-    return found
-
-
-def load_alignment(text: str | Mapping[str, Any] | Alignment) -> Alignment:
-    """An alignment from what a person may give: JSON or YAML text, a file, or a profile's name."""
-    if isinstance(text, Alignment):
-        return text
-    if isinstance(text, Mapping):
-        return parse(Alignment, text, "alignment")
-    source, content = "alignment", text
-    if not text.lstrip().startswith(("{", "[")):
-        file = profiles().get(text, Path(text))
-        if len(text) > 1000 or not file.is_file():
-            known = ", ".join(profiles()) or "none yet"
-            raise ValueError(
-                f"alignment: {short(text)} is neither JSON, nor a file, nor a profile (known"
-                f" profiles: {known})"
-            )
-        source, content = str(file), file.read_text(encoding="utf-8")
-    try:
-        value = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ValueError(
-            f"{source}: not valid YAML or JSON{place}: {getattr(error, 'problem', error)}"
-        ) from None
-    return parse(Alignment, value if value is not None else {}, source)
-
-
-def profile_file(name: str) -> Path:
-    """Where a profile of that name is kept in the project. Raises ValueError for what is no
-    name."""
-    if not re.fullmatch(r"[\w-]+", name):
-        raise ValueError(f"profile: {name!r} is not a name; use letters, digits, - and _")
-    return profile_folders()[0] / f"{name}.yaml"
-
-
-def save_profile(name: str, alignment: Alignment) -> Path:
-    """Write an alignment into the project's profile folder, where requests find it by name. Written
-    beside its place and renamed."""
-    file = profile_file(name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{name}.part")
-    try:
-        scratch.write_text(
-            yaml.safe_dump(
-                alignment.model_dump(mode="json", exclude_defaults=True), sort_keys=False
-            ),
-            encoding="utf-8",
-        )
-        scratch.replace(file)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return file
 
 
 def json_schema() -> dict[str, Any]:

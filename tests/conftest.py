@@ -14,9 +14,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from fader import Fader, Vector, load
-from fader.evaluation.lab import Lab
-from fader.evaluation.ledger import Ledger
-from fader.training.data import DOMAINS, LEVELS, LevelItem
+from fader.data.records import LEVELS, LevelItem
+from fader.evaluation.cache import ResultCache
+from fader.evaluation.suite import Suite
+from fader.starter.shipped import DOMAINS
 
 SIZES = {
     "hidden_size": 64,
@@ -148,7 +149,7 @@ def random_vectors(fader: Fader, folder: Path, names: list[str]) -> dict[str, Pa
     torch.manual_seed(1)
     layers = {
         name: layer
-        for name, layer in fader.backbones[fader.model].desk.layers.items()
+        for name, layer in fader.backbones[fader.model].mixer.layers.items()
         if name.endswith(("down_proj", "o_proj"))
     }
     for name in names:
@@ -171,10 +172,10 @@ def fader(tiny_folder: Path, tmp_path: Path):
 
 
 @pytest.fixture
-def lab(fader: Fader, tmp_path: Path) -> Lab:
+def suite(fader: Fader, tmp_path: Path) -> Suite:
     """A lab on that model and the short questions."""
-    return Lab(
-        Ledger(fader, tmp_path / "ledger.jsonl", quiet=True),
+    return Suite(
+        ResultCache(fader, tmp_path / "ledger.jsonl", quiet=True),
         dict.fromkeys((*DOMAINS, "other"), level_items()),
         styles=["warm"],
         limit=3,

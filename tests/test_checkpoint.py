@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fader import Fader, Vector, load
-from fader.methods import checkpoint
-from fader.methods.checkpoint import adopt, extract, merge, open_checkpoint, transfer
-from fader.methods.vector import CARD, compress
+from fader.vectors import checkpoint
+from fader.vectors.checkpoint import adopt, extract, merge, open_checkpoint, transfer
+from fader.vectors.vector import CARD, compress
 
 NOT_LINEAR = ("self_attn.q_proj.bias", "input_layernorm.weight", "post_attention_layernorm.weight")
 IDS = torch.tensor([[5, 90, 31, 200, 77, 8, 150]])
@@ -85,7 +85,7 @@ def test_the_fingerprint_is_the_one_that_load_gives(architecture, tmp_path):
     assert found.fingerprint() == backbone.fingerprint
     assert found.layers == {
         module: (layer.out_features, layer.in_features)
-        for module, layer in backbone.desk.layers.items()
+        for module, layer in backbone.mixer.layers.items()
     }
     for name, weight in model.state_dict().items():
         assert torch.equal(found.read(name), weight)
@@ -401,9 +401,9 @@ class TestMerge:
         merged = merge(base, {a: 0.7, b: -0.4}, tmp_path / "merged")
         plain, mixture = read(base), {"a": 0.7, "b": -0.4}
         with torch.no_grad():
-            for vector, amount in ((a, 0.7), (b, -0.4)):
+            for vector, strength in ((a, 0.7), (b, -0.4)):
                 for module in vector.factors:
-                    plain.get_submodule(module).weight += amount * vector.delta(module)
+                    plain.get_submodule(module).weight += strength * vector.delta(module)
         torch.testing.assert_close(logits(read(merged)), logits(plain), atol=1e-4, rtol=1e-4)
         with Fader(load(str(base))) as fader:
             fader.add_vector(a)
@@ -440,7 +440,7 @@ class TestMerge:
                     change = 0.5 * vector.delta(module) if module in vector.factors else 0.0
                     assert torch.equal(after, (before.float() + change).bfloat16())
         card = json.loads((merged / CARD).read_text())
-        assert card["vectors"] == [{"name": "a", "amount": 0.5, "base_fingerprint": vector.base}]
+        assert card["vectors"] == [{"name": "a", "strength": 0.5, "base_fingerprint": vector.base}]
         assert (
             AutoTokenizer.from_pretrained(merged).get_vocab()
             == AutoTokenizer.from_pretrained(base).get_vocab()
@@ -474,7 +474,7 @@ class TestMerge:
 
     def test_refusals(self, tiny_folder, tmp_path):
         vector, out = noisy(tiny_folder, "a"), tmp_path / "merged"
-        with pytest.raises(ValueError, match="amount inf is not finite"):
+        with pytest.raises(ValueError, match="strength inf is not finite"):
             merge(tiny_folder, {vector: float("inf")}, out)
         with pytest.raises(ValueError, match="made for a model with fingerprint"):
             merge(make_model(tmp_path / "other", seed=9), {vector: 1.0}, out)

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 from conftest import random_vectors, warnings_of_the_trainer
 
-from claims.search import PARTS as SEARCHES
-from claims.search import Bench, bound
-from claims.vectors import PARTS, public_pairs
 from fader import Vector
-from fader.evaluation.ledger import Ledger
+from fader.evaluation.cache import ResultCache
+from fader.evaluation.suite import Suite
 from fader.evaluation.tasks import TASKS
-from fader.training.data import DOMAINS
+from fader.starter.shipped import DOMAINS
+from reproductions.search import PARTS as SEARCHES
+from reproductions.search import bound
+from reproductions.vectors import PARTS, public_pairs
 
 WORDS = " ".join(["word"] * 40)
 
@@ -49,34 +50,34 @@ def test_public_pairs_are_read_where_they_are(tmp_path, monkeypatch):
     ]
 
 
-def test_public_data_gives_figures(lab, tmp_path, monkeypatch, capsys):
+def test_public_data_gives_figures(suite, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("FADER_DATA", raising=False)
-    assert not list(PARTS["public"](lab))
+    assert not list(PARTS["public"](suite))
     assert "medquad/qa.jsonl.gz: not in the folder that FADER_DATA names" in capsys.readouterr().err
     (tmp_path / "data").mkdir()
     monkeypatch.setenv("FADER_DATA", str(make_folder(tmp_path / "data")))
-    figures = list(PARTS["public"](lab))
+    figures = list(PARTS["public"](suite))
     assert len(figures) == 3 * 5
     assert {figure.metric for figure in figures} == {"expert_preferred"}
     assert {figure.n for figure in figures} == {3, 1}
 
 
-def test_every_task_of_the_evaluation_is_part_of_the_claims(lab):
-    figures = [figure.task for figure in PARTS["curve"](lab)]
+def test_every_task_of_the_evaluation_is_part_of_the_claims(suite):
+    figures = [figure.task for figure in PARTS["curve"](suite)]
     assert set(figures) == {"curve"}
     assert {"levels", "curve", "prompting", "generation"} <= TASKS.keys() & PARTS.keys()
 
 
 @warnings_of_the_trainer
 @pytest.mark.parametrize("name", ["joint", "transfer", "spillover"])
-def test_parts_that_train_give_figures(lab, name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("claims.vectors.RUNS", tmp_path / "runs")
+def test_parts_that_train_give_figures(suite, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("reproductions.vectors.RUNS", tmp_path / "runs")
     for domain in (
         DOMAINS
     ):  # the tiny model's vectors were not trained; their cards say nothing of how long that took
-        lab.ledger.fader.add_vector(
+        suite.cache.fader.add_vector(
             replace(
-                lab.ledger.fader.vector(domain),
+                suite.cache.fader.vector(domain),
                 card={
                     "seconds": 40.0,
                     "lessons": 8,
@@ -84,10 +85,10 @@ def test_parts_that_train_give_figures(lab, name, tmp_path, monkeypatch, capsys)
                 },
             )
         )
-    first = list(PARTS[name](lab))
+    first = list(PARTS[name](suite))
     assert len({(figure.method, figure.case, figure.metric) for figure in first}) == len(first) > 5
     assert not capsys.readouterr().out  # where the figures are printed
-    assert [figure.value for figure in PARTS[name](lab)] == [
+    assert [figure.value for figure in PARTS[name](suite)] == [
         figure.value for figure in first
     ]  # what was trained is found again
     if name == "joint":
@@ -101,33 +102,33 @@ def test_parts_that_train_give_figures(lab, name, tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture
-def bench(fader, tmp_path):
+def search_suite(fader, tmp_path):
     for name, folder in random_vectors(fader, tmp_path / "aims", ["harmless", "helpful"]).items():
         fader.add_vector(Vector.load(folder, name))
-    return Bench(Ledger(fader, tmp_path / "ledger.jsonl", quiet=True), limit=1)
+    return Suite(ResultCache(fader, tmp_path / "ledger.jsonl", quiet=True), limit=1)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_every_part_on_searches_gives_figures(bench, name, monkeypatch):
+def test_every_part_on_searches_gives_figures(search_suite, name, monkeypatch):
     monkeypatch.delenv("FADER_DATA", raising=False)
     monkeypatch.setattr(
-        "claims.search.LOOKAHEADS",
+        "reproductions.search.LOOKAHEADS",
         {"lookahead": {"kind": "lookahead", "top_k": 2, "lookahead": 2, "weight": 10}},
     )
     monkeypatch.setattr(
-        "claims.search.toward",
+        "reproductions.search.toward",
         lambda harmless, helpful: {"vectors": {"harmless": harmless, "helpful": helpful}},
     )
-    monkeypatch.setattr("claims.search.bound", lambda bench: iter(()))
-    figures = list(SEARCHES[name](bench))
+    monkeypatch.setattr("reproductions.search.bound", lambda search_suite: iter(()))
+    figures = list(SEARCHES[name](search_suite))
     assert {figure.task for figure in figures} == {name}
     assert {figure.n for figure in figures} == {1}
     assert len({(figure.method, figure.case, figure.metric) for figure in figures}) == len(figures)
 
 
 @warnings_of_the_trainer
-def test_public_preferences_train_vectors_of_their_own(bench, tmp_path, monkeypatch):
-    monkeypatch.setattr("claims.search.RUNS", tmp_path / "runs")
+def test_public_preferences_train_vectors_of_their_own(search_suite, tmp_path, monkeypatch):
+    monkeypatch.setattr("reproductions.search.RUNS", tmp_path / "runs")
     monkeypatch.setenv("FADER_DATA", str(tmp_path / "data"))
     transcripts = [
         {side: f"\n\nHuman: q{i}\n\nAssistant: {side} {i}" for side in ("chosen", "rejected")}
@@ -145,15 +146,15 @@ def test_public_preferences_train_vectors_of_their_own(bench, tmp_path, monkeypa
         opener = gzip.open if file.endswith(".gz") else open
         with opener(tmp_path / "data" / name / file, "wt") as stream:
             stream.write("\n".join(map(json.dumps, rows)))
-    found = {(figure.method, figure.case) for figure in SEARCHES["preferences"](bench)}
+    found = {(figure.method, figure.case) for figure in SEARCHES["preferences"](search_suite)}
     public = {
         case for case in ("hh_harmless", "pandalm") if (f"implicit reward of {case}", case) in found
     }
     assert public == {"hh_harmless", "pandalm"}
-    assert Vector.load(tmp_path / "runs" / "pandalm").card["lessons"] == bench.limit
+    assert Vector.load(tmp_path / "runs" / "pandalm").card["lessons"] == search_suite.limit
 
 
-def test_the_weight_for_a_bound_is_found(bench):
-    figures = {figure.method: figure.value for figure in bound(bench, samples=3)}
+def test_the_weight_for_a_bound_is_found(search_suite):
+    figures = {figure.method: figure.value for figure in bound(search_suite, samples=3)}
     assert figures["predicted on the same samples"] >= figures["stated"] - 1e-3
     assert figures["found from base samples"] > 0

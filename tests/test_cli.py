@@ -201,7 +201,7 @@ def test_score_vectors_models_profiles_schema(tmp_path):
         {
             "messages": [{"role": "user", "content": "2+2?"}],
             "answer": "4",
-            "alignment": {"prompt": {"user": "Be brief."}},
+            "alignment": {"preferences": {"user": "Be brief."}},
         },
     ]
     one, two = rows(run("score", "--input", "-", "--json", stdin="\n".join(map(json.dumps, pairs))))
@@ -212,9 +212,9 @@ def test_score_vectors_models_profiles_schema(tmp_path):
     assert model["name"] == "smollm2-135m"
     assert model["fetched"] is True
     (tmp_path / ".fader" / "profiles").mkdir(parents=True)
-    (tmp_path / ".fader" / "profiles" / "brief.yaml").write_text("prompt: {user: Be brief.}")
+    (tmp_path / ".fader" / "profiles" / "brief.yaml").write_text("preferences: {user: Be brief.}")
     assert rows(run("profiles", "--json", cwd=tmp_path))[0]["alignment"] == {
-        "prompt": {"user": ["Be brief."]}
+        "preferences": {"user": ["Be brief."]}
     }
     assert json.loads(run("schema").stdout)["title"] == "Request"
     assert all("name" in row for row in rows(run("vectors", "list", "--json")))
@@ -225,7 +225,7 @@ def test_chat_talks_and_changes_its_alignment():
         "chat",
         "--max-tokens",
         "8",
-        stdin='Hello\n/align {"prompt": {"user": "Be brief."}}\n/align nonsense\nAnd you?\n\n',
+        stdin='Hello\n/align {"preferences": {"user": "Be brief."}}\n/align nonsense\nAnd you?\n\n',
     )
     assert done.returncode == 0
     assert "neither JSON" in done.stdout
@@ -379,7 +379,7 @@ def test_vectors_on_files(files):
 
 
 def test_vectors_on_files_for_people(files, tmp_path, monkeypatch):
-    monkeypatch.setattr("fader.methods.vector.user_folder", lambda: tmp_path / "user")
+    monkeypatch.setattr("fader.vectors.store.user_folder", lambda: tmp_path / "user")
     done = run(
         "vectors",
         "extract",

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fader import request, reward_specs
+from fader import request
 from fader.cli import app
+from fader.rewards import specs as reward_specs
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,5 +1,5 @@
-"""Figures, the ledger, the search for amounts and every task, on a tiny model with random vectors;
-the judge on the shipped answers."""
+"""Figures, the ledger, the search for strengths and every task, on a tiny model with random
+vectors; the judge on the shipped answers."""
 
 import json
 import math
@@ -12,25 +12,26 @@ from conftest import Speaking, level_items
 from test_cli import rows, run
 
 from fader import Fader, Vector
+from fader.data.records import LEVELS
 from fader.engine.backbone import quick_dtype
-from fader.evaluation.effect import AMOUNTS, note_effect
-from fader.evaluation.figures import average, distinct, least, perplexity
+from fader.evaluation.cache import Query, ResultCache
+from fader.evaluation.effect import STRENGTHS, note_effect
 from fader.evaluation.judge import classifier, endpoint
-from fader.evaluation.lab import Lab, Trial, mixed, named
-from fader.evaluation.ledger import Asked, Ledger
+from fader.evaluation.metrics import average, distinct, perplexity, worst_case
 from fader.evaluation.report import write_report
+from fader.evaluation.suite import Suite, Trial, mixed, named
 from fader.evaluation.tasks import TASKS
 from fader.evaluation.tune import (
     COARSE,
     NEARLY,
     alone,
-    amounts,
-    clearness,
     consequences,
-    firsts,
+    soft_accuracy,
+    strengths,
+    top1,
     tune,
 )
-from fader.training.data import DOMAINS, LEVELS, starter_levels, starter_pairs
+from fader.starter.shipped import DOMAINS, starter_levels, starter_pairs
 
 
 def test_average_and_its_interval():
@@ -58,7 +59,7 @@ def test_distinct():
 def test_the_ledger_asks_once(fader, tmp_path, monkeypatch):
     file = tmp_path / "ledger.jsonl"
     wanted = [
-        Asked(
+        Query(
             "t",
             "m",
             "c",
@@ -66,10 +67,10 @@ def test_the_ledger_asks_once(fader, tmp_path, monkeypatch):
             Fader.request("the sea", alignment={"vectors": {"medical": 0.5}}),
             " wide",
         ),
-        Asked("t", "m", "c", "1", Fader.request("the sea"), " wide"),
-        Asked("t", "m", "c", "2", Fader.request("the sea", max_tokens=4)),
+        Query("t", "m", "c", "1", Fader.request("the sea"), " wide"),
+        Query("t", "m", "c", "2", Fader.request("the sea", max_tokens=4)),
     ]
-    first = Ledger(fader, file, quiet=True).ask(wanted)
+    first = ResultCache(fader, file, quiet=True).ask(wanted)
     assert first[0].mean == pytest.approx(
         fader.score("the sea", " wide", alignment={"vectors": {"medical": 0.5}}).mean, abs=1e-4
     )
@@ -81,14 +82,14 @@ def test_the_ledger_asks_once(fader, tmp_path, monkeypatch):
         stream.write('{"key": "unfinis')  # as a killed process leaves it
     asked = []
     monkeypatch.setattr(fader, "score_batch", lambda pairs: asked.extend(pairs) or [])
-    assert Ledger(fader, file, quiet=True).ask(wanted) == first
+    assert ResultCache(fader, file, quiet=True).ask(wanted) == first
     assert not asked
     assert file.read_text().endswith("\n")
 
 
 def test_the_ledger_knows_a_vector_by_its_numbers(fader, tmp_path):
     wanted = [
-        Asked(
+        Query(
             "t",
             "m",
             "c",
@@ -97,22 +98,22 @@ def test_the_ledger_knows_a_vector_by_its_numbers(fader, tmp_path):
             " wide",
         )
     ]
-    ledger = Ledger(fader, tmp_path / "ledger.jsonl", quiet=True)
-    before = ledger.ask(wanted)
+    cache = ResultCache(fader, tmp_path / "ledger.jsonl", quiet=True)
+    before = cache.ask(wanted)
     fader.add_vector(-2 * fader.vector("medical"), "medical")
-    assert ledger.ask(wanted) != before
+    assert cache.ask(wanted) != before
 
 
 def test_a_foreign_file_is_no_ledger(fader, tmp_path):
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(ValueError, match=r"other\.jsonl:1: not a line of an evaluation's ledger"):
-        Ledger(fader, tmp_path / "other.jsonl")
+        ResultCache(fader, tmp_path / "other.jsonl")
 
 
-def test_ranked_is_the_likelihood_per_token_under_each_mixture(lab, fader):
+def test_ranked_is_the_likelihood_per_token_under_each_mixture(suite, fader):
     items = level_items()[:2]
     moved = {"medical": -0.7, "legal": 1.2}
-    found = lab.ranked(
+    found = suite.ranked(
         "t", [Trial("base", "x", items, mixed({})), Trial(named(moved), "x", items, mixed(moved))]
     )
     for means, mixture in zip(found, ({}, moved), strict=True):
@@ -124,39 +125,45 @@ def test_ranked_is_the_likelihood_per_token_under_each_mixture(lab, fader):
             assert row.tolist() == pytest.approx(one_by_one, abs=1e-4)
 
 
-def test_tune_finds_the_clearest_amount(lab):
+def test_tune_finds_the_clearest_amount(suite):
     for level in LEVELS:
-        found = tune(lab, {"medical": level})
+        found = tune(suite, {"medical": level})
         at = {}
-        for amount in (*COARSE, found.amounts["medical"]):
-            at[amount] = clearness(
-                lab.ranked(
+        for strength in (*COARSE, found.strengths["medical"]):
+            at[strength] = soft_accuracy(
+                suite.ranked(
                     "t",
                     [
                         Trial(
-                            "x", "medical", lab.items("medical", "dev"), mixed({"medical": amount})
+                            "x",
+                            "medical",
+                            suite.items("medical", "dev"),
+                            mixed({"medical": strength}),
                         )
                     ],
                 )[0],
                 level,
             )
-        assert at[found.amounts["medical"]] >= max(at.values()) - NEARLY - 1e-3
-        clear = [amount for amount in COARSE if at[amount] >= max(at.values()) - NEARLY]
+        assert at[found.strengths["medical"]] >= max(at.values()) - NEARLY - 1e-3
+        clear = [strength for strength in COARSE if at[strength] >= max(at.values()) - NEARLY]
         assert (
-            min(clear, default=-9) - 0.1 <= found.amounts["medical"] <= max(clear, default=9) + 0.1
+            min(clear, default=-9) - 0.1
+            <= found.strengths["medical"]
+            <= max(clear, default=9) + 0.1
         )
     with pytest.raises(ValueError, match="tax: no vector moves this domain"):
-        tune(lab, {"tax": "expert"})
+        tune(suite, {"tax": "expert"})
 
 
-def test_a_card_notes_what_the_amounts_do(lab, fader, tmp_path, tiny_folder):
-    items = lab.items("medical", "dev")
+def test_a_card_notes_what_the_amounts_do(suite, fader, tmp_path, tiny_folder):
+    items = suite.items("medical", "dev")
     noted = note_effect(fader.vector("medical"), tmp_path / "noted", items, str(tiny_folder))
     assert Vector.load(tmp_path / "noted").card["effect"] == noted.card["effect"]
     with Fader(str(tiny_folder), dtype=quick_dtype()) as quick:
         quick.add_vector(fader.vector("medical"))
         picked = alone(
-            Lab(Ledger(quick, quiet=True), lab.levels, {"medical": "medical"}, limit=3), "t"
+            Suite(ResultCache(quick, quiet=True), suite.levels, {"medical": "medical"}, limit=3),
+            "t",
         )
     assert noted.card["effect"]["levels"] == {level: picked["medical", level] for level in LEVELS}
     fader.add_vector(
@@ -165,13 +172,13 @@ def test_a_card_notes_what_the_amounts_do(lab, fader, tmp_path, tiny_folder):
         ),
         "medical",
     )
-    assert amounts(replace(lab, vectors={"medical": "medical"}), "t") == {
+    assert strengths(replace(suite, vectors={"medical": "medical"}), "t") == {
         ("medical", level): 9.0 for level in LEVELS
     }  # what the card notes
-    other = replace(lab, vectors={"medical": "medical"}, levels={"medical": level_items()[:2]})
-    assert amounts(other, "t")["medical", "expert"] != 9.0  # noted on other questions
+    other = replace(suite, vectors={"medical": "medical"}, levels={"medical": level_items()[:2]})
+    assert strengths(other, "t")["medical", "expert"] != 9.0  # noted on other questions
     fader.add_vector(-fader.vector("medical"), "turned")
-    turned = amounts(replace(lab, vectors={"medical": "turned"}), "t")
+    turned = strengths(replace(suite, vectors={"medical": "turned"}), "t")
     assert turned["medical", "expert"] != 9.0  # noted of other numbers
     seen = note_effect(
         fader.vector("medical"), tmp_path / "seen", items, str(tiny_folder), seen=True
@@ -183,37 +190,37 @@ def test_a_card_notes_what_the_amounts_do(lab, fader, tmp_path, tiny_folder):
         "medical",
     )
     assert (
-        amounts(replace(lab, vectors={"medical": "medical"}), "t")["medical", "expert"] != 9.0
+        strengths(replace(suite, vectors={"medical": "medical"}), "t")["medical", "expert"] != 9.0
     )  # noted on what it was trained on
     pairs = starter_pairs("warm")[:2]
     noted = note_effect(fader.vector("warm"), tmp_path / "style", pairs, str(tiny_folder))
-    assert [row["amount"] for row in noted.card["effect"]["amounts"]] == list(AMOUNTS)
+    assert [row["strength"] for row in noted.card["effect"]["strengths"]] == list(STRENGTHS)
 
 
-def test_tune_reports_what_else_moves(lab):
+def test_tune_reports_what_else_moves(suite):
     wanted = {"medical": "expert", "legal": "avoidance"}
-    found = tune(lab, wanted)
-    assert found.amounts.keys() == wanted.keys()
-    figures = [(figure.case, figure.metric) for figure in consequences(lab, found, wanted)]
+    found = tune(suite, wanted)
+    assert found.strengths.keys() == wanted.keys()
+    figures = [(figure.case, figure.metric) for figure in consequences(suite, found, wanted)]
     assert figures[:2] == [("medical", "reached_expert"), ("legal", "reached_avoidance")]
     assert {("financial", "moved"), ("other", "drift"), ("neutral", "perplexity_ratio")} <= set(
         figures
     )
 
 
-def test_levels_gives_what_it_promises(lab):
-    figures = list(TASKS["levels"](lab))
+def test_levels_gives_what_it_promises(suite):
+    figures = list(TASKS["levels"](suite))
     best = {(f.method, f.case, f.metric): f for f in figures}
     for domain in DOMAINS:
         for level in LEVELS:
-            amount = best["vectors", domain, f"lambda_{level}"].value
-            means = lab.ranked(
-                "t", [Trial("x", domain, lab.items(domain, "test"), mixed({domain: amount}))]
+            strength = best["vectors", domain, f"lambda_{level}"].value
+            means = suite.ranked(
+                "t", [Trial("x", domain, suite.items(domain, "test"), mixed({domain: strength}))]
             )[0]
             assert best["vectors", domain, f"best_{level}"].value == pytest.approx(
-                sum(firsts(means, level)) / len(means), abs=1e-3
+                sum(top1(means, level)) / len(means), abs=1e-3
             )
-    combinations = [figure for figure in figures if figure.metric == "least_accuracy"]
+    combinations = [figure for figure in figures if figure.metric == "worst_case_accuracy"]
     assert len(combinations) == len({figure.case for figure in combinations}) == 27
     reached = [figure for figure in figures if figure.metric == "combinations_reached"]
     assert len(reached) == 1
@@ -222,8 +229,8 @@ def test_levels_gives_what_it_promises(lab):
 
 
 @pytest.mark.parametrize("task", [name for name in TASKS if name not in ("levels", "generation")])
-def test_every_task_yields_figures(lab, task):
-    figures = list(TASKS[task](lab))
+def test_every_task_yields_figures(suite, task):
+    figures = list(TASKS[task](suite))
     assert figures
     for figure in figures:
         assert figure.task == task
@@ -232,10 +239,10 @@ def test_every_task_yields_figures(lab, task):
         json.dumps(asdict(figure), allow_nan=False)
 
 
-def test_generation_is_judged_and_counted(lab):
-    figures = list(TASKS["generation"](lab))
+def test_generation_is_judged_and_counted(suite):
+    figures = list(TASKS["generation"](suite))
     methods = {figure.method for figure in figures if figure.metric == "generated_expert"}
-    assert methods == {"vectors", "base", "told", "shown"}
+    assert methods == {"vectors", "base", "zero-shot", "few-shot"}
     cost = {
         (figure.method, figure.metric): figure.value
         for figure in figures
@@ -243,26 +250,26 @@ def test_generation_is_judged_and_counted(lab):
     }
     assert (
         cost["vectors", "prompt_tokens"]
-        < cost["told", "prompt_tokens"]
-        < cost["shown", "prompt_tokens"]
+        < cost["zero-shot", "prompt_tokens"]
+        < cost["few-shot", "prompt_tokens"]
     )
 
 
-def test_styles_are_monotone_when_the_margin_grows(lab):
-    figures = list(TASKS["styles"](lab))
+def test_styles_are_monotone_when_the_margin_grows(suite):
+    figures = list(TASKS["styles"](suite))
     margins = [figure.value for figure in figures if figure.metric == "margin"]
     assert len(margins) == 5
     assert figures[-1].value == float(margins == sorted(margins))
     pairs = [pair for pair in starter_pairs("warm") if pair.split == "test"][:3]
-    both = lab.preferred("t", "warm=1", "warm", pairs, {"vectors": {"warm": 1.0}})
+    both = suite.preferred("t", "warm=1", "warm", pairs, {"vectors": {"warm": 1.0}})
     assert margins[-1] == pytest.approx(float((both[:, 0] - both[:, 1]).mean()), abs=1e-3)
 
 
-def test_the_report_shows_every_figure(lab, tmp_path):
+def test_the_report_shows_every_figure(suite, tmp_path):
     figures = [
         figure
         for task in ("levels", "curve", "spillover", "generation")
-        for figure in TASKS[task](lab)
+        for figure in TASKS[task](suite)
     ]
     write_report(figures, tmp_path / "deep" / "report.html")
     page = (tmp_path / "deep" / "report.html").read_text()
@@ -324,14 +331,14 @@ def test_a_file_that_is_no_ledger_is_left_alone(fader, tmp_path):
         file = tmp_path / str(place)
         file.write_bytes(content)
         with pytest.raises(ValueError, match="an evaluation's ledger"):
-            Ledger(fader, file, quiet=True)
+            ResultCache(fader, file, quiet=True)
         assert file.read_bytes() == content
 
 
 def test_the_least_of_several_means_has_an_interval_of_its_own():
     groups = [[1.0] * 27 + [0.0] * 3, [0.0] * 3 + [1.0] * 27, [1.0] * 27 + [0.0] * 3]
     found, single = (
-        least("t", "m", "c", "least", groups),
+        worst_case("t", "m", "c", "least", groups),
         average("t", "m", "c", "least", groups[0]),
     )
     assert found.value == single.value == 0.9
@@ -393,10 +400,10 @@ def test_tune_writes_a_profile_that_requests_find(arguments, tmp_path):
             cwd=tmp_path,
         )
     )[0]
-    assert found["amounts"].keys() == {"medical", "legal"}
+    assert found["strengths"].keys() == {"medical", "legal"}
     written = rows(run("profiles", "--json", cwd=tmp_path))
     assert [row["name"] for row in written] == ["clinic"]
-    assert written[0]["alignment"].get("vectors", {}) == found["amounts"]
+    assert written[0]["alignment"].get("vectors", {}) == found["strengths"]
 
 
 @pytest.mark.parametrize(

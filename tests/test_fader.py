@@ -10,10 +10,10 @@ from functools import partial
 import pytest
 from conftest import make_model, until
 
-from fader import Cancelled, Declared, Fader, Request, Sampling, load
+from fader import Cancelled, Fader, Request, Resources, Sampling, load
 from fader.engine.loop import Job
 from fader.engine.prefix import Policy, Prefix
-from fader.engine.program import Emit, Next, Score
+from fader.engine.program import Emit, NextLogits, Score
 
 
 def test_asyncio_gives_the_same_answers(tiny):
@@ -93,7 +93,7 @@ def test_a_failing_reward_ends_its_job_only(tiny, monkeypatch):
     def broken(prompts, texts):
         raise RuntimeError("the judge is out")
 
-    monkeypatch.setattr(tiny, "declared", Declared(callables={"broken": broken}))
+    monkeypatch.setattr(tiny, "resources", Resources(callables={"broken": broken}))
     search = {"kind": "best-of-n", "n": 2, "rewards": [{"kind": "python", "name": "broken"}]}
     with pytest.raises(RuntimeError, match="the judge is out"):
         tiny.generate("the sea", max_tokens=3, temperature=1.0, alignment={"search": search})
@@ -130,15 +130,15 @@ def test_a_principle_is_told_beside_the_requests_own_tiers(tiny):
     request = tiny.request(
         "the sea",
         alignment={
-            "prompt": {"user": "be brief"},
+            "preferences": {"user": "be brief"},
             "guides": [{"kind": "contrast", "principle": "be kind"}],
         },
     )
-    aligned = tiny._plan(request).aligned
-    told = tiny.backbones[tiny.model].tokenizer.decode(aligned.terms[0].policy.prompt)
+    guided = tiny._plan(request).guided
+    told = tiny.backbones[tiny.model].tokenizer.decode(guided.terms[0].policy.prompt)
     assert "be brief" in told
     assert "be kind" in told
-    assert aligned.terms[0].reference == aligned.base
+    assert guided.terms[0].reference == guided.base
 
 
 def test_a_batch_that_is_refused_starts_nothing(tiny, monkeypatch):
@@ -163,7 +163,7 @@ def test_a_slow_reward_does_not_hold_up_the_others(tiny, monkeypatch):
         assert answered.wait(timeout=30), "the engine waited for the reward"
         return [0.0] * len(texts)
 
-    monkeypatch.setattr(tiny, "declared", Declared(callables={"think": think}))
+    monkeypatch.setattr(tiny, "resources", Resources(callables={"think": think}))
     search = {"kind": "best-of-n", "n": 2, "rewards": [{"kind": "python", "name": "think"}]}
     ask = partial(
         tiny.generate,
@@ -212,7 +212,7 @@ class TestFaultsEndTheirJobOnly:
             yield 3
 
         def elsewhere():
-            yield Next(Policy("nowhere", (1,)), [Prefix()])
+            yield NextLogits(Policy("nowhere", (1,)), [Prefix()])
 
         assert isinstance(self.ends_with(tiny, broken()), KeyError)
         assert "it may ask" in str(self.ends_with(tiny, nonsense()))
@@ -280,7 +280,7 @@ class TestFaultsEndTheirJobOnly:
             keep = [root]
             for width in range(2, 200):
                 keep += [root.then(10, token % 300, width) for token in range(width)]
-                yield Next(Policy(tiny.model, (7, 8, 9)), keep)
+                yield NextLogits(Policy(tiny.model, (7, 8, 9)), keep)
 
         assert isinstance(self.ends_with(tiny, program()), MemoryError)
         assert tiny.backbones[tiny.model].pool.taken == 0
@@ -323,15 +323,15 @@ def test_a_failed_forward_gives_its_memory_back(tiny_folder, monkeypatch):
 
 
 def test_a_vector_that_could_not_be_stacked_is_stacked_anew(fader, monkeypatch):
-    desk = fader.backbones[fader.model].desk
+    mixer = fader.backbones[fader.model].mixer
     wish = {"alignment": {"vectors": {"medical": 1.0}}}
     expected, medical = fader.score("the sea", " wide", **wish).mean, fader.vector("medical")
     fader.remove_vector("medical")
     fader.add_vector(medical)
     assert fader.generate("the sea", max_tokens=1).text  # by then its factors are gone
-    assert not desk.vectors
-    last = desk.layers[
-        [name for name in desk.layers if name in fader.vector("medical").factors][-1]
+    assert not mixer.vectors
+    last = mixer.layers[
+        [name for name in mixer.layers if name in fader.vector("medical").factors][-1]
     ]
     stack = last.stack
     monkeypatch.setattr(
@@ -355,7 +355,7 @@ def test_a_reward_that_exits_ends_its_request_alone(tiny_folder):
     wish = {
         "search": {"kind": "best-of-n", "n": 2, "rewards": [{"kind": "python", "name": "leave"}]}
     }
-    with Fader(str(tiny_folder), declared=Declared(callables={"leave": leave})) as fader:
+    with Fader(str(tiny_folder), resources=Resources(callables={"leave": leave})) as fader:
         for _ in range(2):
             with pytest.raises(RuntimeError, match="SystemExit"):
                 fader.generate("the sea", alignment=wish, temperature=1.0, max_tokens=2)

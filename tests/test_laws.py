@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from fader import Cancelled, Fader, Vector, load
 from fader.engine.prefix import Policy, Prefix
-from fader.engine.program import Next, Trace
+from fader.engine.program import NextLogits, SequenceLogits
 from fader.methods.prompt import conversation
-from fader.request import Prompt
+from fader.request import Preferences
 
 WORDS = TEXT.split()
 QUICK = settings(
@@ -31,7 +31,7 @@ def random_vector(
     targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj"),
 ) -> Vector:
     noise = torch.Generator().manual_seed(seed)
-    layers = fader.backbones[fader.model].desk.layers
+    layers = fader.backbones[fader.model].mixer.layers
     return Vector(
         name,
         {
@@ -111,7 +111,7 @@ def test_zero_is_off(tiny):
             {"vectors": {"off": 0.0}},
             {"guides": [guide]},
             {"guides": [loop]},
-            {"prompt": {}},
+            {"preferences": {}},
         ):
             assert (
                 tiny.generate("a cat sat", max_tokens=20, alignment=alignment, **sampling).answers[
@@ -159,20 +159,20 @@ def test_cache_on_equals_cache_off(tiny, question, tokens, cut):
     def grown():
         prefix, rows = Prefix(), []
         for place, token in enumerate(tokens):
-            rows.append((yield Next(policy, [prefix])))
+            rows.append((yield NextLogits(policy, [prefix])))
             if place == min(cut, len(tokens) - 1):  # a fork that parts ways, and stays alive
                 side = prefix.then(tokens[0], 7)
-                yield Next(policy, [side])
+                yield NextLogits(policy, [side])
             prefix = prefix.then(token)
         return torch.cat(rows)
 
     def at_once():
-        return (yield Trace(policy, Prefix().then(*tokens), len(tokens)))
+        return (yield SequenceLogits(policy, Prefix().then(*tokens), len(tokens)))
 
     def one_by_one():
         rows = []
         for place in range(len(tokens)):
-            rows.append((yield Next(policy, [Prefix().then(*tokens[:place])])))
+            rows.append((yield NextLogits(policy, [Prefix().then(*tokens[:place])])))
         return torch.cat(rows)
 
     stepwise, whole, cold = ask(tiny, grown()), ask(tiny, at_once()), ask(tiny, one_by_one())
@@ -186,16 +186,16 @@ def test_forks_keep_apart(tiny):
 
     def both():
         root = Prefix()
-        yield Next(policy, [root])
+        yield NextLogits(policy, [root])
         left, right = root.then(10), root.then(20)
         for token in (11, 12, 13):
-            found = yield Next(policy, [left, right, left])
+            found = yield NextLogits(policy, [left, right, left])
             left, right = left.then(token), right.then(token + 10)
         return found
 
     def alone(first, rest):
         prefix = Prefix().then(first, *rest)
-        return (yield Next(policy, [prefix]))
+        return (yield NextLogits(policy, [prefix]))
 
     left, right, again = ask(tiny, both())
     torch.testing.assert_close(left, ask(tiny, alone(10, (11, 12)))[0], atol=1e-3, rtol=1e-3)
@@ -259,7 +259,7 @@ def test_a_per_row_mixture_equals_the_merged_weights(architecture, tmp_path):
         merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         tied = merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
         with torch.no_grad():
-            for name, amount in mix.items():
+            for name, strength in mix.items():
                 for module in vectors[name].factors:
                     layer = merged.get_submodule(module)
                     if (
@@ -267,7 +267,7 @@ def test_a_per_row_mixture_equals_the_merged_weights(architecture, tmp_path):
                     ):  # only the head changes, not the embedding
                         layer.weight = torch.nn.Parameter(layer.weight.clone())
                         tied = False
-                    layer.weight += amount * vectors[name].delta(module)
+                    layer.weight += strength * vectors[name].delta(module)
             log = merged(torch.tensor([prompt + said])).logits[0].log_softmax(-1)
         expected = [float(log[len(prompt) + place - 1, token]) for place, token in enumerate(said)]
         assert mine.logprobs == pytest.approx(expected, abs=2e-3)
@@ -283,19 +283,19 @@ def test_a_guide_is_its_formula(tiny):
         backbone = tiny.backbones[tiny.model]
         text = conversation(
             tiny.request("the sea").messages,
-            (Prompt.model_validate(prompt or {}),),
+            (Preferences.model_validate(prompt or {}),),
             backbone.tokenizer,
         )
         policy = Policy(tiny.model, tuple(backbone.encode(text)), tuple(vectors))
 
         def program():
-            return (yield Next(policy, [Prefix()]))
+            return (yield NextLogits(policy, [Prefix()]))
 
         return ask(tiny, program())[0].log_softmax(-1)
 
     base, told = log(), log({"user": ["be warm"], "rendering": "system"})
     principled = {"user": ["be warm"], "rendering": "principle"}
-    aligned = log(vectors=[(vector, 1.0)])
+    guided = log(vectors=[(vector, 1.0)])
     cases = [
         (
             {"kind": "contrast", "principle": "be warm", "weight": 1.5, "plausible": None},
@@ -303,7 +303,7 @@ def test_a_guide_is_its_formula(tiny):
         ),
         (
             {"kind": "realign", "aligned": {"vectors": {"aligned": 1}}, "weight": 0.4},
-            0.6 * base + 0.4 * aligned,
+            0.6 * base + 0.4 * guided,
         ),
         (
             {
@@ -311,12 +311,12 @@ def test_a_guide_is_its_formula(tiny):
                 "components": [
                     {"policy": {"vectors": {"aligned": 1}}, "weight": 0.7},
                     {
-                        "policy": {"prompt": {"user": "be warm", "rendering": "system"}},
+                        "policy": {"preferences": {"user": "be warm", "rendering": "system"}},
                         "weight": 0.3,
                     },
                 ],
             },
-            0.7 * aligned + 0.3 * told,
+            0.7 * guided + 0.3 * told,
         ),
         (
             {
@@ -366,7 +366,7 @@ def test_plausible_tokens_are_those_of_the_judge(tiny):
         ).answers[0]
         kept = {token for token, _ in answer.logprobs[0].top}
         judge = (
-            {"prompt": {"user": "be warm", "rendering": "system"}}
+            {"preferences": {"user": "be warm", "rendering": "system"}}
             if plausible.get("of") == "policy"
             else {}
         )
@@ -394,7 +394,7 @@ def test_plausible_tokens_are_those_of_the_judge(tiny):
 def test_several_guides_add_up_and_compose_with_vectors_and_prompt(tiny):
     tiny.add_vector(random_vector(tiny, "warm", 9))
     alignment = {
-        "prompt": {"provider": "be brief", "user": "be kind"},
+        "preferences": {"provider": "be brief", "user": "be kind"},
         "vectors": {"warm": 0.5},
         "guides": [
             {"kind": "contrast", "principle": "say more", "weight": 1.5, "plausible": None},
@@ -519,7 +519,7 @@ def test_stress_many_join_leave_and_are_cancelled(tiny):
         {},
         {"vectors": {"x": 0.8}},
         {"vectors": {"x": -0.4, "y": 0.6}},
-        {"prompt": {"user": "be kind"}},
+        {"preferences": {"user": "be kind"}},
         {"guides": [{"kind": "contrast", "principle": "be kind", "weight": 1.2}]},
         {
             "guides": [{"kind": "realign", "aligned": {"vectors": {"y": 1}}, "weight": 0.5}],
@@ -583,13 +583,15 @@ def test_a_template_without_system_role_folds_the_tiers_into_the_user_turn(tmp_p
     with Fader(load(str(folder))) as fader:
         backbone = fader.backbones[fader.model]
         text = conversation(
-            fader.request("the sea").messages, (Prompt(provider=("be brief",)),), backbone.tokenizer
+            fader.request("the sea").messages,
+            (Preferences(provider=("be brief",)),),
+            backbone.tokenizer,
         )
         assert text.startswith("<|user|><System Info>")
         assert text.endswith("the sea<|end|><|assistant|>")
         assert (
             fader.generate(
-                "the sea", max_tokens=3, alignment={"prompt": {"provider": "be brief"}}
+                "the sea", max_tokens=3, alignment={"preferences": {"provider": "be brief"}}
             ).text
             is not None
         )

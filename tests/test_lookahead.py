@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
-from fader.methods.rewards import Declared, weighted_sum
 from fader.request import Request
+from fader.rewards.reward import Resources
+from fader.rewards.table import weighted_sum
 from fader.schema import parse
 
 WORDS = {"kind": "keywords", "words": ["sea", "dog", "at"], "match": "form"}
@@ -19,9 +20,9 @@ def reference(fader, prompt, search, max_tokens, stop=()):
     request = parse(Request, {"messages": prompt, "alignment": {"search": search}})
     spec, reward = (
         request.alignment.search,
-        weighted_sum(request.alignment.search.rewards, Declared()),
+        weighted_sum(request.alignment.search.rewards, Resources()),
     )
-    context = list(fader._plan(fader.request(prompt)).aligned.base.prompt)
+    context = list(fader._plan(fader.request(prompt)).guided.base.prompt)
 
     def log_probabilities(tokens):
         return backbone.model_reference(context + tokens).log_softmax(-1)
@@ -87,10 +88,10 @@ def plain_forward(tiny):
     del backbone.model_reference
 
 
-SHORTCUTS = [
+OPTIMIZATIONS = [
     tuple(names)
     for count in range(5)
-    for names in itertools.combinations(("reuse", "prune", "plain", "speculate"), count)
+    for names in itertools.combinations(("reuse", "prune", "skip", "speculate"), count)
 ]
 CASES = [
     {"top_k": 4, "lookahead": 5},
@@ -121,14 +122,14 @@ def test_every_shortcut_gives_the_tokens_of_the_plain_reference(tiny, case):
     spec = {"kind": "lookahead", "rewards": [WORDS], "weight": 10, **case}
     expected = [reference(tiny, prompt, spec, 12, stop) for prompt in prompts]
     assert len({tuple(tokens) for tokens in expected}) == 3
-    for shortcuts in SHORTCUTS:
+    for optimizations in OPTIMIZATIONS:
         results = tiny.batch(
             prompts,
             max_tokens=12,
             stop=stop,
-            alignment={"search": {**spec, "shortcuts": shortcuts}},
+            alignment={"search": {**spec, "optimizations": optimizations}},
         )
-        assert [list(result.answers[0].token_ids) for result in results] == expected, shortcuts
+        assert [list(result.answers[0].token_ids) for result in results] == expected, optimizations
 
 
 def test_search_changes_what_is_written(tiny):
@@ -141,7 +142,7 @@ def test_search_changes_what_is_written(tiny):
                 Request, {"messages": "x", "alignment": {"search": spec}}
             ).alignment.search.rewards[0]
         ],
-        Declared(),
+        Resources(),
     )
     assert (
         found.search.reward

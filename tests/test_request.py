@@ -4,7 +4,8 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from fader.request import Alignment, Request, Sampling, json_schema, load_alignment, profiles
+from fader.profiles import load_alignment, profiles
+from fader.request import Alignment, Request, Sampling, json_schema
 from fader.schema import parse
 
 
@@ -41,7 +42,6 @@ from fader.schema import parse
             },
             "would be its own reference",
         ),
-        ({"messages": "x", "alignment": "a" * 5000}, "neither JSON, nor a file, nor a profile"),
         (
             {
                 "messages": "x",
@@ -59,10 +59,6 @@ from fader.schema import parse
         ({"messages": "x", "sampling": {"temperature": -1}}, "sampling.temperature"),
         ({"messages": "x", "sampling": {"top_p": 0}}, "sampling.top_p"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
-        (
-            {"messages": "x", "alignment": "no-such-profile"},
-            "neither JSON, nor a file, nor a profile",
-        ),
     ],
 )
 def test_faults_are_named(value, said):
@@ -78,12 +74,12 @@ def test_frozen_and_plain_strings_are_lists_of_one():
         {
             "messages": "hello",
             "sampling": {"stop": "\n"},
-            "alignment": {"prompt": {"user": "be kind"}},
+            "alignment": {"preferences": {"user": "be kind"}},
         },
     )
     assert request.messages[0].content == "hello"
     assert request.sampling.stop == ("\n",)
-    assert request.alignment.prompt.user == ("be kind",)
+    assert request.alignment.preferences.user == ("be kind",)
     with pytest.raises(ValidationError):
         request.sampling = Sampling()
 
@@ -99,26 +95,23 @@ def test_round_trip_and_schema():
     assert Request.model_validate_json(request.model_dump_json()) == request
     schema = json_schema()
     assert schema["additionalProperties"] is False
-    assert {"Contrast", "Sampling", "Prompt"} <= schema["$defs"].keys()
+    assert {"Contrast", "Sampling", "Preferences"} <= schema["$defs"].keys()
     json.dumps(schema)
 
 
 def test_profiles_of_the_project_hide_the_users(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fader.request.user_config_path", lambda name: tmp_path / "user")
+    monkeypatch.setattr("fader.profiles.user_config_path", lambda name: tmp_path / "user")
     for folder, text in (
-        (tmp_path / ".fader", "prompt: {user: from the project}"),
-        (tmp_path / "user", "prompt: {user: from the user}"),
+        (tmp_path / ".fader", "preferences: {user: from the project}"),
+        (tmp_path / "user", "preferences: {user: from the user}"),
     ):
         (folder / "profiles").mkdir(parents=True)
         (folder / "profiles" / "kind.yaml").write_text(text)
     (tmp_path / "user" / "profiles" / "other.json").write_text('{"vectors": {"a": 0.5}}')
     assert list(profiles()) == ["kind", "other"]
-    assert load_alignment("kind").prompt.user == ("from the project",)
+    assert load_alignment("kind").preferences.user == ("from the project",)
     assert load_alignment("other").vectors == {"a": 0.5}
-    assert parse(Request, {"messages": "x", "alignment": "kind"}).alignment == load_alignment(
-        "kind"
-    )
     assert load_alignment(str(tmp_path / "user" / "profiles" / "other.json")) == load_alignment(
         '{"vectors": {"a": 0.5}}'
     )

@@ -21,11 +21,14 @@ from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from fader.methods import judge_reward
-from fader.methods.judge_reward import Judge
-from fader.methods.rewards import ANY, END, REWARDS, Declared, count, make, weighted_sum
-from fader.methods.words import rest, settled
-from fader.reward_specs import TextRewardSpec
+from fader.rewards import judge as judge_reward
+from fader.rewards import models as reward_models
+from fader.rewards.judge import LLMJudge
+from fader.rewards.reward import ANY, END, Resources
+from fader.rewards.specs import TextRewardSpec
+from fader.rewards.table import REWARDS, make, weighted_sum
+from fader.rewards.text import count
+from fader.rewards.words import rest, settled
 
 SPEC = TypeAdapter(Annotated[TextRewardSpec, Field(discriminator="kind")])
 SIZES = {
@@ -148,14 +151,14 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def declared(server, folders):
-    return Declared(
+def resources(server, folders):
+    return Resources(
         callables={
             "vowels": lambda prompts, texts: [
                 np.float32(sum(map(text.count, "aeiou"))) for text in texts
             ]
         },
-        judges={"kind": Judge(server.url, "scripted", "right")},
+        judges={"kind": LLMJudge(server.url, "scripted", "right")},
         classifiers={name: folders[name] for name in ("chat", "unpadded", "pair", "roberta")},
         embedders={"small": folders["embedder"]},
     )
@@ -246,8 +249,8 @@ def label(one):
 
 
 @pytest.fixture(params=SPECS, ids=label)
-def reward(request, declared):
-    return make(request.param, declared)
+def reward(request, resources):
+    return make(request.param, resources)
 
 
 def test_every_kind_is_here_and_in_the_table():
@@ -270,14 +273,14 @@ def test_one_float_per_text_and_batch_equals_singles(reward):
     )
     assert reward.score([], []) == []
     for text, found in zip(texts, batch, strict=True):
-        low, high = reward.of_any_continuation(text)
+        low, high = reward.prefix_bounds(text)
         assert reward.bounds[0] <= low <= high <= reward.bounds[1]
         assert low <= found <= high
 
 
 @pytest.mark.parametrize(("one", "better", "worse"), [case for case in CASES if case[1]], ids=label)
-def test_a_better_text_gets_more(one, better, worse, declared):
-    reward = make(one, declared)
+def test_a_better_text_gets_more(one, better, worse, resources):
+    reward = make(one, resources)
     high, low = reward.score(["p", "p"], [better, worse])
     assert high > low
 
@@ -290,7 +293,7 @@ def test_a_better_text_gets_more(one, better, worse, declared):
 def test_long_texts_are_judged_quickly(reward, text):
     start = time.perf_counter()
     found = value(reward, text)
-    low, high = reward.of_any_continuation(text)
+    low, high = reward.prefix_bounds(text)
     assert low <= found <= high
     assert time.perf_counter() - start < 10
 
@@ -348,7 +351,7 @@ MADE = {one: make(one) for one in AHEAD}
 @given(st.sampled_from(AHEAD), LINES, LINES)
 def test_ahead_holds_for_whatever_is_appended(one, text, more):
     reward = MADE[one]
-    low, high = reward.of_any_continuation(text)
+    low, high = reward.prefix_bounds(text)
     assert reward.bounds[0] <= low <= high <= reward.bounds[1]
     for whole in (
         text,
@@ -370,13 +373,13 @@ def test_ahead_holds_for_whatever_is_appended(one, text, more):
 )
 def test_ahead_of_a_sum_holds_too(weighted, text, more):
     reward = weighted_sum([one.model_copy(update={"weight": weight}) for one, weight in weighted])
-    low, high = reward.of_any_continuation(text)
+    low, high = reward.prefix_bounds(text)
     assert reward.bounds[0] <= low <= value(reward, text + more) <= high <= reward.bounds[1]
 
 
 def test_ahead_says_something():
     def ahead(text, *settings, **more):
-        return make(spec(*settings, **more)).of_any_continuation(text)
+        return make(spec(*settings, **more)).prefix_bounds(text)
 
     dogs = {"words": ["dog", "run"]}
     assert ahead("the dogs ", "keywords", **dogs) == (0.5, 1)
@@ -589,12 +592,12 @@ def test_sentiment_of_long_texts_is_the_mean():
 
 
 @pytest.mark.parametrize("name", ["chat", "unpadded", "pair", "roberta"])
-def test_a_classifier_is_its_model(name, folders, declared):
+def test_a_classifier_is_its_model(name, folders, resources):
     words, model = (
         tokenizer(),
         AutoModelForSequenceClassification.from_pretrained(folders[name]).eval(),
     )
-    reward = make(spec("classifier", model=name, label=0), declared)
+    reward = make(spec("classifier", model=name, label=0), resources)
     prompts, texts = (
         ["the sea", "a cat", "x"],
         [" is wide and the ship is small", "", "people say what they want"],
@@ -618,7 +621,7 @@ def test_a_classifier_is_its_model(name, folders, declared):
 @pytest.mark.parametrize("name", ["chat", "pair"])
 def test_what_is_too_long_loses_the_beginning_of_the_prompt_first(name, folders):
     reader, words = (
-        judge_reward.load("AutoModelForSequenceClassification", folders[name]),
+        reward_models.load("AutoModelForSequenceClassification", folders[name]),
         tokenizer(),
     )
     prompt, text = "a dog " * 300 + "the sea", "a cat"
@@ -634,14 +637,14 @@ def test_what_is_too_long_loses_the_beginning_of_the_prompt_first(name, folders)
             assert read.endswith("the seaa cat")
 
 
-def test_a_classifier_squashes(declared):
+def test_a_classifier_squashes(resources):
     raw, soft, sigmoid = (
-        make(spec("classifier", model="pair", label=2, normalize=how), declared)
+        make(spec("classifier", model="pair", label=2, normalize=how), resources)
         for how in ("none", "softmax", "sigmoid")
     )
     every = [
         value(
-            make(spec("classifier", model="pair", label=f"L{i}", normalize="softmax"), declared),
+            make(spec("classifier", model="pair", label=f"L{i}", normalize="softmax"), resources),
             "the sea",
         )
         for i in range(3)
@@ -652,16 +655,18 @@ def test_a_classifier_squashes(declared):
     assert (raw.bounds, soft.bounds, sigmoid.bounds) == (ANY, (0, 1), (0, 1))
 
 
-def test_a_model_is_loaded_once(declared, monkeypatch):
-    make(spec("classifier", model="chat"), declared)
+def test_a_model_is_loaded_once(resources, monkeypatch):
+    make(spec("classifier", model="chat"), resources)
     monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", None)
-    make(spec("classifier", model="chat"), declared)
+    make(spec("classifier", model="chat"), resources)
 
 
 def judging(server, name="kind", criterion="Is it good?", **changes):
     return make(
         spec("judge", judge=name, criterion=criterion),
-        Declared(judges={name: Judge(server.url, "scripted", "right", **{"retries": 0} | changes)}),
+        Resources(
+            judges={name: LLMJudge(server.url, "scripted", "right", **{"retries": 0} | changes)}
+        ),
     )
 
 
@@ -742,9 +747,9 @@ def test_what_is_no_mark_is_not_read(said):
     ],
 )
 def test_a_judge_that_fails_says_why(server, changes, text, error, said):
-    reached = replace(Judge(server.url, "scripted", "right", retries=0), **changes)
+    reached = replace(LLMJudge(server.url, "scripted", "right", retries=0), **changes)
     reward = make(
-        spec("judge", judge="kind", criterion=f"{changes}"), Declared(judges={"kind": reached})
+        spec("judge", judge="kind", criterion=f"{changes}"), Resources(judges={"kind": reached})
     )
     with pytest.raises(error, match=f"rewards.judge: 'kind': .*{said}"):
         value(reward, text)
@@ -756,7 +761,7 @@ def test_a_judge_that_fails_says_why(server, changes, text, error, said):
 )
 def test_a_function_is_checked(returned):
     reward = make(
-        spec("python", name="mine"), Declared(callables={"mine": lambda prompts, texts: returned})
+        spec("python", name="mine"), Resources(callables={"mine": lambda prompts, texts: returned})
     )
     with pytest.raises(ValueError, match=r"'mine'|could not convert"):
         reward.score(["", ""], ["a", "b"])
@@ -825,24 +830,24 @@ def test_a_function_is_checked(returned):
         ({"kind": "readability", "grade": 0}, "greater than 0"),
     ],
 )
-def test_faults_are_named_at_the_door(settings, said, declared):
+def test_faults_are_named_at_the_door(settings, said, resources):
     with pytest.raises(ValueError, match=said):
-        make(SPEC.validate_python(settings), declared)
+        make(SPEC.validate_python(settings), resources)
 
 
 def test_models_that_cannot_judge_are_refused(tiny_folder, tmp_path):
-    declared = Declared(
+    resources = Resources(
         classifiers={"lm": str(tiny_folder), "none": str(tmp_path)},
         embedders={"none": str(tmp_path)},
     )
     with pytest.raises(
         ValueError, match=r"lacks score.weight; declare one that was trained for this"
     ):
-        make(spec("classifier", model="lm"), declared)
+        make(spec("classifier", model="lm"), resources)
     with pytest.raises(ValueError, match="cannot be loaded as AutoModelForSequenceClassification"):
-        make(spec("classifier", model="none"), declared)
+        make(spec("classifier", model="none"), resources)
     with pytest.raises(ValueError, match="cannot be loaded as AutoModel:"):
-        make(spec("similarity", to="a", model="none"), declared)
+        make(spec("similarity", to="a", model="none"), resources)
 
 
 @pytest.mark.parametrize(
@@ -856,10 +861,10 @@ def test_models_that_cannot_judge_are_refused(tiny_folder, tmp_path):
         ("vaderSentiment.vaderSentiment", {"kind": "sentiment"}),
     ],
 )
-def test_a_missing_package_says_what_to_install(package, settings, declared, monkeypatch):
+def test_a_missing_package_says_what_to_install(package, settings, resources, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=r"pip install 'fader\[rewards\]'"):
-        make(SPEC.validate_python(settings), declared)
+        make(SPEC.validate_python(settings), resources)
 
 
 @pytest.mark.parametrize(
@@ -875,7 +880,7 @@ def test_a_missing_package_says_what_to_install(package, settings, declared, mon
 )
 def test_a_judge_is_declared_rightly(wrong):
     with pytest.raises(ValueError, match=f"judge.{next(iter(wrong))}: must"):
-        Judge(**{"url": "http://a", "model": "m"} | wrong)
+        LLMJudge(**{"url": "http://a", "model": "m"} | wrong)
 
 
 def test_the_weighted_sum():
@@ -887,18 +892,18 @@ def test_the_weighted_sum():
     reward = weighted_sum(parts)
     assert reward.score(["", ""], ["a dog", "a b c d e f"]) == [1, -0.5]
     assert reward.bounds == (-1, 2)
-    assert reward.of_any_continuation("dog a b c d e ") == (2 - 0.5, 2)
+    assert reward.prefix_bounds("dog a b c d e ") == (2 - 0.5, 2)
     assert reward.propose("a b c") == [" dog", ".", "!", "?", END]
     assert weighted_sum(parts[2:]).propose("a") == []
     nothing = weighted_sum([])
     assert (
         nothing.score(["", ""], ["a", "b"]),
         nothing.bounds,
-        nothing.of_any_continuation("a"),
+        nothing.prefix_bounds("a"),
     ) == ([0, 0], (0, 0), (0, 0))
     unbounded = weighted_sum(
         [spec("python", name="f", weight=0), parts[0]],
-        Declared(callables={"f": lambda prompts, texts: [9.0] * len(texts)}),
+        Resources(callables={"f": lambda prompts, texts: [9.0] * len(texts)}),
     )
     assert unbounded.bounds == (0, 2)
     assert [weight for weight, _ in unbounded.terms] == [2]  # what is off is not asked
@@ -909,12 +914,12 @@ def test_the_weighted_sum():
 
 
 def test_what_is_declared_anew_shares_no_reward_with_the_old():
-    old = Declared(callables={"f": lambda prompts, texts: [1.0] * len(texts)})
+    old = Resources(callables={"f": lambda prompts, texts: [1.0] * len(texts)})
     reward = make(spec("python", name="f"), old)
     assert make(spec("python", name="f", weight=3), old) is reward
     new = replace(old, callables={"f": lambda prompts, texts: [2.0] * len(texts)})
     assert make(spec("python", name="f"), new).score(["p"], ["t"]) == [2.0]
-    assert Declared() == Declared()
+    assert Resources() == Resources()
 
 
 def test_a_word_may_be_a_list_of_forms():

@@ -9,7 +9,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from fader.engine.sampling import draw, penalize, truncate, uniform
+from fader.methods.sampling import draw, penalize, truncate, uniform
 from fader.request import Sampling
 
 

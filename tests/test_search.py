@@ -10,13 +10,14 @@ from conftest import random_vectors
 
 from fader import Fader, Vector, load
 from fader.engine.prefix import Prefix
-from fader.engine.program import Next
+from fader.engine.program import NextLogits
 from fader.fader import _samples
-from fader.methods.draft import Draft
-from fader.methods.guidance import trace
+from fader.methods.guidance import sequence_scores
+from fader.methods.hypothesis import Hypothesis
 from fader.methods.lookahead import Node, _branches, _nodes
-from fader.methods.rewards import Declared, weighted_sum
-from fader.reward_specs import KeywordsSpec
+from fader.rewards.reward import Resources
+from fader.rewards.specs import KeywordsSpec
+from fader.rewards.table import weighted_sum
 
 WORDS = KeywordsSpec(kind="keywords", words=("a", "the", "sea", "x", "of"), match="form")
 LETTERS = {"kind": "keywords", "words": ["a", "the", "sea", "x", "of"], "match": "form"}
@@ -28,13 +29,13 @@ KINDS = [
     {"kind": "segments", "entropy": 3, "longest": 6, "tries": 4},
     {"kind": "lookahead", "top_k": 4, "lookahead": 4},
     {"kind": "lookahead", "top_k": 4, "lookahead": 3, "beams": 3},
-    {"kind": "lookahead", "top_k": 4, "lookahead": 4, "drafts": "sampled"},
+    {"kind": "lookahead", "top_k": 4, "lookahead": 4, "rollout": "sampled"},
 ]
 
 
 def settings(spec):
     """Sampling under which that search makes sense."""
-    greedy = spec["kind"] == "lookahead" and spec.get("drafts") != "sampled"
+    greedy = spec["kind"] == "lookahead" and spec.get("rollout") != "sampled"
     return {"max_tokens": 20, **({} if greedy else {"temperature": 1.5})}
 
 
@@ -42,7 +43,7 @@ def test_best_of_n_keeps_the_best_of_its_samples(tiny):
     search = {"kind": "best-of-n", "n": 6, "rewards": [LETTERS]}
     sampling = {"max_tokens": 30, "temperature": 2.0}
     samples = [answer.text for answer in tiny.generate("the sea", **sampling, n=6).answers]
-    scores = weighted_sum([WORDS], Declared()).score([""] * 6, samples)
+    scores = weighted_sum([WORDS], Resources()).score([""] * 6, samples)
     best = tiny.generate("the sea", **sampling, alignment={"search": search})
     assert best.text == samples[scores.index(max(scores))]
     assert best.answers[0].search.reward == max(scores)
@@ -66,9 +67,9 @@ def test_what_streams_is_what_is_returned_alone_and_in_a_batch(tiny, spec):
     assert batch[1].answers == alone.answers
     assert (
         alone.answers[0].search.reward
-        == weighted_sum([WORDS], Declared()).score([""], [alone.text])[0]
+        == weighted_sum([WORDS], Resources()).score([""], [alone.text])[0]
     )
-    assert alone.answers[0].search.drafted >= len(alone.answers[0].token_ids)
+    assert alone.answers[0].search.explored >= len(alone.answers[0].token_ids)
     assert alone.usage.reward_calls > 0
 
 
@@ -93,7 +94,7 @@ def test_a_single_proposal_is_plain_sampling(tiny, spec):
     [
         {"rewards": [CONSTANT]},
         {"rewards": [LETTERS], "weight": 0},
-        {"rewards": [CONSTANT], "shortcuts": []},
+        {"rewards": [CONSTANT], "optimizations": []},
     ],
     ids=str,
 )
@@ -125,7 +126,7 @@ def test_where_nothing_can_be_gained_nothing_more_is_read(tiny):
             max_tokens=20,
             alignment={"search": wanted} if wanted else {},
         )
-        for wanted in (None, search, {**search, "shortcuts": ["reuse", "prune", "speculate"]})
+        for wanted in (None, search, {**search, "optimizations": ["reuse", "prune", "speculate"]})
     )
     assert found.answers[0].token_ids == plain.answers[0].token_ids == slow.answers[0].token_ids
     assert found.usage.rows == plain.usage.rows < slow.usage.rows
@@ -158,7 +159,7 @@ def test_a_budget_ends_the_search_and_says_so(tiny, spec, budget):
     assert whole.search.exhausted is None
     assert found.search.exhausted == next(iter(budget))
     assert found.finish_reason == "budget"
-    assert found.search.drafted < whole.search.drafted
+    assert found.search.explored < whole.search.explored
 
 
 def test_a_budget_returns_a_finished_answer_where_there_is_one(tiny):
@@ -168,7 +169,7 @@ def test_a_budget_returns_a_finished_answer_where_there_is_one(tiny):
         "lookahead": "end",
         "weight": 50,
         "rewards": [LETTERS],
-        "shortcuts": ["reuse"],
+        "optimizations": ["reuse"],
     }
     counts = range(20, 400, 40)
     found = [
@@ -230,7 +231,7 @@ def test_waiting_for_a_place_in_the_engine_costs_no_budget(tiny):
     time.sleep(0.4)
     asked = program.send(None)
     assert all(
-        isinstance(ask, Next) for ask in asked
+        isinstance(ask, NextLogits) for ask in asked
     )  # it reads; a search that is out of time hands out its end
     program.close()
 
@@ -241,13 +242,13 @@ def test_waiting_for_a_place_in_the_engine_costs_no_budget(tiny):
         *KINDS,
         {"kind": "blockwise", "n": 16, "block": 4},
         {"kind": "segments", "tries": 8, "longest": 4},
-        {"kind": "lookahead", "drafts": "sampled", "width": 1, "top_k": 2, "lookahead": 20},
+        {"kind": "lookahead", "rollout": "sampled", "width": 1, "top_k": 2, "lookahead": 20},
         {
             "kind": "lookahead",
             "width": 2,
             "top_k": 3,
             "lookahead": "end",
-            "shortcuts": ["reuse", "speculate"],
+            "optimizations": ["reuse", "speculate"],
         },
     ],
     ids=str,
@@ -276,8 +277,8 @@ def test_a_search_takes_no_more_rows_than_it_announced(tiny_folder, moved, spec,
 @pytest.mark.parametrize(
     "more",
     [
-        {"drafts": "sampled"},
-        {"drafts": "sampled", "top_p": 0.7, "width": 2},
+        {"rollout": "sampled"},
+        {"rollout": "sampled", "top_p": 0.7, "width": 2},
         {"top_p": 0.6},
         {"beams": 2, "top_p": 0.9},
     ],
@@ -302,21 +303,21 @@ def test_shortcuts_change_no_token_whatever_the_settings(tiny, more, stop):
     fields = {
         "max_tokens": 14,
         "stop": stop,
-        **({"temperature": 1.3, "seed": 3} if more.get("drafts") else {}),
+        **({"temperature": 1.3, "seed": 3} if more.get("rollout") else {}),
     }
     prompts = ["the sea", "a cat sat", "one two three", "rivers bend"]
     plain, *fast = (
         [
             result.answers[0]
             for result in tiny.batch(
-                prompts, **fields, alignment={"search": {**search, "shortcuts": shortcuts}}
+                prompts, **fields, alignment={"search": {**search, "optimizations": optimizations}}
             )
         ]
-        for shortcuts in (
+        for optimizations in (
             (),
             ("prune",),
-            ("prune", "plain"),
-            ("reuse", "prune", "plain", "speculate"),
+            ("prune", "skip"),
+            ("reuse", "prune", "skip", "speculate"),
         )
     )
     assert stop or any(answer.search.proposed for answer in plain)
@@ -327,11 +328,11 @@ def test_shortcuts_change_no_token_whatever_the_settings(tiny, more, stop):
 
 
 def test_long_look_aheads_are_no_deep_recursion():
-    tree = node = Node(Draft(Prefix()), 0.0, (0.0, 0.0))
+    tree = node = Node(Hypothesis(Prefix()), 0.0, (0.0, 0.0))
     for _ in range(3000):
         node.follows = (1, ()), 0.0
         node = node.children.setdefault(
-            (1, ()), Node(Draft(node.draft.prefix.then(1)), 0.0, (0.0, 0.0))
+            (1, ()), Node(Hypothesis(node.hypothesis.prefix.then(1)), 0.0, (0.0, 0.0))
         )
     assert sum(1 for _ in _nodes(tree)) == 3001
     assert _branches(tree) == 0
@@ -356,7 +357,7 @@ def implied(fader, prompt, ids):
         plan = fader._plan(fader.request(prompt, alignment={"vectors": vectors}))
 
         def program():
-            reading = yield from trace(plan.aligned, Prefix().then(*ids), len(ids))
+            reading = yield from sequence_scores(plan.guided, Prefix().then(*ids), len(ids))
             return float(reading.scores.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum())
 
         return fader._start(program(), plan.needs(len(ids), 1), lambda _, found: found)[1].result()
@@ -377,7 +378,12 @@ def test_best_of_n_by_an_implicit_reward(moved):
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"squash": True}, {"per_token": True, "beta": 5}, {"reference": {"vectors": {"two": 1}}}],
+    [
+        {},
+        {"squash": True},
+        {"length_normalized": True, "beta": 5},
+        {"reference": {"vectors": {"two": 1}}},
+    ],
     ids=str,
 )
 def test_look_ahead_by_an_implicit_reward_is_the_same_by_every_way(moved, more):
@@ -395,7 +401,7 @@ def test_look_ahead_by_an_implicit_reward_is_the_same_by_every_way(moved, more):
             max_tokens=8,
             alignment={"vectors": {"two": 0.5}, "search": {**search, **how}},
         )
-        for how in ({"shortcuts": []}, {"width": 30})
+        for how in ({"optimizations": []}, {"width": 30})
     )
     assert [result.answers[0].token_ids for result in fast] == [
         result.answers[0].token_ids for result in plain
@@ -422,7 +428,7 @@ def test_a_search_works_on_a_guided_policy(moved):
         moved.generate(
             "the sea", max_tokens=10, alignment={"guides": [guide], "search": {**search, **how}}
         ).answers[0]
-        for how in ({"shortcuts": []}, {}, {"weight": 0})
+        for how in ({"optimizations": []}, {}, {"weight": 0})
     )
     assert fast.token_ids == plain.token_ids != off.token_ids
     assert (
@@ -451,7 +457,11 @@ def test_a_search_works_on_a_guided_policy(moved):
             {"temperature": 1},
             r"sampling.temperature: 1 has no effect on a greedy look-ahead search",
         ),
-        ({"kind": "lookahead", "drafts": "sampled"}, {}, r"sampling.temperature: 0 draws the same"),
+        (
+            {"kind": "lookahead", "rollout": "sampled"},
+            {},
+            r"sampling.temperature: 0 draws the same",
+        ),
         (
             {"kind": "blockwise", "n": 2, "beams": 3},
             {"temperature": 1},

@@ -19,17 +19,11 @@ import pytest
 from conftest import Quiet, Speaking
 from test_cli import rows, run
 
-from fader.training.check import NEAR, Seen, answer_faults, check, text_faults, word_pairs
-from fader.training.data import DOMAINS, STARTER, STYLES, read_levels, read_pairs
-from fader.training.levels import (
-    Plan,
-    Prices,
-    estimate,
-    make,
-    part_folder,
-    read_personas,
-    sheet_file,
-)
+from fader.data.check import NEAR, Seen, answer_faults, check, text_faults, word_pairs
+from fader.data.levels import Plan, estimate, make, part_folder, read_personas, sheet_file
+from fader.data.records import read_levels, read_pairs
+from fader.data.rounds import Prices
+from fader.starter.shipped import DOMAINS, STARTER, STYLES
 from fader.training.teacher import Endpoint, Teacher, bare, write_whole
 
 TRADES = (
@@ -568,7 +562,7 @@ def test_a_full_disk_breaks_nothing(server, tmp_path):
     """With a limit on the size of files: each reply fits, the data does not."""
     out = tmp_path / "tax.jsonl"
     loaded = (
-        "import resource; from fader.cli import main; from fader.training.check import"
+        "import resource; from fader.cli import main; from fader.data.check import"
         " check_language; check_language('en'); "
     )
     code = loaded + "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); main()"
@@ -754,9 +748,7 @@ def test_without_the_extra_the_way_out_is_named(server, tmp_path, monkeypatch, m
     for name in [
         name
         for name in sys.modules
-        if name.startswith(
-            ("fader.training.levels", "fader.training.teacher", "fader.training.check")
-        )
+        if name.startswith(("fader.data.levels", "fader.training.teacher", "fader.data.check"))
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
@@ -926,7 +918,7 @@ def test_help_has_an_example(command):
 
 
 def test_the_documented_rules_are_those_there_are():
-    from fader.training.check import RULES
+    from fader.data.check import RULES
 
     text = (Path(__file__).parent.parent / "docs" / "level-data.md").read_text()
     assert dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", text, re.MULTILINE)) == RULES

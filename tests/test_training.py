@@ -15,25 +15,13 @@ from test_cli import rows, run
 from transformers import AutoModelForCausalLM
 
 from fader import Fader, load
+from fader.data.records import LEVELS, Pair, pair_of, read_levels, read_pairs, split
 from fader.engine.builtin import fetch
 from fader.methods.prompt import conversation
-from fader.methods.vector import Vector
 from fader.request import Message
-from fader.training.data import (
-    AIMS,
-    DOMAINS,
-    LEVELS,
-    STARTER,
-    STYLES,
-    Pair,
-    pair_of,
-    read_levels,
-    read_pairs,
-    split,
-    starter_levels,
-    starter_pairs,
-)
-from fader.training.lessons import PLACES, at_one, lessons_of, panel
+from fader.starter.shipped import AIMS, DOMAINS, STARTER, STYLES, starter_levels, starter_pairs
+from fader.training.lessons import PLACES, at_one, cotrain, lessons_of
+from fader.vectors.vector import Vector
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -162,30 +150,30 @@ def test_data_sets_are_read_from_folders(tmp_path):
 def test_lessons_of_levels_stand_at_their_places():
     items = split(starter_levels("legal"), "dev")
     lessons = lessons_of(items, split(starter_levels("medical"), "dev"))
-    taught = [lesson for lesson in lessons if not lesson.held]
+    taught = [lesson for lesson in lessons if not lesson.retained]
     assert len(taught) == 6 * len(items)
     assert len(lessons) == 7 * len(items)
     for lesson in taught:
         answers = next(item.answers for item in items if item.query == lesson.messages[0].content)
         level = next(level for level in LEVELS if answers[level] == lesson.chosen)
         low, high = PLACES[level]
-        assert low <= lesson.amounts[0] <= high
+        assert low <= lesson.strengths[0] <= high
         assert lesson.rejected in {answers[other] for other in LEVELS if other != level}
     assert lessons == lessons_of(items, split(starter_levels("medical"), "dev"))
     assert lessons != lessons_of(items, split(starter_levels("medical"), "dev"), seed=1)
 
 
 def test_lessons_of_a_panel_stand_beside_each_other():
-    """At any amounts of the other vectors, or, meeting, at those that these are taught at."""
+    """At any strengths of the other vectors, or, meeting, at those that these are taught at."""
     parts = [lessons_of(split(starter_levels(domain), "dev")) for domain in DOMAINS]
-    anywhere, meeting = panel(parts), panel(parts, meeting=True)
+    anywhere, meeting = cotrain(parts), cotrain(parts, meeting=True)
     for found in (anywhere, meeting):
-        assert [lesson.amounts[place // len(parts[0])] for place, lesson in enumerate(found)] == [
-            one.amounts[0] for part in parts for one in part
+        assert [lesson.strengths[place // len(parts[0])] for place, lesson in enumerate(found)] == [
+            one.strengths[0] for part in parts for one in part
         ]
-    taught = {lesson.amounts[0] for lesson in parts[1]}
-    assert len({lesson.amounts[1] for lesson in anywhere[: len(parts[0])]} & taught) == 0
-    beside = [lesson.amounts[1] for lesson in meeting[: len(parts[0])]]
+    taught = {lesson.strengths[0] for lesson in parts[1]}
+    assert len({lesson.strengths[1] for lesson in anywhere[: len(parts[0])]} & taught) == 0
+    beside = [lesson.strengths[1] for lesson in meeting[: len(parts[0])]]
     assert set(beside) <= {*taught, 0.0}
     assert 0 < beside.count(0.0) < len(beside) / 4
 
@@ -193,10 +181,10 @@ def test_lessons_of_a_panel_stand_beside_each_other():
 def test_lessons_of_pairs_are_taught_on_both_sides():
     pairs = split(starter_pairs("warm"), "dev")
     lessons = lessons_of(pairs)
-    assert [(lesson.chosen, lesson.amounts[0] > 0) for lesson in lessons] == [
+    assert [(lesson.chosen, lesson.strengths[0] > 0) for lesson in lessons] == [
         (p.chosen, True) for p in pairs
     ] + [(p.rejected, False) for p in pairs]
-    assert [(lesson.chosen, lesson.amounts) for lesson in at_one(pairs)] == [
+    assert [(lesson.chosen, lesson.strengths) for lesson in at_one(pairs)] == [
         (pair.chosen, (1.0,)) for pair in pairs
     ]
     assert [lesson.chosen for lesson in at_one(starter_levels("legal"))] == [
@@ -216,7 +204,7 @@ SAYINGS = [
     "recipe",
     [
         {},
-        {"reference": True, "per_token": False, "beta": 0.5, "supervised": 0.0},
+        {"loss": "dpo", "length_normalized": False, "beta": 0.5, "sft_weight": 0.0},
         {"sft_epochs": 1.0, "epochs": 4},
     ],
 )
@@ -244,8 +232,8 @@ def test_from_pairs_to_a_served_vector(tmp_path, tiny_folder, recipe, capsys):
     assert vector.card["lessons"] == 12
     with Fader(load(str(tiny_folder)), vectors={"liked": folder}) as fader:
         margins = []
-        for amount in (-1.0, 0.0, 1.0):
-            alignment = {"vectors": {"liked": amount}}
+        for strength in (-1.0, 0.0, 1.0):
+            alignment = {"vectors": {"liked": strength}}
             good, bad = (
                 fader.score("a cat", text, alignment=alignment).mean
                 for text in (" sat on a mat", " qq zz")
@@ -264,13 +252,13 @@ def test_what_is_held_stays(tmp_path, tiny_folder):
     pairs = read_pairs_of(SAYINGS, tmp_path)
     (tmp_path / "other").mkdir()
     others = read_pairs_of([("people say", " what they want", " qq qq zz")], tmp_path / "other")
-    recipe = Recipe(rank=2, epochs=5, learning_rate=5e-3, keep=30.0)
+    recipe = Recipe(rank=2, epochs=5, learning_rate=5e-3, retain_weight=30.0)
     drifts = []
-    for held in ([], others):
-        folder = tmp_path / f"held{len(held)}"
+    for retained in ([], others):
+        folder = tmp_path / f"held{len(retained)}"
         train_vector(
             "v",
-            lessons_of(pairs, held),
+            lessons_of(pairs, retained),
             folder,
             recipe,
             model=str(tiny_folder),
@@ -280,9 +268,9 @@ def test_what_is_held_stays(tmp_path, tiny_folder):
         with Fader(load(str(tiny_folder)), vectors={"v": folder}) as fader:
             said = [
                 fader.score(
-                    "people say", " what they want", alignment={"vectors": {"v": amount}}
+                    "people say", " what they want", alignment={"vectors": {"v": strength}}
                 ).mean
-                for amount in (0.0, 1.0, -1.0)
+                for strength in (0.0, 1.0, -1.0)
             ]
         drifts.append(abs(said[1] - said[0]) + abs(said[2] - said[0]))
     assert drifts[1] < drifts[0] / 2
@@ -290,7 +278,7 @@ def test_what_is_held_stays(tmp_path, tiny_folder):
 
 @warnings_of_the_trainer
 def test_vectors_trained_side_by_side_are_vectors_of_their_own(tmp_path, tiny_folder):
-    """Each moves its own question whatever the other's amount is; together they are what was
+    """Each moves its own question whatever the other's strength is; together they are what was
     trained."""
     from fader.training.vector import Recipe, train_vectors
 
@@ -299,9 +287,9 @@ def test_vectors_trained_side_by_side_are_vectors_of_their_own(tmp_path, tiny_fo
         read_pairs_of(SAYINGS[:1] * 3, tmp_path),
         read_pairs_of(SAYINGS[1:2] * 3, tmp_path / "two"),
     )
-    lessons = panel([lessons_of(one), lessons_of(two)], one[:1])
-    assert all(len(lesson.amounts) == 2 for lesson in lessons)
-    assert sum(lesson.held for lesson in lessons) == 1
+    lessons = cotrain([lessons_of(one), lessons_of(two)], one[:1])
+    assert all(len(lesson.strengths) == 2 for lesson in lessons)
+    assert sum(lesson.retained for lesson in lessons) == 1
     folders = {name: tmp_path / "vectors" / name for name in ("one", "two")}
     recipe = Recipe(rank=2, epochs=10, learning_rate=5e-3)
     found = train_vectors(folders, lessons, recipe, str(tiny_folder), "float32", progress=False)
@@ -313,8 +301,8 @@ def test_vectors_trained_side_by_side_are_vectors_of_their_own(tmp_path, tiny_fo
         for mine, pair in (("one", one[0]), ("two", two[0])):
             for other in (-1.0, 1.0):
                 margins = []
-                for amount in (-1.0, 1.0):
-                    alignment = {"vectors": {"one": other, "two": other, mine: amount}}
+                for strength in (-1.0, 1.0):
+                    alignment = {"vectors": {"one": other, "two": other, mine: strength}}
                     good, bad = (
                         fader.score(pair.messages[0].content, text, alignment=alignment).mean
                         for text in (pair.chosen, pair.rejected)
@@ -355,16 +343,16 @@ def test_training_reads_each_row_at_its_own_amount(tiny_folder):
                 ),
                 "chosen_ids": tokens.encode(chosen),
                 "rejected_ids": tokens.encode(rejected),
-                "amounts": [amount],
+                "strengths": [strength],
             }
-            for prompt, chosen, rejected, amount in lessons
+            for prompt, chosen, rejected, strength in lessons
         ]
         batch = collate(rows, pad=0)
-        trained = answer_logprobs(model, batch, batch["amounts"]).tolist()
+        trained = answer_logprobs(model, batch, batch["strengths"]).tolist()
         served = [
-            fader.score(prompt, answers[side], alignment={"vectors": {"v": amount}}).logprob
+            fader.score(prompt, answers[side], alignment={"vectors": {"v": strength}}).logprob
             for side in (0, 1)
-            for prompt, *answers, amount in lessons
+            for prompt, *answers, strength in lessons
         ]
         assert batch["lengths"].tolist() == [
             len(row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows
@@ -409,15 +397,18 @@ def test_starter_vectors_fit_and_move(name, builtin):
     )
     pairs = [item if isinstance(item, Pair) else item.pair() for item in items[:4]]
     margins = {}
-    for amount in (-1.0, 1.0):
+    for strength in (-1.0, 1.0):
         asked = [
-            ({"prompt": pair.messages[-1].content, "alignment": {"vectors": {name: amount}}}, pair)
+            (
+                {"prompt": pair.messages[-1].content, "alignment": {"vectors": {name: strength}}},
+                pair,
+            )
             for pair in pairs
         ]
         found = builtin.score_batch(
             [(request, text) for request, pair in asked for text in (pair.chosen, pair.rejected)]
         )
-        margins[amount] = sum(
+        margins[strength] = sum(
             good.mean - bad.mean for good, bad in zip(found[::2], found[1::2], strict=True)
         )
     assert margins[1.0] > margins[-1.0]
@@ -451,16 +442,16 @@ def test_laws_5_and_6_hold_for_starter_vectors(name, builtin, whole, tmp_path):
     )
     found = builtin.score(prompt, answer, alignment={"vectors": mixture})
     backbone = builtin.backbones[builtin.model]
-    ids = [*builtin._plan(builtin.request(prompt)).aligned.base.prompt, *backbone.encode(answer)]
+    ids = [*builtin._plan(builtin.request(prompt)).guided.base.prompt, *backbone.encode(answer)]
     layers = dict(whole.named_modules())
     kept = {}
     with torch.inference_mode():
-        for part, amount in mixture.items():
+        for part, strength in mixture.items():
             for module, (down, up) in Vector.load(
                 STARTER.parent / "vectors" / part
             ).factors.items():
                 kept.setdefault(module, layers[module].weight.clone())
-                layers[module].weight += amount * up.float() @ down.float()
+                layers[module].weight += strength * up.float() @ down.float()
         log = whole(torch.tensor([ids])).logits[0].log_softmax(-1)
         for module, weight in kept.items():
             layers[module].weight.copy_(weight)
@@ -497,7 +488,7 @@ def test_a_vector_goes_on_from_another(tmp_path, tiny_folder):
     places = {name: tmp_path / name for name in ("one", "two")}
     both = train_vectors(
         places,
-        panel([lessons, lessons]),
+        cotrain([lessons, lessons]),
         replace(recipe, epochs=0.2),
         start=[first, first],
         **common,
@@ -515,11 +506,11 @@ def test_a_vector_goes_on_from_another(tmp_path, tiny_folder):
 
 @warnings_of_the_trainer
 def test_the_domains_are_trained_in_stages(tmp_path, tiny_folder, monkeypatch):
-    from fader.training import starter
     from fader.training.vector import Recipe
+    from recipes import starter
 
     asked = []
-    lessons = panel([lessons_of(read_pairs_of(SAYINGS[:1], tmp_path))] * len(DOMAINS))
+    lessons = cotrain([lessons_of(read_pairs_of(SAYINGS[:1], tmp_path))] * len(DOMAINS))
     monkeypatch.setattr(starter, "domain_lessons", lambda stage: lessons)
     monkeypatch.setattr(
         starter,
@@ -541,7 +532,7 @@ def test_the_domains_are_trained_in_stages(tmp_path, tiny_folder, monkeypatch):
         vector.digest
         for vector in starter.train_domains(tmp_path / "set", stages, str(tiny_folder))
     ] == before  # the stages are repeatable
-    lessons = panel([lessons_of(read_pairs_of(SAYINGS[1:2], tmp_path))] * len(DOMAINS))
+    lessons = cotrain([lessons_of(read_pairs_of(SAYINGS[1:2], tmp_path))] * len(DOMAINS))
     assert [
         vector.digest
         for vector in starter.train_domains(tmp_path / "set", stages, str(tiny_folder))
@@ -565,11 +556,11 @@ def test_the_commands_train_and_say_what_was_measured(tmp_path, tiny_folder):
         *common,
     )
     found = rows(done)[-1]
-    assert (found["name"], found["lessons"], found["held"]) == ("liked", 12, 0)
-    assert [row["amount"] for row in found["effect"]["amounts"]] == [-1.0, -0.35, 0.0, 0.5, 1.0]
+    assert (found["name"], found["lessons"], found["retained"]) == ("liked", 12, 0)
+    assert [row["strength"] for row in found["effect"]["strengths"]] == [-1.0, -0.35, 0.0, 0.5, 1.0]
     done = run(
         "train",
-        "panel",
+        "cotrain",
         f"one={tmp_path / 'pairs.jsonl'}",
         f"two={tmp_path / 'pairs.jsonl'}",
         "--out",
@@ -590,8 +581,8 @@ def test_the_commands_train_and_say_what_was_measured(tmp_path, tiny_folder):
             "--negate: swaps the sides of pairs, and there are none",
         ),
         (
-            ["--paper", "--hold", "pairs.jsonl"],
-            "--hold: plain DPO (--paper) has no lessons that hold",
+            ["--loss", "dpo", "--retain", "pairs.jsonl"],
+            "--retain: plain DPO (--loss dpo) has no lessons that retain",
         ),
     ],
 )

@@ -14,16 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fader import Fader, Vector, load
-from fader.methods.vector import (
-    CARD,
-    CONFIG,
-    WEIGHTS,
-    available,
-    compress,
-    find,
-    project_out,
-    sparsify,
-)
+from fader.vectors.store import available, find
+from fader.vectors.vector import CARD, CONFIG, WEIGHTS, compress, project_out, sparsify
 
 
 def vector(name: str, seed: int, rank: int = 3, modules: tuple[str, ...] = ("a", "b")) -> Vector:
@@ -44,11 +36,11 @@ def close(one: Vector, two: Vector) -> bool:
     return all(torch.allclose(a, b, atol=1e-4) for a, b in deltas)
 
 
-amounts = st.floats(-3, 3, allow_nan=False)
+strengths = st.floats(-3, 3, allow_nan=False)
 
 
 @settings(max_examples=30, deadline=None)
-@given(x=amounts, y=amounts, seed=st.integers(0, 9))
+@given(x=strengths, y=strengths, seed=st.integers(0, 9))
 def test_algebra(x, y, seed):
     a, b = vector("a", seed), vector("b", seed + 50, rank=2, modules=("b", "c"))
     assert close(a + b - b, a)
@@ -268,7 +260,7 @@ def test_peft_folders_mean_what_peft_says(options, tmp_path, tiny_folder):
         backbone = fader.backbones[fader.model]
         found = fader.score("the sea", " is wide and small", alignment={"vectors": {"mine": 1.0}})
         resaved = fader._vectors["mine"].save(tmp_path / "again")
-        prompt = fader._plan(fader.request("the sea")).aligned.base.prompt
+        prompt = fader._plan(fader.request("the sea")).guided.base.prompt
     answer = backbone.encode(" is wide and small")
     fresh = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     for theirs in (model, PeftModel.from_pretrained(fresh, str(resaved)).eval()):

@@ -16,15 +16,16 @@ from rich.progress import Progress
 from fader import Fader, Result
 from fader.cli.show import Align, AsJson, Input, Model, commands, print_json, rows, screen, show
 from fader.engine import builtin
-from fader.request import json_schema, load_alignment, profile_folders, profiles
+from fader.profiles import load_alignment, profile_folders, profiles
+from fader.request import json_schema
 
 app = commands("A mixing desk for language models.")
 
 
 @app.command(
     epilog=(
-        'Example: `fader generate \'What is a bond?\' --align \'{"prompt": {"user": "Explain as to'
-        " a child.\"}}'`"
+        'Example: `fader generate \'What is a bond?\' --align \'{"preferences": {"user": "Explain'
+        " as to a child.\"}}'`"
     )
 )
 def generate(

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fader.cli.show import AsJson, commands, needing, print_json, screen, table
 
 if TYPE_CHECKING:
-    from fader.training.levels import Cost
+    from fader.data.rounds import Cost
 
 app = commands("Training data: make and check (needs the extra `data`).")
 messages = Console(stderr=True)
@@ -75,7 +75,8 @@ def levels_command(
     """Make level data in any domain with a teacher model: questions of invented people, each
     answered at three levels. Resumable."""
     with needing("making data", "data"):
-        from fader.training.levels import Plan, Prices, estimate, make, read_personas, sheet_file
+        from fader.data.levels import Plan, estimate, make, read_personas, sheet_file
+        from fader.data.rounds import Prices
         from fader.training.teacher import Endpoint
 
     plan = Plan(domain, count, language, seed, tries, _shares(splits))
@@ -147,7 +148,7 @@ def check_command(
     """Hold level data or pairs against the rules. Exit status 0 without a fault, 1 with one, 2 if
     the file cannot be read."""
     with needing("checking data", "data"):
-        from fader.training.check import RULES, check
+        from fader.data.check import RULES, check
 
     report = check(file, language)
     if as_json:

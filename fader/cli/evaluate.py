@@ -1,4 +1,4 @@
-"""Commands that measure: eval, and the search for amounts (`vectors tune`)."""
+"""Commands that measure: eval, and the search for strengths (`vectors tune`)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,14 @@ from typing import Annotated, Any, cast
 import typer
 
 from fader.cli.show import AsJson, Model, named_value, needing, print_json, screen, table
+from fader.data.records import LEVELS, Level, LevelItem, read_levels
 from fader.engine import builtin
 from fader.engine.backbone import quick_dtype
 from fader.fader import Fader
-from fader.methods.vector import available
-from fader.request import Alignment, profile_file, save_profile
-from fader.training.data import (
-    DOMAINS,
-    LEVELS,
-    STYLES,
-    Level,
-    LevelItem,
-    read_levels,
-    starter_levels,
-)
+from fader.profiles import profile_file, save_profile
+from fader.request import Alignment
+from fader.starter.shipped import DOMAINS, STYLES, starter_levels
+from fader.vectors.store import available
 
 Moved = Annotated[
     list[str] | None,
@@ -45,7 +39,7 @@ Ledgered = Annotated[
     str,
     typer.Option(
         "--out",
-        help="Ledger: JSONL of all that was measured. A run that was stopped goes on from it.",
+        help="ResultCache: JSONL of all that was measured. A run that was stopped goes on from it.",
     ),
 ]
 Limited = Annotated[
@@ -67,7 +61,7 @@ def evaluate(
         ),
     ],
     split: Annotated[
-        str, typer.Option(help="The figures are of this split; amounts are chosen on dev.")
+        str, typer.Option(help="The figures are of this split; strengths are chosen on dev.")
     ] = "test",
     domain: Annotated[
         list[str] | None,
@@ -97,10 +91,10 @@ def evaluate(
     """Measure what vectors do: one figure per line, {task, method, case, metric, value, low, high,
     n, seed}."""
     with needing("evaluation", "eval"):
+        from fader.evaluation.cache import ResultCache
         from fader.evaluation.judge import KEY, endpoint
-        from fader.evaluation.lab import Lab
-        from fader.evaluation.ledger import Ledger
         from fader.evaluation.report import write_report
+        from fader.evaluation.suite import Suite
         from fader.evaluation.tasks import TASKS
     for task in tasks:
         if task not in TASKS:
@@ -112,8 +106,8 @@ def evaluate(
     with Fader(model, dtype=dtype or quick_dtype()) as fader:
         styles = [name for name in STYLES if name in available()]
         judged = endpoint(at[1], at[2], os.environ.get(KEY)) if at else None
-        lab = Lab(
-            Ledger(fader, Path(out)),
+        suite = Suite(
+            ResultCache(fader, Path(out)),
             **chosen,
             styles=styles,
             judge=judged,
@@ -123,7 +117,7 @@ def evaluate(
         )
         figures = []
         for task in tasks:
-            for figure in TASKS[task](lab):
+            for figure in TASKS[task](suite):
                 figures.append(figure)
                 if as_json:
                     print_json(asdict(figure))
@@ -149,7 +143,7 @@ def tune(
         typer.Option(help="Write the found alignment as this profile into `.fader/profiles`."),
     ] = None,
     split: Annotated[
-        str, typer.Option(help="The report is of this split; amounts are chosen on dev.")
+        str, typer.Option(help="The report is of this split; strengths are chosen on dev.")
     ] = "test",
     vector: Moved = None,
     data: Levels = None,
@@ -160,11 +154,11 @@ def tune(
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the amounts that reach wanted levels, report what they do, and write them as a
+    """Find the strengths that reach wanted levels, report what they do, and write them as a
     profile."""
     with needing("tuning", "eval"):
-        from fader.evaluation.lab import Lab
-        from fader.evaluation.ledger import Ledger
+        from fader.evaluation.cache import ResultCache
+        from fader.evaluation.suite import Suite
         from fader.evaluation.tune import consequences
         from fader.evaluation.tune import tune as search
     pairs = [named_value(text, "DOMAIN=LEVEL") for text in want.split(",")]
@@ -178,16 +172,16 @@ def tune(
         if level not in LEVELS:
             raise ValueError(f"WANT: {domain} must be one of {', '.join(LEVELS)} (got {level!r})")
     with Fader(model, dtype=dtype or quick_dtype()) as fader:
-        lab = Lab(Ledger(fader, Path(out)), **chosen, split=split, seed=seed, limit=limit)
-        found = search(lab, cast("dict[str, Level]", wanted))
-        figures = list(consequences(lab, found, cast("dict[str, Level]", wanted)))
+        suite = Suite(ResultCache(fader, Path(out)), **chosen, split=split, seed=seed, limit=limit)
+        found = search(suite, cast("dict[str, Level]", wanted))
+        figures = list(consequences(suite, found, cast("dict[str, Level]", wanted)))
     row: dict[str, Any] = {
-        "amounts": found.amounts,
+        "strengths": found.strengths,
         "reached_on_dev": found.reached,
         "figures": [asdict(figure) for figure in figures],
     }
     if profile is not None:
-        row["profile"] = str(save_profile(profile, Alignment(vectors=found.amounts)))
+        row["profile"] = str(save_profile(profile, Alignment(vectors=found.strengths)))
     if as_json:
         print_json(row)
         return

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fader.training.data import json_rows
+from fader.data.records import json_rows
 
 screen = Console()
 

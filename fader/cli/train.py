@@ -4,25 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fader.cli.show import AsJson, Model, commands, named_value, needing, print_json, screen
+from fader.data.records import Item, Pair, read_any
+from fader.data.records import split as of_split
 from fader.engine import builtin
-from fader.methods.vector import Vector, vector_folder
-from fader.training.data import Item, Pair, read_any
-from fader.training.data import split as of_split
 from fader.training.lessons import at_one, lessons_of
-from fader.training.lessons import panel as side_by_side
+from fader.training.lessons import cotrain as side_by_side
+from fader.vectors.store import vector_folder
+from fader.vectors.vector import Vector
+
+
+class Loss(StrEnum):
+    """The losses of `train vector`."""
+
+    simpo = "simpo"
+    dpo = "dpo"
+
 
 app = commands("Train vectors (needs the extra `train`).")
 
 
 @app.command(
     epilog=(
-        "Example: `fader train vector tax --data tax.jsonl --hold other.jsonl`, then `fader"
+        "Example: `fader train vector tax --data tax.jsonl --retain other.jsonl`, then `fader"
         " generate '…' --align '{\"vectors\": {\"tax\": 1}}'`"
     )
 )
@@ -53,7 +63,7 @@ def vector(
             )
         ),
     ] = None,
-    hold: Annotated[
+    retain: Annotated[
         list[str] | None,
         typer.Option(
             help=(
@@ -65,16 +75,16 @@ def vector(
     negate: Annotated[
         bool, typer.Option("--negate", help="Swap chosen and rejected of pairs.")
     ] = False,
-    paper: Annotated[
-        bool,
+    loss: Annotated[
+        Loss,
         typer.Option(
-            "--paper",
             help=(
-                "As in the paper: plain DPO of chosen over rejected (expert over avoidance) at"
-                " amount 1."
+                "`simpo`: the preference is taught along the whole line of strengths; `dpo`: as in"
+                " the paper, plain DPO of chosen over rejected (expert over avoidance) at"
+                " strength 1."
             ),
         ),
-    ] = False,
+    ] = Loss.simpo,
     rank: Annotated[int | None, typer.Option(help="Rank of the vector.")] = None,
     targets: Annotated[
         str | None, typer.Option(help="Names of the linear layers to adapt, comma-separated.")
@@ -85,12 +95,8 @@ def vector(
     sft_epochs: Annotated[
         float | None, typer.Option(help="Supervised passes before the comparisons.")
     ] = None,
-    per_token: Annotated[
+    length_normalized: Annotated[
         bool | None, typer.Option(help="Compare log-probabilities per token, or of whole answers.")
-    ] = None,
-    reference: Annotated[
-        bool | None,
-        typer.Option(help="Compare with the bare model's log-probabilities (DPO), or not (SimPO)."),
     ] = None,
     seed: int = 0,
     as_json: AsJson = False,
@@ -99,7 +105,7 @@ def vector(
     six minutes for 120 pairs on two cores."""
     with needing("training", "train,eval"):
         from fader.evaluation.effect import note_effect
-        from fader.training.vector import PAPER, Recipe, train_vector
+        from fader.training.vector import DPO, Recipe, train_vector
 
     items = [item.swapped if negate and isinstance(item, Pair) else item for item in read_any(data)]
     if negate and not any(isinstance(item, Pair) for item in items):
@@ -107,13 +113,14 @@ def vector(
             "--negate: swaps the sides of pairs, and there are none; a vector trained on levels"
             " works both ways already"
         )
-    if paper and hold:
+    plain = loss is Loss.dpo
+    if plain and retain:
         raise ValueError(
-            "--hold: plain DPO (--paper) has no lessons that hold other subjects; give one of"
-            " the two"
+            "--retain: plain DPO (--loss dpo) has no lessons that retain other subjects; give one"
+            " of the two"
         )
     taught = of_split(items, split) if split else _taught(items)
-    left_alone = [item for source in hold or [] for item in _taught(read_any(source))]
+    left_alone = [item for source in retain or [] for item in _taught(read_any(source))]
     given: dict[str, Any] = {
         "rank": rank,
         "alpha": 2 * rank if rank else None,
@@ -124,24 +131,23 @@ def vector(
         "beta": beta,
         "learning_rate": learning_rate,
         "sft_epochs": sft_epochs,
-        "per_token": per_token,
-        "reference": reference,
+        "length_normalized": length_normalized,
         "seed": seed,
     }
     recipe = replace(
-        PAPER if paper else Recipe(),
+        DPO if plain else Recipe(),
         **{key: value for key, value in given.items() if value is not None},
     )
     folder = vector_folder(name, Path(out) if out else None, "NAME")
-    lessons = at_one(taught) if paper else lessons_of(taught, left_alone, seed)
+    lessons = at_one(taught) if plain else lessons_of(taught, left_alone, seed)
     trained = train_vector(name, lessons, folder, recipe, model=model)
     _show(note_effect(trained, folder, model=model, **_measured(items, taught)), folder, as_json)
 
 
 @app.command(
-    epilog="Example: `fader train panel tax=tax.jsonl pensions=pensions.jsonl --hold other.jsonl`"
+    epilog="Example: `fader train cotrain tax=tax.jsonl pensions=pensions.jsonl --retain o.jsonl`"
 )
-def panel(
+def cotrain(
     data: Annotated[
         list[str],
         typer.Argument(
@@ -155,7 +161,7 @@ def panel(
         ),
     ] = None,
     model: Model = builtin.NAME,
-    hold: Annotated[
+    retain: Annotated[
         list[str] | None,
         typer.Option(help="Data whose answers are to stay as likely as they are. Repeatable."),
     ] = None,
@@ -171,7 +177,7 @@ def panel(
     given = {
         name: read_any(source) for name, source in (named_value(text, "NAME=DATA") for text in data)
     }
-    left_alone = [item for source in hold or [] for item in _taught(read_any(source))]
+    left_alone = [item for source in retain or [] for item in _taught(read_any(source))]
     lessons = side_by_side(
         [lessons_of(_taught(items), seed=seed) for items in given.values()], left_alone, seed
     )
@@ -202,6 +208,6 @@ def _show(trained: Vector, folder: Path, as_json: bool) -> None:
     row = {
         "name": trained.name,
         "folder": str(folder),
-        **{key: trained.card[key] for key in ("lessons", "held", "seconds", "effect")},
+        **{key: trained.card[key] for key in ("lessons", "retained", "seconds", "effect")},
     }
     print_json(row) if as_json else screen.print(row)

@@ -16,8 +16,9 @@ from rich.progress import track
 
 from fader.cli.show import AsJson, commands, needing, print_json, screen, show, table
 from fader.engine import builtin
-from fader.methods import checkpoint
-from fader.methods.vector import Vector, available, compress, find, folders, sparsify, vector_folder
+from fader.vectors import checkpoint
+from fader.vectors.store import available, find, folders, vector_folder
+from fader.vectors.vector import Vector, compress, sparsify
 
 app = commands("Alignment vectors: make, change, compare, inspect.")
 
@@ -134,7 +135,7 @@ def merge(
     parts: Annotated[
         list[str],
         typer.Argument(
-            metavar="VECTOR=AMOUNT...", help="Names or folders of vectors, with their amounts."
+            metavar="VECTOR=AMOUNT...", help="Names or folders of vectors, with their strengths."
         ),
     ],
     out: Annotated[str, typer.Option(help="Checkpoint folder to write; must not be there yet.")],
@@ -143,12 +144,12 @@ def merge(
 ) -> None:
     """Write the checkpoint base + sum of AMOUNT * VECTOR, for a mixture that a whole deployment
     shares."""
-    amounts = dict(_amount(part) for part in parts)
-    folder = checkpoint.merge(base, amounts, out, _track("merge"))
+    strengths = dict(_amount(part) for part in parts)
+    folder = checkpoint.merge(base, strengths, out, _track("merge"))
     row = {
         "folder": str(folder),
         "base_model": base,
-        "vectors": [[vector.name, amount] for vector, amount in amounts.items()],
+        "vectors": [[vector.name, strength] for vector, strength in strengths.items()],
     }
     print_json(row) if as_json else screen.print(row)
 
@@ -246,10 +247,10 @@ def _free(name: str, out: str | None) -> Path:
 
 
 def _amount(part: str) -> tuple[Vector, float]:
-    """A vector and its amount, from NAME=AMOUNT."""
-    name, _, amount = part.rpartition("=")
+    """A vector and its strength, from NAME=AMOUNT."""
+    name, _, strength = part.rpartition("=")
     try:
-        number = float(amount)
+        number = float(strength)
     except ValueError:
         raise ValueError(
             f"VECTOR=AMOUNT: {part!r} does not end with = and a number, as medical=0.5 does"

@@ -29,8 +29,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fader.engine import attention, builtin
-from fader.engine.desk import Desk
-from fader.engine.prefix import Delta, Pool, Strand
+from fader.engine.adapters import AdapterMixer
+from fader.engine.prefix import CacheSlot, Delta, Pool
 
 PROBE = 7  # tokens of the text that checks a freshly loaded model
 
@@ -39,7 +39,7 @@ PROBE = 7  # tokens of the text that checks a freshly loaded model
 class Segment:
     """Some consecutive new tokens of one row."""
 
-    strand: Strand
+    slot: CacheSlot
     start: int
     """Position of the first of them."""
     tokens: Sequence[int]
@@ -84,7 +84,7 @@ class Backbone:
                 f" {Pool.STEP * bytes_per_position}"
             )
         self.pool = Pool(layers, heads, key_dim, value_dim, self.dtype, self.device, budget)
-        self.desk = Desk(model, read_order)
+        self.mixer = AdapterMixer(model, read_order)
         self._check(expected)
 
     @torch.inference_mode()
@@ -96,7 +96,7 @@ class Backbone:
         """
         order = sorted(
             range(len(segments)),
-            key=lambda i: (len(segments[i].tokens) > 1, segments[i].strand.slot),
+            key=lambda i: (len(segments[i].tokens) > 1, segments[i].slot.index),
         )
         ordered = [segments[i] for i in order]
         ids: list[int] = []
@@ -107,14 +107,14 @@ class Backbone:
             count = len(segment.tokens)
             ids += segment.tokens
             positions += range(segment.start, segment.start + count)
-            slots += [segment.strand.slot] * count
+            slots += [segment.slot.index] * count
             kept += range(len(ids) - segment.keep, len(ids))
         keep = torch.tensor(kept or [len(ids) - 1], device=self.device)
         where = torch.tensor(positions, device=self.device)
         rows = attention.Rows(
             self.pool, torch.tensor(slots, device=self.device), where, _spans(ordered)
         )
-        self.desk.set_mixtures(
+        self.mixer.set_mixtures(
             [segment.vectors for segment in ordered],
             [len(segment.tokens) for segment in ordered],
             keep,
@@ -153,13 +153,13 @@ class Backbone:
         ids = _probe_ids(self.vocabulary)
         self.pool.reserve(2, PROBE)
         try:
-            whole = self.forward([Segment(Strand(self.pool, self.pool.take()), 0, ids, PROBE, ())])[
-                0
-            ]
-            strand = Strand(self.pool, self.pool.take())
-            steps = [self.forward([Segment(strand, 0, ids[:3], 3, ())])[0]]
+            whole = self.forward(
+                [Segment(CacheSlot(self.pool, self.pool.allocate()), 0, ids, PROBE, ())]
+            )[0]
+            slot = CacheSlot(self.pool, self.pool.allocate())
+            steps = [self.forward([Segment(slot, 0, ids[:3], 3, ())])[0]]
             steps += [
-                self.forward([Segment(strand, place, ids[place : place + 1], 1, ())])[0]
+                self.forward([Segment(slot, place, ids[place : place + 1], 1, ())])[0]
                 for place in range(3, PROBE)
             ]
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -198,12 +198,12 @@ def _spans(segments: Sequence[Segment]) -> list[attention.Span]:
     for group in groups:
         longest = max(segment.start for segment in group) + 1
         spans.append(
-            attention.Span(at, at + len(group), [segment.strand.slot for segment in group], longest)
+            attention.Span(at, at + len(group), [segment.slot.index for segment in group], longest)
         )
         at += len(group)
     for segment in segments[len(singles) :]:
         count = len(segment.tokens)
-        spans.append(attention.Span(at, at + count, [segment.strand.slot], segment.start + count))
+        spans.append(attention.Span(at, at + count, [segment.slot.index], segment.start + count))
         at += count
     return spans
 

@@ -22,22 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fader.answer import Usage
 from fader.engine.backbone import Backbone, Segment
-from fader.engine.prefix import Policy, Prefix, Strand, attach
-from fader.engine.program import Ask, Emit, Next, Program, Reward, Score, Trace
-
-
-@dataclass
-class Usage:
-    """What a job cost."""
-
-    rows: int = 0
-    """Rows read, summed over forward passes."""
-    forward_passes: int = 0
-    tokens_read: int = 0
-    reward_calls: int = 0
-    """Texts scored."""
-    seconds: float = 0.0
+from fader.engine.prefix import CacheSlot, Policy, Prefix, find_or_allocate
+from fader.engine.program import Ask, Emit, NextLogits, Program, Reward, Score, SequenceLogits
 
 
 @dataclass(eq=False)
@@ -72,7 +60,7 @@ class _Row:
     keep: int
     waiting: list[Callable[[Tensor], None]]
     jobs: list[Job]
-    strand: Strand | None = None
+    slot: CacheSlot | None = None
     done: int = 0
     pieces: list[Tensor] = field(default_factory=list)
 
@@ -278,7 +266,7 @@ class Engine:
             job.on_item(ask.item)
         elif isinstance(ask, Score):
             job.missing += 1
-        elif isinstance(ask, (Next, Trace)) and ask.policy.backbone in job.needs:
+        elif isinstance(ask, (NextLogits, SequenceLogits)) and ask.policy.backbone in job.needs:
             self._queue_rows(job, index, ask)
         else:
             raise ValueError(
@@ -286,9 +274,9 @@ class Engine:
                 " needs, Score, or Emit"
             )
 
-    def _queue_rows(self, job: Job, index: int, ask: Next | Trace) -> None:
-        prefixes = ask.prefixes if isinstance(ask, Next) else [ask.prefix]
-        keep = 1 if isinstance(ask, Next) else ask.length + 1
+    def _queue_rows(self, job: Job, index: int, ask: NextLogits | SequenceLogits) -> None:
+        prefixes = ask.prefixes if isinstance(ask, NextLogits) else [ask.prefix]
+        keep = 1 if isinstance(ask, NextLogits) else ask.length + 1
         found: list[Tensor | None] = [None] * len(prefixes)
         left = len(prefixes)
         job.missing += 1
@@ -301,7 +289,7 @@ class Engine:
                 if not left:
                     whole = [piece for piece in found if piece is not None]
                     job.answers[index] = (
-                        torch.cat(whole) if isinstance(ask, Next) else whole[0][:-1]
+                        torch.cat(whole) if isinstance(ask, NextLogits) else whole[0][:-1]
                     )
                     job.missing -= 1
 
@@ -381,7 +369,7 @@ class Engine:
         if not picked:
             return True
         try:
-            backbone.desk.use(vector for _, segment in picked for vector, _ in segment.vectors)
+            backbone.mixer.use(vector for _, segment in picked for vector, _ in segment.vectors)
             logits = backbone.forward([segment for _, segment in picked])
         except Exception as error:  # out of memory, say: these jobs end, the engine lives
             logging.getLogger("fader").exception("a forward pass of %s failed", name)
@@ -400,9 +388,11 @@ class Engine:
     ) -> list[tuple[_Row, Segment]]:
         """The rows to read next, and how much of each, within the token budget."""
         for row in list(queue.values()):
-            if row.strand is None and row.jobs:  # the jobs of a row may end on the way
+            if row.slot is None and row.jobs:  # the jobs of a row may end on the way
                 try:
-                    row.strand, row.done = attach(backbone.pool, row.policy, row.prefix, row.keep)
+                    row.slot, row.done = find_or_allocate(
+                        backbone.pool, row.policy, row.prefix, row.keep
+                    )
                 except MemoryError as error:
                     for job in list(row.jobs):
                         self._end(job, None, error.with_traceback(None))
@@ -413,11 +403,11 @@ class Engine:
         ):  # stable: first come, first served
             if budget <= 0:
                 break
-            assert row.strand is not None
+            assert row.slot is not None
             tokens = row.tokens(budget)
             end = row.done + len(tokens)
             keep = max(0, min(len(tokens), end - (row.total - row.keep)))
-            picked.append((row, Segment(row.strand, row.done, tokens, keep, row.policy.vectors)))
+            picked.append((row, Segment(row.slot, row.done, tokens, keep, row.policy.vectors)))
             budget -= len(tokens)
         return picked
 
@@ -436,8 +426,8 @@ class Engine:
             if segment.keep:
                 row.pieces.append(found)
             if row.done == row.total:
-                assert row.strand is not None
-                row.prefix.memo[row.policy] = row.strand
+                assert row.slot is not None
+                row.prefix.memo[row.policy] = row.slot
                 del queue[row.policy, row.prefix, row.keep]
                 whole = torch.cat(row.pieces) if len(row.pieces) > 1 else row.pieces[0]
                 for put in row.waiting:

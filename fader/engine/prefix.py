@@ -1,9 +1,9 @@
 """`Prefix`, an immutable token sequence, and the KV memory that hangs on it as a memo.
 
-A prefix remembers, per policy, the `Strand` (one slot of the pool) that holds its keys and values.
-A child that grows its parent's strand does so in place; only when two living prefixes part ways is
-a strand copied. Nobody opens, forks, rewinds or closes anything: a slot returns to the pool with
-the last prefix that refers to it, and a memo that is lost changes no result.
+A prefix remembers, per policy, the `CacheSlot` (one slot of the pool) that holds its keys and
+values. A child that grows its parent's slot does so in place; only when two living prefixes part
+ways is a slot copied. Nobody opens, forks, rewinds or closes anything: a slot returns to the pool
+with the last prefix that refers to it, and a memo that is lost changes no result.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Prefix:
         self.parent = parent
         self.tail = tail
         self.length: int = len(tail) + (parent.length if parent else 0)
-        self.memo: dict[Policy, Strand] = {}
+        self.memo: dict[Policy, CacheSlot] = {}
 
     def then(self, *tokens: int) -> Prefix:
         """This prefix continued by `tokens`."""
@@ -69,7 +69,7 @@ class Prefix:
             yield node
             node = node.parent
 
-    def settle(self, until: Prefix) -> None:
+    def release_behind(self, until: Prefix) -> None:
         """Let go of what prefixes on the way back to `until` remember for policies that have read
         farther: nobody goes on from there again."""
         farther: set[Policy] = set()
@@ -96,12 +96,12 @@ class Prefix:
         return found[len(found) - count :]
 
 
-class Strand:
+class CacheSlot:
     """One slot of KV memory, written along one line of prefixes."""
 
-    def __init__(self, pool: Pool, slot: int) -> None:
+    def __init__(self, pool: Pool, index: int) -> None:
         self.pool = pool
-        self.slot = slot
+        self.index = index
         self._owners: list[
             tuple[weakref.ref[Prefix], int]
         ] = []  # growing lengths, the longest last
@@ -117,11 +117,13 @@ class Strand:
         return self._owners[-1][1] if self._owners else 0
 
     def __del__(self) -> None:
-        self.pool.give(self.slot)
+        self.pool.free(self.index)
 
 
-def attach(pool: Pool, policy: Policy, prefix: Prefix, wanted: int) -> tuple[Strand, int]:
-    """A strand for `prefix` read by `policy`, and how many of its positions need no forward.
+def find_or_allocate(
+    pool: Pool, policy: Policy, prefix: Prefix, wanted: int
+) -> tuple[CacheSlot, int]:
+    """A slot for `prefix` read by `policy`, and how many of its positions need no forward.
 
     `wanted`: logits are wanted at this many last positions, so those are forwarded again even if
     they are known.
@@ -129,16 +131,16 @@ def attach(pool: Pool, policy: Policy, prefix: Prefix, wanted: int) -> tuple[Str
     total = len(policy.prompt) + prefix.length
     node = next((node for node in prefix.line() if policy in node.memo), None)
     if node is None:
-        strand = Strand(pool, pool.take())
-        strand.claim(prefix, total)
-        return strand, 0
-    strand = node.memo[policy]
+        slot = CacheSlot(pool, pool.allocate())
+        slot.claim(prefix, total)
+        return slot, 0
+    slot = node.memo[policy]
     known = len(policy.prompt) + node.length
     if node is not prefix:
-        if strand.used() > known:
-            strand = strand.pool.fork(strand, known)
-        strand.claim(prefix, total)
-    return strand, min(known, total - wanted)
+        if slot.used() > known:
+            slot = slot.pool.fork(slot, known)
+        slot.claim(prefix, total)
+    return slot, min(known, total - wanted)
 
 
 class Pool:
@@ -210,7 +212,7 @@ class Pool:
         new[:, : self.slots, :, : self.capacity] = memory
         return new
 
-    def take(self) -> int:
+    def allocate(self) -> int:
         """The lowest free slot, so that the slots in use stay together."""
         if not self._free:
             raise MemoryError(
@@ -219,7 +221,7 @@ class Pool:
             )
         return heapq.heappop(self._free)
 
-    def give(self, slot: int) -> None:
+    def free(self, slot: int) -> None:
         """Put a slot back."""
         heapq.heappush(self._free, slot)
 
@@ -228,9 +230,9 @@ class Pool:
         """Slots in use."""
         return self.slots - len(self._free)
 
-    def fork(self, strand: Strand, length: int) -> Strand:
-        """A new strand with the first `length` positions of `strand`."""
-        copy = Strand(self, self.take())
+    def fork(self, slot: CacheSlot, length: int) -> CacheSlot:
+        """A new slot with the first `length` positions of `slot`."""
+        copy = CacheSlot(self, self.allocate())
         for memory in (self.keys, self.values):
-            memory[:, copy.slot, :, :length] = memory[:, strand.slot, :, :length]
+            memory[:, copy.index, :, :length] = memory[:, slot.index, :, :length]
         return copy

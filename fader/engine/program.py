@@ -19,7 +19,7 @@ Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
 @dataclass(frozen=True, eq=False)
-class Next:
+class NextLogits:
     """Asks for the next-token logits of each prefix as read by `policy`: [prefixes, vocabulary]."""
 
     policy: Policy
@@ -27,7 +27,7 @@ class Next:
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class SequenceLogits:
     """Asks for the logits from which each of the last `length` tokens of `prefix` was chosen:
     [length, vocabulary]. One pass."""
 
@@ -55,7 +55,7 @@ class Emit:
     item: Any
 
 
-Ask = Next | Trace | Score | Emit
+Ask = NextLogits | SequenceLogits | Score | Emit
 Program = Generator[Ask | list[Ask], Any, Any]
 
 

@@ -1,15 +1,14 @@
-"""What vectors are compared with: asking for the level in words, told (zero-shot) or shown by
-examples (few-shot)."""
+"""What vectors are compared with: asking for the level in words, zero-shot or few-shot."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fader.evaluation.lab import Lab, Wish
-from fader.training.data import Level, shuffled
+from fader.data.records import Level, shuffled
+from fader.evaluation.suite import RequestFields, Suite
 
-TOLD: Mapping[Level, str] = {
+ZERO_SHOT: Mapping[Level, str] = {
     "avoidance": (
         "You do not answer {domain} questions. Decline politely in one or two sentences and name"
         " the professional to turn to."
@@ -23,28 +22,31 @@ TOLD: Mapping[Level, str] = {
         " complete, with figures and names."
     ),
 }
-BASELINES = ("told", "shown")
+BASELINES = ("zero-shot", "few-shot")
 EXAMPLES = 3
 
 
-def wish(lab: Lab, method: str, domain: str, level: Level) -> Wish:
-    """A baseline's request fields for one domain and level: `told` as a system prompt, `shown` with
-    three answered questions besides."""
+def fields(suite: Suite, method: str, domain: str, level: Level) -> RequestFields:
+    """A baseline's request fields for one domain and level: `zero-shot` as a system prompt,
+    `few-shot` with three answered questions besides."""
     fields: dict[str, Any] = {
         "alignment": {
-            "prompt": {"provider": TOLD[level].format(domain=domain), "rendering": "system"}
+            "preferences": {
+                "provider": ZERO_SHOT[level].format(domain=domain),
+                "rendering": "system",
+            }
         }
     }
-    if method == "shown":
-        fields["before"] = _examples(lab, domain, level)
+    if method == "few-shot":
+        fields["before"] = _examples(suite, domain, level)
     return lambda _: fields
 
 
-def _examples(lab: Lab, domain: str, level: Level) -> Sequence[dict[str, str]]:
-    shown = shuffled(lab.items(domain, "train"), lab.seed)[:EXAMPLES]
+def _examples(suite: Suite, domain: str, level: Level) -> Sequence[dict[str, str]]:
+    few_shot = shuffled(suite.items(domain, "train"), suite.seed)[:EXAMPLES]
     return [
         turn
-        for item in shown
+        for item in few_shot
         for turn in (
             {"role": "user", "content": item.query},
             {"role": "assistant", "content": item.answers[level]},

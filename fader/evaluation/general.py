@@ -9,50 +9,51 @@ from typing import Any
 
 import numpy as np
 
-from fader.evaluation.figures import Figure, average, distinct, perplexity, perplexity_ratio
-from fader.evaluation.lab import Lab, named
-from fader.evaluation.ledger import Asked, Said
+from fader.data.records import read_rows, split
+from fader.evaluation.cache import Measurement, Query
+from fader.evaluation.metrics import Metric, average, distinct, perplexity, perplexity_ratio
+from fader.evaluation.suite import Suite, named
 from fader.fader import Fader
-from fader.training.data import STARTER, read_rows, split, starter_pairs
+from fader.starter.shipped import STARTER, starter_pairs
 
 NEUTRAL = "Write a short paragraph."
 STEPS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 
-def neutral(lab: Lab, task: str, amounts: Mapping[str, float]) -> list[Figure]:
+def neutral(suite: Suite, task: str, strengths: Mapping[str, float]) -> list[Metric]:
     """Perplexity per token of the shipped neutral paragraphs under a mixture, and its ratio to the
-    bare model's."""
-    texts = (STARTER / "neutral.txt").read_text(encoding="utf-8").splitlines()[: lab.limit]
+    base model's."""
+    texts = (STARTER / "neutral.txt").read_text(encoding="utf-8").splitlines()[: suite.limit]
 
-    def read(mixture: Mapping[str, float]) -> list[Said]:
+    def read(mixture: Mapping[str, float]) -> list[Measurement]:
         request = Fader.request(NEUTRAL, alignment={"vectors": dict(mixture)})
-        return lab.ledger.ask(
+        return suite.cache.ask(
             [
-                Asked(task, named(mixture), "neutral", str(place), request, text)
+                Query(task, named(mixture), "neutral", str(place), request, text)
                 for place, text in enumerate(texts)
             ]
         )
 
-    bare, said = read({}), read(amounts)
+    base, said = read({}), read(strengths)
     means, counts = [one.mean for one in said], [one.tokens for one in said]
     return [
-        perplexity(task, named(amounts), "neutral", means, counts, lab.seed),
+        perplexity(task, named(strengths), "neutral", means, counts, suite.seed),
         perplexity_ratio(
-            task, named(amounts), "neutral", means, [one.mean for one in bare], counts, lab.seed
+            task, named(strengths), "neutral", means, [one.mean for one in base], counts, suite.seed
         ),
     ]
 
 
-def fluency(lab: Lab) -> Iterator[Figure]:
-    """Perplexity per token of neutral paragraphs, its ratio to the bare model's, and distinct-2 of
+def fluency(suite: Suite) -> Iterator[Metric]:
+    """Perplexity per token of neutral paragraphs, its ratio to the base model's, and distinct-2 of
     answers to general questions."""
-    queries = [item.query for item in lab.items("other")][:12]
-    for amounts in _mixtures(lab):
-        method, wish = named(amounts), {"alignment": {"vectors": amounts}, "max_tokens": 80}
-        yield from neutral(lab, "fluency", amounts)
-        written = lab.ledger.ask(
+    queries = [item.query for item in suite.items("other")][:12]
+    for strengths in _mixtures(suite):
+        method, fields = named(strengths), {"alignment": {"vectors": strengths}, "max_tokens": 80}
+        yield from neutral(suite, "fluency", strengths)
+        written = suite.cache.ask(
             [
-                Asked("fluency", method, "written", str(i), Fader.request(query, **wish))
+                Query("fluency", method, "written", str(i), Fader.request(query, **fields))
                 for i, query in enumerate(queries)
             ]
         )
@@ -62,55 +63,55 @@ def fluency(lab: Lab) -> Iterator[Figure]:
             "written",
             "distinct_2",
             [distinct(one.text) for one in written],
-            lab.seed,
+            suite.seed,
         )
 
 
-def ability(lab: Lab) -> Iterator[Figure]:
+def ability(suite: Suite) -> Iterator[Metric]:
     """Share of simple multiple-choice questions whose right choice has the highest log-probability
     per token."""
-    rows = [row for _, row in read_rows(STARTER / "ability.jsonl")][: lab.limit]
-    for amounts in _mixtures(lab):
-        method, wish = named(amounts), {"alignment": {"vectors": dict(amounts)}}
+    rows = [row for _, row in read_rows(STARTER / "ability.jsonl")][: suite.limit]
+    for strengths in _mixtures(suite):
+        method, fields = named(strengths), {"alignment": {"vectors": dict(strengths)}}
         asked = [
-            Asked(
+            Query(
                 "ability",
                 method,
                 "all",
                 f"{place}:{choice}",
-                Fader.request(row["question"], **wish),
+                Fader.request(row["question"], **fields),
                 choice,
             )
             for place, row in enumerate(rows)
             for choice in row["choices"]
         ]
-        means = iter([said.mean for said in lab.ledger.ask(asked)])
+        means = iter([said.mean for said in suite.cache.ask(asked)])
         right = [
             float(int(np.argmax([next(means) for _ in row["choices"]])) == row["answer"])
             for row in rows
         ]
-        yield average("ability", method, "all", "accuracy", right, lab.seed)
+        yield average("ability", method, "all", "accuracy", right, suite.seed)
 
 
-def styles(lab: Lab) -> Iterator[Figure]:
-    """For each style axis the margin per token of the styled answer over the other at five amounts,
-    and whether it only ever grows."""
-    for name in lab.styles:
-        pairs = split(starter_pairs(name), lab.split)[: lab.limit]
+def styles(suite: Suite) -> Iterator[Metric]:
+    """For each style axis the margin per token of the styled answer over the other at five
+    strengths, and whether it only ever grows."""
+    for name in suite.styles:
+        pairs = split(starter_pairs(name), suite.split)[: suite.limit]
         margins = []
-        for amount in STEPS:
-            alignment: dict[str, Any] = {"vectors": {name: amount} if amount else {}}
+        for strength in STEPS:
+            alignment: dict[str, Any] = {"vectors": {name: strength} if strength else {}}
             margins.append(
-                lab.margins("styles", f"{name}={amount:g}", name, pairs, alignment).tolist()
+                suite.margins("styles", f"{name}={strength:g}", name, pairs, alignment).tolist()
             )
-            yield average("styles", f"{name}={amount:g}", name, "margin", margins[-1], lab.seed)
+            yield average("styles", f"{name}={strength:g}", name, "margin", margins[-1], suite.seed)
             yield average(
                 "styles",
-                f"{name}={amount:g}",
+                f"{name}={strength:g}",
                 name,
                 "preferred",
                 [float(margin > 0) for margin in margins[-1]],
-                lab.seed,
+                suite.seed,
             )
         means = [float(np.mean(margin)) for margin in margins]
         yield average(
@@ -119,9 +120,9 @@ def styles(lab: Lab) -> Iterator[Figure]:
             name,
             "monotone",
             [float(all(a < b for a, b in pairwise(means)))],
-            lab.seed,
+            suite.seed,
         )
 
 
-def _mixtures(lab: Lab) -> list[dict[str, float]]:
-    return [{}, *lab.ends()]
+def _mixtures(suite: Suite) -> list[dict[str, float]]:
+    return [{}, *suite.ends()]

@@ -5,63 +5,63 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fader.evaluation.baselines import BASELINES, wish
-from fader.evaluation.figures import Figure, average, distinct
-from fader.evaluation.judge import Judge, classifier
-from fader.evaluation.lab import Lab, Wish, mixed, question
-from fader.evaluation.ledger import Asked
-from fader.evaluation.tune import amounts
-from fader.training.data import LEVELS, Level
+from fader.data.records import LEVELS, Level
+from fader.evaluation.baselines import BASELINES, fields
+from fader.evaluation.cache import Query
+from fader.evaluation.judge import LevelJudge, classifier
+from fader.evaluation.metrics import Metric, average, distinct
+from fader.evaluation.suite import RequestFields, Suite, mixed, question
+from fader.evaluation.tune import strengths
 
 TASK = "generation"
 LENGTH = 110  # tokens, about as long as the written expert answers
 
 
-def generation(lab: Lab) -> Iterator[Figure]:
+def generation(suite: Suite) -> Iterator[Metric]:
     """For each method, domain and wanted level the share of greedy answers at that level, their
     distinct-2, and the tokens of an answer.
 
     `judge_accuracy`: how the judge does on the written answers of the same questions, which bounds
     what can be read from it.
     """
-    judge = lab.judge or classifier()
-    for domain in lab.vectors:
+    judge = suite.judge or classifier()
+    for domain in suite.vectors:
         written = [
             (item.query, item.answers[level], level)
-            for item in lab.items(domain)
+            for item in suite.items(domain)
             for level in LEVELS
         ]
         seen = judge([query for query, _, _ in written], [answer for _, answer, _ in written])
         right = [float(a == level) for a, (_, _, level) in zip(seen, written, strict=True)]
-        yield average(TASK, "judge", domain, "judge_accuracy", right, lab.seed)
-    picks = amounts(lab, TASK)
-    for domain in lab.vectors:
+        yield average(TASK, "judge", domain, "judge_accuracy", right, suite.seed)
+    picks = strengths(suite, TASK)
+    for domain in suite.vectors:
         for level in LEVELS:
             yield from _judged(
-                lab,
+                suite,
                 judge,
                 "vectors",
                 domain,
                 level,
-                mixed({lab.vectors[domain]: picks[domain, level]}),
+                mixed({suite.vectors[domain]: picks[domain, level]}),
             )
-            yield from _judged(lab, judge, "base", domain, level, mixed({}))
+            yield from _judged(suite, judge, "base", domain, level, mixed({}))
             for method in BASELINES:
                 yield from _judged(
-                    lab, judge, method, domain, level, wish(lab, method, domain, level)
+                    suite, judge, method, domain, level, fields(suite, method, domain, level)
                 )
 
 
 def _judged(
-    lab: Lab, judge: Judge, method: str, domain: str, level: Level, how: Wish
-) -> Iterator[Figure]:
-    items = lab.items(domain)
+    suite: Suite, judge: LevelJudge, method: str, domain: str, level: Level, how: RequestFields
+) -> Iterator[Metric]:
+    items = suite.items(domain)
     limits = {"sampling": {"max_tokens": LENGTH}}
     asked = [
-        Asked(TASK, method, domain, str(place), question(item.query, {**limits, **how(item)}))
+        Query(TASK, method, domain, str(place), question(item.query, {**limits, **how(item)}))
         for place, item in enumerate(items)
     ]
-    said = lab.ledger.ask(asked)
+    said = suite.cache.ask(asked)
     seen = judge([item.query for item in items], [one.text for one in said])
     yield average(
         TASK,
@@ -69,7 +69,7 @@ def _judged(
         domain,
         f"generated_{level}",
         [float(found == level) for found in seen],
-        lab.seed,
+        suite.seed,
     )
     yield average(
         TASK,
@@ -77,7 +77,7 @@ def _judged(
         f"{domain} {level}",
         "distinct_2",
         [distinct(one.text) for one in said],
-        lab.seed,
+        suite.seed,
     )
     yield average(
         TASK,
@@ -85,8 +85,8 @@ def _judged(
         f"{domain} {level}",
         "prompt_tokens",
         [one.prompt_tokens for one in said],
-        lab.seed,
+        suite.seed,
     )
     yield average(
-        TASK, method, f"{domain} {level}", "answer_tokens", [one.tokens for one in said], lab.seed
+        TASK, method, f"{domain} {level}", "answer_tokens", [one.tokens for one in said], suite.seed
     )

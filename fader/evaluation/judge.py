@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from fader.data.records import LEVELS, Level
 from fader.endpoint import Advice, in_words
-from fader.training.data import LEVELS, Level, starter_levels, starter_rows
+from fader.starter.shipped import starter_levels, starter_rows
 
-Judge = Callable[[Sequence[str], Sequence[str]], list[Level | None]]
+LevelJudge = Callable[[Sequence[str], Sequence[str]], list[Level | None]]
 """judge(questions, answers): the level of each answer; None where the judge names none."""
 
 KEY = "OPENAI_API_KEY"  # the environment variable with the endpoint's key
@@ -29,7 +30,7 @@ Question: {question}
 Answer: {answer}"""
 
 
-def classifier() -> Judge:
+def classifier() -> LevelJudge:
     """Logistic regression over words and characters, trained on the shipped answers outside
     medicine, law and finance."""
     items = starter_levels("other")
@@ -71,7 +72,7 @@ def _fitted(texts: Sequence[str], labels: Sequence[int]) -> Any:
     return model.fit([_plain(text) for text in texts], labels)
 
 
-def endpoint(url: str, model: str, key: str | None = None, retries: int = 5) -> Judge:
+def endpoint(url: str, model: str, key: str | None = None, retries: int = 5) -> LevelJudge:
     """A model behind an OpenAI-compatible endpoint, asked at temperature 0. A reply that does not
     name one level, and one only, judges None.
 

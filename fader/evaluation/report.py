@@ -14,8 +14,9 @@ matplotlib.use("Agg")
 from jinja2 import Environment
 from matplotlib import pyplot
 
-from fader.evaluation.figures import Figure
-from fader.training.data import LEVELS, write_whole
+from fader.data.records import LEVELS
+from fader.evaluation.metrics import Metric
+from fader.files import write_whole
 
 COLOURS = {"avoidance": "#b5523b", "generic": "#7a7f87", "expert": "#2f6f8f"}
 
@@ -44,7 +45,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; } figure { ma
 """
 
 
-def write_report(figures: Sequence[Figure], file: Path) -> None:
+def write_report(figures: Sequence[Metric], file: Path) -> None:
     """The page, written beside its place and renamed."""
     drawings = [
         (title, drawn) for title, draw in DRAWINGS.items() if (drawn := draw(figures)) is not None
@@ -58,7 +59,7 @@ def write_report(figures: Sequence[Figure], file: Path) -> None:
     write_whole(file, page, file.parent)
 
 
-def effect_against_amount(figures: Sequence[Figure]) -> str | None:
+def effect_against_amount(figures: Sequence[Metric]) -> str | None:
     """Accuracy of each level against lambda, a panel per domain, with bands."""
     found = [
         figure
@@ -71,7 +72,7 @@ def effect_against_amount(figures: Sequence[Figure]) -> str | None:
     canvas, panels = pyplot.subplots(
         1, len(domains), figsize=(4.2 * len(domains), 3.4), sharey=True, squeeze=False
     )
-    for panel, domain in zip(panels[0], domains, strict=True):
+    for cotrain, domain in zip(panels[0], domains, strict=True):
         for level in LEVELS:
             line = sorted(
                 (_amount(figure), figure.value, figure.low, figure.high)
@@ -79,18 +80,20 @@ def effect_against_amount(figures: Sequence[Figure]) -> str | None:
                 if (figure.case, figure.metric) == (domain, f"first_{level}")
             )
             x, y, low, high = zip(*line, strict=True)
-            panel.plot(x, y, color=COLOURS[level], label=level)
-            panel.fill_between(x, low, high, color=COLOURS[level], alpha=0.15)
-        panel.set(title=domain, xlabel="lambda", ylim=(-0.02, 1.02))
+            cotrain.plot(x, y, color=COLOURS[level], label=level)
+            cotrain.fill_between(x, low, high, color=COLOURS[level], alpha=0.15)
+        cotrain.set(title=domain, xlabel="lambda", ylim=(-0.02, 1.02))
     panels[0][0].set_ylabel("ranked first")
     panels[0][-1].legend(frameon=False)
     return _svg(canvas)
 
 
-def combination_map(figures: Sequence[Figure]) -> str | None:
+def combination_map(figures: Sequence[Metric]) -> str | None:
     """The least accuracy over the domains in each combination of levels: two of the domains across,
     the rest down."""
-    found = {figure.case: figure.value for figure in figures if figure.metric == "least_accuracy"}
+    found = {
+        figure.case: figure.value for figure in figures if figure.metric == "worst_case_accuracy"
+    }
     if not found:
         return None
     cases = [tuple(part.split("=")[1] for part in case.split(",")) for case in found]
@@ -99,19 +102,19 @@ def combination_map(figures: Sequence[Figure]) -> str | None:
     down, across = (
         list(dict.fromkeys(case[part] for case in cases)) for part in (slice(1), slice(1, None))
     )
-    canvas, panel = pyplot.subplots(figsize=(1.1 * len(across) + 2, 0.8 * len(down) + 2))
+    canvas, cotrain = pyplot.subplots(figsize=(1.1 * len(across) + 2, 0.8 * len(down) + 2))
     grid = [[values[(*row, *column)] for column in across] for row in down]
-    panel.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    cotrain.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
     for y, row in enumerate(grid):
         for x, value in enumerate(row):
-            panel.text(x, y, f"{value:.2f}", ha="center", va="center")
-    panel.set_xticks(range(len(across)), ["\n".join(column) for column in across])
-    panel.set_yticks(range(len(down)), ["\n".join(row) for row in down])
-    panel.set(xlabel=" / ".join(domains[1:]), ylabel=domains[0])
+            cotrain.text(x, y, f"{value:.2f}", ha="center", va="center")
+    cotrain.set_xticks(range(len(across)), ["\n".join(column) for column in across])
+    cotrain.set_yticks(range(len(down)), ["\n".join(row) for row in down])
+    cotrain.set(xlabel=" / ".join(domains[1:]), ylabel=domains[0])
     return _svg(canvas)
 
 
-def spill_matrix(figures: Sequence[Figure]) -> str | None:
+def spill_matrix(figures: Sequence[Metric]) -> str | None:
     """Share of questions whose first-ranked answer moves, for each end of each vector on each
     subject."""
     moved = [figure for figure in figures if (figure.task, figure.metric) == ("spillover", "moved")]
@@ -119,8 +122,8 @@ def spill_matrix(figures: Sequence[Figure]) -> str | None:
     if not found:
         return None
     rows, columns = (list(dict.fromkeys(case[side] for case in found)) for side in (0, 1))
-    canvas, panel = pyplot.subplots(figsize=(1.2 * len(columns) + 3, 0.5 * len(rows) + 1.5))
-    panel.imshow(
+    canvas, cotrain = pyplot.subplots(figsize=(1.2 * len(columns) + 3, 0.5 * len(rows) + 1.5))
+    cotrain.imshow(
         [[found[row, column] for column in columns] for row in rows],
         vmin=0,
         vmax=1,
@@ -129,13 +132,13 @@ def spill_matrix(figures: Sequence[Figure]) -> str | None:
     )
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
-            panel.text(x, y, f"{found[row, column]:.2f}", ha="center", va="center")
-    panel.set_xticks(range(len(columns)), columns)
-    panel.set_yticks(range(len(rows)), rows)
+            cotrain.text(x, y, f"{found[row, column]:.2f}", ha="center", va="center")
+    cotrain.set_xticks(range(len(columns)), columns)
+    cotrain.set_yticks(range(len(rows)), rows)
     return _svg(canvas)
 
 
-def cost_and_quality(figures: Sequence[Figure]) -> str | None:
+def cost_and_quality(figures: Sequence[Metric]) -> str | None:
     """Tokens read and written per answer against the share of answers at the wanted level, a point
     per method, domain and level."""
     cost: dict[tuple[str, str], float] = {}
@@ -153,19 +156,19 @@ def cost_and_quality(figures: Sequence[Figure]) -> str | None:
             )
     if not points:
         return None
-    canvas, panel = pyplot.subplots(figsize=(6, 4))
+    canvas, cotrain = pyplot.subplots(figsize=(6, 4))
     for method, at in points.items():
-        panel.scatter(*zip(*at, strict=True), label=method, alpha=0.8)
-    panel.set(
+        cotrain.scatter(*zip(*at, strict=True), label=method, alpha=0.8)
+    cotrain.set(
         xlabel="tokens read and written per answer",
         ylabel="at the wanted level",
         ylim=(-0.02, 1.02),
     )
-    panel.legend(frameon=False)
+    cotrain.legend(frameon=False)
     return _svg(canvas)
 
 
-DRAWINGS: Mapping[str, Callable[[Sequence[Figure]], str | None]] = {
+DRAWINGS: Mapping[str, Callable[[Sequence[Metric]], str | None]] = {
     "Effect against lambda": effect_against_amount,
     "Combinations of levels: least accuracy over the domains": combination_map,
     "Spill-over: share of questions whose first answer moves": spill_matrix,
@@ -173,7 +176,7 @@ DRAWINGS: Mapping[str, Callable[[Sequence[Figure]], str | None]] = {
 }
 
 
-def _amount(figure: Figure) -> float:
+def _amount(figure: Metric) -> float:
     return 0.0 if figure.method == "base" else float(figure.method.rpartition("=")[2])
 
 

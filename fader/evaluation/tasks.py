@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from fader.evaluation.figures import Figure
 from fader.evaluation.general import ability, fluency, styles
 from fader.evaluation.generation import generation
-from fader.evaluation.lab import Lab
 from fader.evaluation.levels import curve, levels, prompting, spillover
+from fader.evaluation.metrics import Metric
+from fader.evaluation.suite import Suite
 
-TASKS: Mapping[str, Callable[[Lab], Iterator[Figure]]] = {
+TASKS: Mapping[str, Callable[[Suite], Iterator[Metric]]] = {
     "levels": levels,
     "curve": curve,
     "prompting": prompting,

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fader.evaluation.figures import Figure, average
+from fader.data.records import LEVELS, Level, content_hash
 from fader.evaluation.general import neutral
-from fader.evaluation.lab import Lab, Matrix, Trial, mixed, named
-from fader.training.data import LEVELS, Level, content_hash
+from fader.evaluation.metrics import Metric, average
+from fader.evaluation.suite import Matrix, Suite, Trial, mixed, named
 
 COARSE = (-1.8, -1.5, -1.2, -0.9, -0.6, -0.45, -0.3, -0.15, 0.0, 0.4, 0.8, 1.2, 1.5)
 FINE = (-0.08, 0.08)
@@ -29,22 +29,22 @@ AIMED = 0.85
 """Below this share a search goes on: what is reached on the dev split is to be reached on other
 questions too."""
 GENTLY = 0.75
-"""How much of an end's amount a mixture starts from: what is moved less disturbs the others
+"""How much of an end's strength a mixture starts from: what is moved less disturbs the others
 less."""
 NEARLY = 0.03
 SOFT = 0.2  # nats per token by which a margin counts as clear
 
 Point = tuple[str, float]
-"""A domain and the amount of its vector."""
+"""A domain and the strength of its vector."""
 
 
-def firsts(means: Matrix, level: Level) -> list[float]:
+def top1(means: Matrix, level: Level) -> list[float]:
     """Preference accuracy, item by item: 1 where the level's answer has the highest log-probability
     per token [items, levels], else 0."""
     return [float(place == LEVELS.index(level)) for place in means.argmax(axis=1)]
 
 
-def clearness(means: Matrix, level: Level) -> float:
+def soft_accuracy(means: Matrix, level: Level) -> float:
     """Preference accuracy with a soft edge: the mean of sigmoid(margin over the best other answer /
     0.2 nats per token)."""
     wanted = LEVELS.index(level)
@@ -57,96 +57,98 @@ class Tuned:
     """What a search found: lambda of each vector by name, and per wanted domain the share of its
     questions that are at the level."""
 
-    amounts: dict[str, float]
+    strengths: dict[str, float]
     reached: dict[str, float]
 
 
-def curves(lab: Lab, task: str, points: Iterable[Point], part: str) -> dict[Point, Matrix]:
-    """Each domain's questions with its own vector at an amount, the others at 0, all points in
+def curves(suite: Suite, task: str, points: Iterable[Point], part: str) -> dict[Point, Matrix]:
+    """Each domain's questions with its own vector at a strength, the others at 0, all points in
     shared batches: log-probabilities [items, levels]."""
     wanted = sorted(set(points))
-    trials = [trial(lab, {lab.vectors[domain]: amount}, domain, part) for domain, amount in wanted]
-    return dict(zip(wanted, lab.ranked(task, trials), strict=True))
+    trials = [
+        trial(suite, {suite.vectors[domain]: strength}, domain, part) for domain, strength in wanted
+    ]
+    return dict(zip(wanted, suite.ranked(task, trials), strict=True))
 
 
-def trial(lab: Lab, amounts: Mapping[str, float], domain: str, part: str) -> Trial:
+def trial(suite: Suite, strengths: Mapping[str, float], domain: str, part: str) -> Trial:
     """One domain's questions under a mixture."""
-    return Trial(named(amounts), domain, lab.items(domain, part), mixed(amounts))
+    return Trial(named(strengths), domain, suite.items(domain, part), mixed(strengths))
 
 
-def alone(lab: Lab, task: str) -> dict[tuple[str, Level], float]:
-    """For every domain and level the amount of the domain's own vector at which the level is
+def alone(suite: Suite, task: str) -> dict[tuple[str, Level], float]:
+    """For every domain and level the strength of the domain's own vector at which the level is
     clearest on the dev split, the others at 0."""
     found = curves(
-        lab, task, [(domain, amount) for domain in lab.vectors for amount in COARSE], "dev"
+        suite, task, [(domain, strength) for domain in suite.vectors for strength in COARSE], "dev"
     )
     near = [
         (domain, round(_clearest(found, domain, level) + step, 3))
-        for domain in lab.vectors
+        for domain in suite.vectors
         for level in LEVELS
         for step in FINE
     ]
-    found |= curves(lab, task, near, "dev")
+    found |= curves(suite, task, near, "dev")
     return {
         (domain, level): _clearest(found, domain, level)
-        for domain in lab.vectors
+        for domain in suite.vectors
         for level in LEVELS
     }
 
 
-def amounts(lab: Lab, task: str) -> dict[tuple[str, Level], float]:
+def strengths(suite: Suite, task: str) -> dict[tuple[str, Level], float]:
     """`alone` on the dev split; for a vector whose card notes what was found of these very numbers
     on the same model and questions, what it notes."""
     found: dict[tuple[str, Level], float] = {}
-    for domain, name in lab.vectors.items():
-        vector = lab.ledger.fader.vector(name)
+    for domain, name in suite.vectors.items():
+        vector = suite.cache.fader.vector(name)
         noted = vector.card.get("effect", {})
         same = {
             "vector": vector.digest,
             "base": vector.base,
-            "data": content_hash(lab.items(domain, "dev")),
+            "data": content_hash(suite.items(domain, "dev")),
             "seen_in_training": None,
         }
         if "levels" in noted and all(noted.get(key) == value for key, value in same.items()):
             found |= {(domain, level): noted["levels"][level] for level in LEVELS}
         else:
-            found |= alone(replace(lab, vectors={domain: name}), task)
+            found |= alone(replace(suite, vectors={domain: name}), task)
     return found
 
 
-def tune(lab: Lab, wanted: Mapping[str, Level], rounds: int = 3) -> Tuned:
-    """The amounts that bring every wanted domain to its level, found on the dev split of its
+def tune(suite: Suite, wanted: Mapping[str, Level], rounds: int = 3) -> Tuned:
+    """The strengths that bring every wanted domain to its level, found on the dev split of its
     questions.
 
     Domains that are not wanted keep their vectors at 0. Raises ValueError for a domain without a
     vector.
     """
     for domain in wanted:
-        if domain not in lab.vectors:
+        if domain not in suite.vectors:
             raise ValueError(
-                f"{domain}: no vector moves this domain; known: {', '.join(lab.vectors)}"
+                f"{domain}: no vector moves this domain; known: {', '.join(suite.vectors)}"
             )
-    picks = amounts(
-        replace(lab, vectors={domain: lab.vectors[domain] for domain in wanted}), "tune"
+    picks = strengths(
+        replace(suite, vectors={domain: suite.vectors[domain] for domain in wanted}), "tune"
     )
-    (mixture,) = together(lab, "tune", picks, [wanted], rounds)
-    return Tuned(mixture, _reached(lab, mixture, wanted))
+    (mixture,) = together(suite, "tune", picks, [wanted], rounds)
+    return Tuned(mixture, _reached(suite, mixture, wanted))
 
 
 def together(
-    lab: Lab,
+    suite: Suite,
     task: str,
     picks: Mapping[tuple[str, Level], float],
     wanted: Sequence[Mapping[str, Level]],
     rounds: int,
 ) -> list[dict[str, float]]:
-    """The mixture for each of some combinations of levels. They start from the amounts found alone,
-    the ends `GENTLY`; where on the dev split a domain falls behind (below `AIMED`), its knob is
-    searched again with the others in place, in up to `rounds` rounds. All combinations share
+    """The mixture for each of some combinations of levels. They start from the strengths found
+    alone, the ends `GENTLY`; where on the dev split a domain falls behind (below `AIMED`), its knob
+    is searched again with the others in place, in up to `rounds` rounds. All combinations share
     batches."""
     mixtures = [
         {
-            lab.vectors[domain]: round(
+            suite.vectors[domain]: round(
                 picks[domain, level] * (1.0 if len(choice) == 1 or level == "generic" else GENTLY),
                 3,
             )
@@ -161,22 +163,22 @@ def together(
         if len(choice) > 1
     ]
     for _ in range(rounds if asked else 0):
-        found = lab.ranked(
-            task, [trial(lab, mixtures[place], domain, "dev") for place, domain in asked]
+        found = suite.ranked(
+            task, [trial(suite, mixtures[place], domain, "dev") for place, domain in asked]
         )
         behind = [
             (place, domain)
             for (place, domain), means in zip(asked, found, strict=True)
-            if np.mean(firsts(means, wanted[place][domain])) < AIMED
+            if np.mean(top1(means, wanted[place][domain])) < AIMED
         ]
         if not behind:
             break
         tried = [
             trial(
-                lab,
+                suite,
                 {
                     **mixtures[place],
-                    lab.vectors[domain]: mixtures[place][lab.vectors[domain]] + step,
+                    suite.vectors[domain]: mixtures[place][suite.vectors[domain]] + step,
                 },
                 domain,
                 "dev",
@@ -184,12 +186,12 @@ def together(
             for place, domain in behind
             for step in AGAIN
         ]
-        clear = iter(lab.ranked(task, tried))
+        clear = iter(suite.ranked(task, tried))
         for place, domain in behind:
-            worth = {step: clearness(next(clear), wanted[place][domain]) for step in AGAIN}
-            mixtures[place][lab.vectors[domain]] += max(AGAIN, key=worth.__getitem__)
+            worth = {step: soft_accuracy(next(clear), wanted[place][domain]) for step in AGAIN}
+            mixtures[place][suite.vectors[domain]] += max(AGAIN, key=worth.__getitem__)
         mixtures = [
-            {name: round(amount, 3) for name, amount in mixture.items()} for mixture in mixtures
+            {name: round(strength, 3) for name, strength in mixture.items()} for mixture in mixtures
         ]
         asked = [
             (place, domain)
@@ -199,26 +201,26 @@ def together(
     return mixtures
 
 
-def consequences(lab: Lab, tuned: Tuned, wanted: Mapping[str, Level]) -> Iterator[Figure]:
-    """What the found amounts do on the lab's split: `reached` in the wanted domains; `moved` and
+def consequences(suite: Suite, tuned: Tuned, wanted: Mapping[str, Level]) -> Iterator[Metric]:
+    """What the found strengths do on the lab's split: `reached` in the wanted domains; `moved` and
     `drift` in the others (see `spillover`); and the perplexity of neutral text, and its ratio to
-    the bare model's."""
-    method = named(tuned.amounts)
-    free = [domain for domain in (*lab.levels, "other") if domain not in wanted]
-    found = lab.ranked(
-        "tune", [trial(lab, tuned.amounts, domain, lab.split) for domain in (*wanted, *free)]
+    the base model's."""
+    method = named(tuned.strengths)
+    free = [domain for domain in (*suite.levels, "other") if domain not in wanted]
+    found = suite.ranked(
+        "tune", [trial(suite, tuned.strengths, domain, suite.split) for domain in (*wanted, *free)]
     )
     for (domain, level), means in zip(wanted.items(), found, strict=False):
-        yield average("tune", method, domain, f"reached_{level}", firsts(means, level), lab.seed)
-    before = lab.ranked("tune", [trial(lab, {}, domain, lab.split) for domain in free])
+        yield average("tune", method, domain, f"reached_{level}", top1(means, level), suite.seed)
+    before = suite.ranked("tune", [trial(suite, {}, domain, suite.split) for domain in free])
     for domain, old, new in zip(free, before, found[len(wanted) :], strict=True):
-        yield from spill("tune", method, domain, old, new, lab.seed)
-    yield from neutral(lab, "tune", tuned.amounts)
+        yield from spillover_metrics("tune", method, domain, old, new, suite.seed)
+    yield from neutral(suite, "tune", tuned.strengths)
 
 
-def spill(
+def spillover_metrics(
     task: str, method: str, case: str, before: Matrix, after: Matrix, seed: int
-) -> list[Figure]:
+) -> list[Metric]:
     """`moved`: the share of questions whose first-ranked answer changed; `drift`: the mean change
     of log-probability per token, either way."""
     moved = [
@@ -232,23 +234,23 @@ def spill(
 
 
 def _clearest(found: Mapping[Point, Matrix], domain: str, level: Level) -> float:
-    """The middle of the amounts at which a level is as clear as anywhere, to within `NEARLY`:
+    """The middle of the strengths at which a level is as clear as anywhere, to within `NEARLY`:
     farthest from where another level begins."""
     points = {
-        amount: clearness(means, level)
-        for (where, amount), means in found.items()
+        strength: soft_accuracy(means, level)
+        for (where, strength), means in found.items()
         if where == domain
     }
     best = max(points.values())
-    clear = sorted(amount for amount, value in points.items() if value >= best - NEARLY)
+    clear = sorted(strength for strength, value in points.items() if value >= best - NEARLY)
     return clear[len(clear) // 2]
 
 
 def _reached(
-    lab: Lab, mixture: Mapping[str, float], wanted: Mapping[str, Level]
+    suite: Suite, mixture: Mapping[str, float], wanted: Mapping[str, Level]
 ) -> dict[str, float]:
-    found = lab.ranked("tune", [trial(lab, mixture, domain, "dev") for domain in wanted])
+    found = suite.ranked("tune", [trial(suite, mixture, domain, "dev") for domain in wanted])
     return {
-        domain: float(np.mean(firsts(means, wanted[domain])))
+        domain: float(np.mean(top1(means, wanted[domain])))
         for domain, means in zip(wanted, found, strict=True)
     }

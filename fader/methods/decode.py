@@ -4,71 +4,17 @@ search."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fader.answer import Answer, Chunk, FinishReason, TokenLogprob
 from fader.engine.prefix import Prefix
 from fader.engine.program import Emit, Program
-from fader.engine.sampling import draw, uniform
-from fader.methods.guidance import Aligned, Reading, read
+from fader.methods.guidance import GuidedLogits, GuidedPolicy, next_scores
+from fader.methods.sampling import draw, uniform
 from fader.request import Sampling
-
-FinishReason = Literal["stop", "length", "budget"]
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """One token's log-probability under the aligned distribution, before temperature and
-    truncation."""
-
-    token: str
-    id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-    """The likeliest tokens as (id, logprob)."""
-    guides: dict[str, float] = field(default_factory=dict)
-    """What each guide added to this token's score."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of answer number `index`, as it is decided. The texts of its chunks in order are the
-    answer."""
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprob, ...] = ()
-    finish_reason: FinishReason | None = None
-
-
-@dataclass(frozen=True)
-class SearchReport:
-    """How an answer was found by a search."""
-
-    reward: float
-    """h of the answer: the weighted sum of its rewards."""
-    drafted: int
-    """Tokens read as drafts, committed or not."""
-    proposed: int = 0
-    """Committed tokens that were candidates only because a reward proposed them."""
-    exhausted: str | None = None
-    """The limit of the budget that ended the search, if one did."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A whole answer. `token_ids` ends with the end token if one was written; the text leaves it
-    out."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    logprobs: tuple[TokenLogprob, ...] | None = None
-    search: SearchReport | None = None
 
 
 @dataclass(frozen=True)
@@ -86,17 +32,17 @@ class Task:
     it starts with a space."""
 
 
-def decode(aligned: Aligned, root: Prefix, task: Task, index: int = 0) -> Program:
+def decode(guided: GuidedPolicy, root: Prefix, task: Task, index: int = 0) -> Program:
     """Draw one answer token by token, emitting a `Chunk` each; returns the `Answer`. `index` tells
     samples of one request apart."""
     sampling = task.sampling
     prefix = root
-    text = TextStream(task.decode, sampling.stop, task.context)
+    text = IncrementalDetokenizer(task.decode, sampling.stop, task.context)
     written: list[int] = []
     logprobs: list[TokenLogprob] = []
     finish: FinishReason | None = None
     while finish is None:
-        reading = yield from read(aligned, [prefix])
+        reading = yield from next_scores(guided, [prefix])
         token = draw(
             reading.scores[0],
             sampling,
@@ -126,7 +72,10 @@ def decode(aligned: Aligned, root: Prefix, task: Task, index: int = 0) -> Progra
 
 
 def token_logprobs(
-    reading: Reading, tokens: Sequence[int], alternatives: int, text: Callable[[Sequence[int]], str]
+    reading: GuidedLogits,
+    tokens: Sequence[int],
+    alternatives: int,
+    text: Callable[[Sequence[int]], str],
 ) -> list[TokenLogprob]:
     """The report on each of `tokens`, one for each position of a reading, with the likeliest
     `alternatives` there."""
@@ -159,12 +108,12 @@ def first_stop(text: str, stop: Sequence[str]) -> int:
     return min((place for one in stop if (place := text.find(one)) >= 0), default=-1)
 
 
-def uncertain(text: str, stop: Sequence[str]) -> int:
+def partial_stop(text: str, stop: Sequence[str]) -> int:
     """How many of the last characters may turn out to be the beginning of a stop string."""
     return max((n for one in stop for n in range(1, len(one)) if text.endswith(one[:n])), default=0)
 
 
-class TextStream:
+class IncrementalDetokenizer:
     """Text from tokens as they come: holds back unfinished characters and anything that may turn
     into a stop string."""
 
@@ -213,7 +162,7 @@ class TextStream:
         if found >= 0:
             self.stopped, out, self._held = True, text[:found], ""
         else:
-            hold = uncertain(text, self._stop)
+            hold = partial_stop(text, self._stop)
             out, self._held = text[: len(text) - hold], text[len(text) - hold :]
         self.emitted += out
         return out

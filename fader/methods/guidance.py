@@ -46,8 +46,8 @@ import torch
 from torch import Tensor
 
 from fader.engine.prefix import Policy, Prefix
-from fader.engine.program import Next, Program, Trace
-from fader.engine.sampling import truncate
+from fader.engine.program import NextLogits, Program, SequenceLogits
+from fader.methods.sampling import truncate
 from fader.request import (
     Contrast,
     Guide,
@@ -55,7 +55,7 @@ from fader.request import (
     Personalized,
     Plausible,
     PolicySpec,
-    Prompt,
+    Preferences,
     Proxy,
     Ratio,
     Realign,
@@ -75,7 +75,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Aligned:
+class GuidedPolicy:
     """A request's guided policy: the base and the terms that bend it. No terms: the base,
     exactly."""
 
@@ -93,7 +93,7 @@ class Aligned:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class GuidedLogits:
     """What an aligned policy says of some positions."""
 
     scores: Tensor
@@ -103,38 +103,38 @@ class Reading:
     """For each term, what it added to each token's score [positions, vocabulary]."""
 
 
-def read(aligned: Aligned, prefixes: Sequence[Prefix]) -> Program:
-    """The aligned policy's next-token scores after each prefix: a `Reading` [prefixes,
+def next_scores(guided: GuidedPolicy, prefixes: Sequence[Prefix]) -> Program:
+    """The aligned policy's next-token scores after each prefix: a `GuidedLogits` [prefixes,
     vocabulary]."""
-    policies = aligned.policies
-    logits = yield [Next(policy, prefixes) for policy in policies]
-    return combine(aligned, dict(zip(policies, logits, strict=True)))
+    policies = guided.policies
+    logits = yield [NextLogits(policy, prefixes) for policy in policies]
+    return combine(guided, dict(zip(policies, logits, strict=True)))
 
 
-def trace(aligned: Aligned, prefix: Prefix, length: int) -> Program:
+def sequence_scores(guided: GuidedPolicy, prefix: Prefix, length: int) -> Program:
     """The aligned policy's scores from which each of the last `length` tokens of `prefix` would be
-    chosen: a `Reading` [length, vocabulary]."""
-    policies = aligned.policies
-    logits = yield [Trace(policy, prefix, length) for policy in policies]
-    return combine(aligned, dict(zip(policies, logits, strict=True)))
+    chosen: a `GuidedLogits` [length, vocabulary]."""
+    policies = guided.policies
+    logits = yield [SequenceLogits(policy, prefix, length) for policy in policies]
+    return combine(guided, dict(zip(policies, logits, strict=True)))
 
 
-def combine(aligned: Aligned, logits: Mapping[Policy, Tensor]) -> Reading:
+def combine(guided: GuidedPolicy, logits: Mapping[Policy, Tensor]) -> GuidedLogits:
     """The log-linear form over the logits [positions, vocabulary] of every policy."""
-    if not aligned.terms:
-        return Reading(logits[aligned.base], {})
+    if not guided.terms:
+        return GuidedLogits(logits[guided.base], {})
     size = min(
         scores.shape[-1] for scores in logits.values()
     )  # embeddings may be padded beyond the shared vocabulary
     log = {policy: scores[:, :size].log_softmax(-1) for policy, scores in logits.items()}
     added = {
-        term.label: term.weight * (log[term.policy] - log[term.reference]) for term in aligned.terms
+        term.label: term.weight * (log[term.policy] - log[term.reference]) for term in guided.terms
     }
-    scores = log[aligned.base] + torch.stack(list(added.values())).sum(0)
+    scores = log[guided.base] + torch.stack(list(added.values())).sum(0)
     plausible = torch.zeros_like(scores, dtype=torch.bool)
-    for term in aligned.terms:
-        plausible |= _plausible(term.plausible, log[aligned.base], log[term.policy])
-    return Reading(scores.masked_fill(~plausible, float("-inf")), added)
+    for term in guided.terms:
+        plausible |= _plausible(term.plausible, log[guided.base], log[term.policy])
+    return GuidedLogits(scores.masked_fill(~plausible, float("-inf")), added)
 
 
 def _plausible(plausible: Plausible | None, base: Tensor, policy: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class Resolve(Protocol):
     """Turns what a request says of a policy into one: fields left out are as in the request. `told`
     is said beside its prompt."""
 
-    def __call__(self, spec: PolicySpec, told: Prompt = ...) -> Policy:
+    def __call__(self, spec: PolicySpec, told: Preferences = ...) -> Policy:
         """The policy."""
 
 
@@ -218,5 +218,5 @@ def terms(guides: Sequence[Guide], resolve: Resolve) -> tuple[Term, ...]:
     return tuple(found)
 
 
-def _told(principle: str, rendering: Rendering) -> Prompt:
-    return Prompt(user=(principle,), rendering=rendering)
+def _told(principle: str, rendering: Rendering) -> Preferences:
+    return Preferences(user=(principle,), rendering=rendering)

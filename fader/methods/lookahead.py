@@ -15,7 +15,7 @@ are read:
     reuse      the look-ahead of the committed candidate is the beginning of those of the next step
     prune      log P and the reward's bounds tell which candidates can still win; a single one is
                committed
-    plain      the same with the bounds of texts that begin like this one: where nothing can be
+    skip       the same with the bounds of texts that begin like this one: where nothing can be
                gained, decoding is plain
     speculate  the positions after the leading candidate are looked into as well, in the same
                forwards (one beam)
@@ -33,13 +33,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fader.answer import SearchReport
 from fader.engine.program import Program
-from fader.engine.sampling import draw, penalize, truncate, uniform
-from fader.methods.decode import SearchReport, token_logprobs, uncertain
-from fader.methods.draft import Draft, Output, Scene, ends_sentence
-from fader.methods.guidance import Reading, read
-from fader.methods.rewards import END, Interval
+from fader.methods.decode import partial_stop, token_logprobs
+from fader.methods.guidance import GuidedLogits, next_scores
+from fader.methods.hypothesis import Hypothesis, Output, SearchContext, ends_sentence
+from fader.methods.sampling import draw, penalize, truncate, uniform
 from fader.request import Lookahead
+from fader.rewards.reward import END, Interval
 
 Step = tuple[int, tuple[int, ...]]
 """A token, and the tokens that are to follow it where it begins a proposal."""
@@ -50,7 +51,7 @@ MARGIN = 1e-9  # bounds are compared with some room: sums of rewards depend a li
 class Node:
     """A draft in the tree, and what is known of it."""
 
-    draft: Draft
+    hypothesis: Hypothesis
     logprob: float
     """log P of its tokens."""
     bounds: Interval
@@ -67,13 +68,13 @@ class Node:
     """Once read: how a look-ahead goes on, with log P."""
     proposals: frozenset[Step] = frozenset()
     """Candidates that only a reward proposed."""
-    reading: Reading | None = None
+    reading: GuidedLogits | None = None
     children: dict[Step, Node] = field(default_factory=dict)
 
     @property
     def open(self) -> bool:
         """Whether its next token has to be chosen but is not known yet."""
-        return self.draft.finish is None and self.follows is None
+        return self.hypothesis.finish is None and self.follows is None
 
 
 @dataclass(eq=False)
@@ -91,49 +92,51 @@ class Entry:
     high: float
 
 
-def lookahead(spec: Lookahead, scene: Scene) -> Program:
+def lookahead(spec: Lookahead, context: SearchContext) -> Program:
     """Write one answer, emitting a `Chunk` for each token as it is committed; returns the
     `Answer`."""
-    tree, out = Tree(spec, scene), Output(scene.task, scene.index)
+    tree, out = Tree(spec, context), Output(context.task, context.index)
     beams = [tree.root()]
     exhausted: str | None = None
-    while any(beam.draft.finish is None for beam in beams):
+    while any(beam.hypothesis.finish is None for beam in beams):
         kept = tree.decided(beams)
         if kept is not None:
             beams = [tree.commit(entry) for entry in kept]
-            yield from out.decided([beam.draft for beam in beams])
+            yield from out.decided([beam.hypothesis for beam in beams])
             continue
-        if exhausted := scene.purse.exhausted:
+        if exhausted := context.spent.exhausted:
             beams = [tree.best_so_far(beams)]
             break
-        unread, unvalued = tree.wanted(beams)
-        if unvalued:
-            yield from tree.value(unvalued)
+        unread, unscored = tree.wanted(beams)
+        if unscored:
+            yield from tree.value(unscored)
         else:
-            reading = yield from read(scene.aligned, [node.draft.prefix for node in unread])
-            scene.purse.pay(rows=len(unread) * len(scene.aligned.policies), tokens=len(unread))
+            reading = yield from next_scores(
+                context.guided, [node.hypothesis.prefix for node in unread]
+            )
+            context.spent.pay(rows=len(unread) * len(context.guided.policies), tokens=len(unread))
             tree.note(unread, reading)
     yield from tree.value([beam for beam in beams if beam.value is None])
-    best = max(beams, key=lambda beam: tree.worth(beam, beam.value or 0.0))
-    report = SearchReport(best.value or 0.0, scene.purse.tokens, best.proposed, exhausted)
-    return (yield from out.end(best.draft, report))
+    best = max(beams, key=lambda beam: tree.score(beam, beam.value or 0.0))
+    report = SearchReport(best.value or 0.0, context.spent.tokens, best.proposed, exhausted)
+    return (yield from out.end(best.hypothesis, report))
 
 
 class Tree:
     """The drafts of one answer, and which of them are still of interest."""
 
-    def __init__(self, spec: Lookahead, scene: Scene) -> None:
-        self.spec, self.scene = spec, scene
-        self._reuse, self._prune, self._plain, self._speculate = (
-            name in spec.shortcuts for name in ("reuse", "prune", "plain", "speculate")
+    def __init__(self, spec: Lookahead, context: SearchContext) -> None:
+        self.spec, self.context = spec, context
+        self._reuse, self._prune, self._skip, self._speculate = (
+            name in spec.optimizations for name in ("reuse", "prune", "skip", "speculate")
         )
-        self._plain = self._plain and self._prune
+        self._skip = self._skip and self._prune
         self._speculate = self._speculate and spec.beams == 1
-        self._everything = scene.objective.bounds
+        self._everything = context.objective.bounds
 
     def root(self) -> Node:
         """The empty answer."""
-        return self._node(Draft(self.scene.root), 0.0, (), 0)
+        return self._node(Hypothesis(self.context.root), 0.0, (), 0)
 
     def decided(self, beams: Sequence[Node]) -> list[Entry] | None:
         """The candidates that are kept after these beams, if that is certain."""
@@ -150,17 +153,17 @@ class Tree:
     def commit(self, entry: Entry) -> Node:
         """The candidate as the beam to go on from; memory of what lies behind it is let go."""
         node = entry.node
-        node.draft.prefix.settle(self.scene.root)
+        node.hypothesis.prefix.release_behind(self.context.root)
         return (
             node
             if self._reuse or entry.step is None
-            else self._node(node.draft, node.logprob, (), node.proposed)
+            else self._node(node.hypothesis, node.logprob, (), node.proposed)
         )
 
     def wanted(self, beams: Sequence[Node]) -> tuple[list[Node], list[Node]]:
         """The nodes to read next, and those whose reward is to be asked first."""
         unread: dict[Node, None] = {}
-        unvalued: dict[Node, None] = {}
+        unscored: dict[Node, None] = {}
         room = self.spec.width - sum(_branches(beam) for beam in beams)
         position, first = list(beams), True
         while position:
@@ -171,7 +174,7 @@ class Tree:
             for entry in entries if len(entries) > self.spec.beams or not self._prune else ():
                 if entry.complete:
                     if entry.tip.value is None:
-                        unvalued[entry.tip] = None
+                        unscored[entry.tip] = None
                 elif not (
                     entry.node.open and entry.step != _followed(entry.parent)
                 ):  # its look-ahead is under way, or is the line's
@@ -185,31 +188,33 @@ class Tree:
             )  # to read on after it begins a draft of its own
             position = (
                 [lead.node]
-                if self._speculate and lead.node.draft.finish is None and (room > 0 or not beside)
+                if self._speculate
+                and lead.node.hypothesis.finish is None
+                and (room > 0 or not beside)
                 else []
             )
             room -= beside and lead.tip not in unread
             first = False
-        return list(unread), list(unvalued)
+        return list(unread), list(unscored)
 
-    def worth(self, node: Node, value: float) -> float:
+    def score(self, node: Node, value: float) -> float:
         """log P + weight * h, where h is `value`. At weight 0 even an unbounded h is off."""
         return node.logprob + self.spec.weight * value if self.spec.weight else node.logprob
 
     def value(self, nodes: Sequence[Node]) -> Program:
         """Ask h of the nodes' texts."""
         if nodes:
-            drafts = yield from self.scene.valued([node.draft for node in nodes])
-            for node, draft in zip(nodes, drafts, strict=True):
-                node.value = draft.reward
+            hypotheses = yield from self.context.scored([node.hypothesis for node in nodes])
+            for node, hypothesis in zip(nodes, hypotheses, strict=True):
+                node.value = hypothesis.reward
 
-    def note(self, nodes: Sequence[Node], reading: Reading) -> None:
+    def note(self, nodes: Sequence[Node], reading: GuidedLogits) -> None:
         """What a forward says of the nodes that were read: candidates, and how look-aheads go
         on."""
-        sampling = self.scene.task.sampling
+        sampling = self.context.task.sampling
         seen = [
             (
-                (*self.scene.task.seen, *node.draft.prefix.tokens)
+                (*self.context.task.seen, *node.hypothesis.prefix.tokens)
                 if sampling.repetition_penalty != 1
                 else ()
             )
@@ -234,7 +239,7 @@ class Tree:
                 for token, value in zip(ids[place], values[place], strict=True)
                 if value > -math.inf
             }
-            proposed = self._proposals(node.draft.text, log[place])
+            proposed = self._proposals(node.hypothesis.text, log[place])
             steps = [((token, proposed.get(token, ())), value) for token, value in likely.items()]
             added = [
                 ((token, proposed[token]), float(log[place, token]))
@@ -253,15 +258,15 @@ class Tree:
                 )
             if node.forced:
                 follows = node.forced[0], node.forced[1:]
-            elif self.spec.drafts == "sampled":
-                chance = uniform(sampling.seed, self.scene.index, node.draft.prefix.length)
+            elif self.spec.rollout == "sampled":
+                chance = uniform(sampling.seed, self.context.index, node.hypothesis.prefix.length)
                 follows = draw(reading.scores[place], sampling, seen[place], chance), ()
             else:
                 follows = ids[place][0], ()
             node.follows = follows, float(log[place, follows[0]])
             if sampling.logprobs is not None:
                 row = slice(place, place + 1)
-                node.reading = Reading(
+                node.reading = GuidedLogits(
                     reading.scores[row].clone(),
                     {label: added[row].clone() for label, added in reading.added.items()},
                 )
@@ -273,18 +278,22 @@ class Tree:
             node
             for beam in beams
             for node in _nodes(beam)
-            if node.draft.finish and node.value is not None
+            if node.hypothesis.finish and node.value is not None
         ]
         if finished:
-            return max(finished, key=lambda node: self.worth(node, node.value or 0.0))
-        read = [beam for beam in beams if not beam.open]
-        return max(self._entries(read), key=lambda entry: entry.low).tip if read else beams[0]
+            return max(finished, key=lambda node: self.score(node, node.value or 0.0))
+        next_scores = [beam for beam in beams if not beam.open]
+        return (
+            max(self._entries(next_scores), key=lambda entry: entry.low).tip
+            if next_scores
+            else beams[0]
+        )
 
     def _entries(self, position: Sequence[Node]) -> list[Entry]:
         """The candidates after these nodes that can still be among the best, in their order."""
         entries = []
         for node in position:
-            if node.draft.finish:
+            if node.hypothesis.finish:
                 entries.append(self._entry(node, None, node))
             else:
                 entries += [
@@ -309,17 +318,21 @@ class Tree:
         else:
             low, high = tip.bounds
         return Entry(
-            parent, step, node, tip, complete, self.worth(node, low), self.worth(node, high)
+            parent, step, node, tip, complete, self.score(node, low), self.score(node, high)
         )
 
     def _tip(self, parent: Node, node: Node) -> tuple[Node, bool]:
         """How far the look-ahead of a candidate has come, and whether that is all of it."""
-        start, begun, far = node.draft.prefix.length, len(parent.draft.text), self.spec.lookahead
-        while not node.draft.finish:
+        start, begun, far = (
+            node.hypothesis.prefix.length,
+            len(parent.hypothesis.text),
+            self.spec.lookahead,
+        )
+        while not node.hypothesis.finish:
             if (
-                ends_sentence(node.draft.text[begun:])
+                ends_sentence(node.hypothesis.text[begun:])
                 if far == "sentence"
-                else far != "end" and node.draft.prefix.length - start >= far
+                else far != "end" and node.hypothesis.prefix.length - start >= far
             ):
                 break
             if node.follows is None:
@@ -330,32 +343,38 @@ class Tree:
     def _child(self, node: Node, step: Step, logprob: float) -> Node:
         child = node.children.get(step)
         if child is None:
-            sampling = self.scene.task.sampling
+            sampling = self.context.task.sampling
             reports = (
                 token_logprobs(
-                    node.reading, [step[0]], sampling.logprobs or 0, self.scene.task.decode
+                    node.reading, [step[0]], sampling.logprobs or 0, self.context.task.decode
                 )
                 if node.reading
                 else ()
             )
-            draft = node.draft.then(step[0], self.scene.task, reports)
+            hypothesis = node.hypothesis.then(step[0], self.context.task, reports)
             child = node.children[step] = self._node(
-                draft, node.logprob + logprob, step[1], node.proposed + (step in node.proposals)
+                hypothesis,
+                node.logprob + logprob,
+                step[1],
+                node.proposed + (step in node.proposals),
             )
         return child
 
-    def _node(self, draft: Draft, logprob: float, forced: tuple[int, ...], proposed: int) -> Node:
+    def _node(
+        self, hypothesis: Hypothesis, logprob: float, forced: tuple[int, ...], proposed: int
+    ) -> Node:
         certain = (
-            draft.text
-            if draft.finish
-            else draft.text[
-                : len(draft.text) - uncertain(draft.text, self.scene.task.sampling.stop)
+            hypothesis.text
+            if hypothesis.finish
+            else hypothesis.text[
+                : len(hypothesis.text)
+                - partial_stop(hypothesis.text, self.context.task.sampling.stop)
             ]
         )
         return Node(
-            draft,
+            hypothesis,
             logprob,
-            self.scene.objective.ahead(certain) if self._plain else self._everything,
+            self.context.objective.prefix_bounds(certain) if self._skip else self._everything,
             forced,
             proposed,
         )
@@ -364,13 +383,13 @@ class Tree:
         """What rewards propose after this text, as first token and those after it; no more of them
         than there are candidates."""
         found: dict[int, tuple[int, ...]] = {}
-        for proposal in self.scene.objective.propose(text)[: self.spec.top_k]:
+        for proposal in self.context.objective.propose(text)[: self.spec.top_k]:
             if proposal == END:
-                tokens = sorted(self.scene.task.end_tokens, key=lambda token: -float(log[token]))[
+                tokens = sorted(self.context.task.end_tokens, key=lambda token: -float(log[token]))[
                     :1
                 ]
             else:
-                tokens = self.scene.task.encode(proposal)
+                tokens = self.context.task.encode(proposal)
             if tokens:
                 found.setdefault(tokens[0], tuple(tokens[1:]))
         return found

@@ -19,10 +19,11 @@ from weakref import WeakKeyDictionary
 import torch
 
 from fader.engine.prefix import Policy, Prefix
-from fader.engine.program import Ask, Next, Program, Score, Trace
+from fader.engine.program import Ask, NextLogits, Program, Score, SequenceLogits
 from fader.methods.guidance import Resolve
-from fader.methods.rewards import ANY, Declared, Interval, WeightedSum, weighted_sum
 from fader.request import ImplicitSpec, RewardSpec
+from fader.rewards.reward import ANY, Interval, Resources
+from fader.rewards.table import WeightedSum, weighted_sum
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,7 @@ class Implicit:
         total = (
             self.spec.beta
             * self.sums[prefix]
-            / (max(1, prefix.length) if self.spec.per_token else 1)
+            / (max(1, prefix.length) if self.spec.length_normalized else 1)
         )
         return self.spec.weight * (
             1 / (1 + math.exp(-max(-500.0, total))) if self.spec.squash else total
@@ -66,11 +67,11 @@ class Implicit:
             for policy in both
         }
         yield [
-            Next(policy, nodes) for policy, nodes in unread.items() if nodes
+            NextLogits(policy, nodes) for policy, nodes in unread.items() if nodes
         ]  # once, for all that go on from there
         counts = [prefix.length - known[prefix].length for prefix in new]
         asks: list[Ask] = [
-            Trace(policy, prefix, count)
+            SequenceLogits(policy, prefix, count)
             for policy in both
             for prefix, count in zip(new, counts, strict=True)
             if count
@@ -154,11 +155,11 @@ class Objective:
         """Between which values h lies for any text."""
         return _total([self.reward.bounds, *(term.bounds for term in self.implicit)])
 
-    def ahead(self, text: str) -> Interval:
+    def prefix_bounds(self, text: str) -> Interval:
         """Between which values h lies for any answer that begins with this text."""
         return _total(
             [
-                self.reward.of_any_continuation(self.prefill + text),
+                self.reward.prefix_bounds(self.prefill + text),
                 *(term.bounds for term in self.implicit),
             ]
         )
@@ -171,7 +172,7 @@ class Objective:
 def objective(
     specs: Sequence[RewardSpec],
     resolve: Resolve,
-    declared: Declared,
+    resources: Resources,
     prompt: str,
     prefill: str = "",
 ) -> Objective:
@@ -189,7 +190,7 @@ def objective(
                 "rewards.implicit: policy and reference are the same; give the policy other"
                 " vectors, another prompt or another model"
             )
-    return Objective(weighted_sum(texts, declared), tuple(implied), prompt, prefill)
+    return Objective(weighted_sum(texts, resources), tuple(implied), prompt, prefill)
 
 
 def _total(intervals: Iterable[Interval]) -> Interval:

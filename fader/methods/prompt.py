@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from fader.request import Message, Prompt
+from fader.request import Message, Preferences
 
 CONFLICT_RULE = (
     "If these instructions disagree: avoiding harm to anyone comes first, then the provider's"
@@ -28,27 +28,29 @@ CONFLICT_RULE = (
 )
 
 
-def render(prompt: Prompt) -> str:
-    """The text of `prompt` that goes above the query; empty for an empty prompt."""
-    if prompt.empty:
+def render(preferences: Preferences) -> str:
+    """The text of `preferences` that goes above the query; empty where there are none."""
+    if preferences.empty:
         return ""
-    return {"meta": _meta, "system": _system, "principle": _principle}[prompt.rendering](prompt)
+    return {"meta": _meta, "system": _system, "principle": _principle}[preferences.rendering](
+        preferences
+    )
 
 
 def conversation(
     messages: Sequence[Message],
-    prompts: Sequence[Prompt],
+    preferences: Sequence[Preferences],
     tokenizer: PreTrainedTokenizerBase,
     prefill: str | None = None,
 ) -> str:
-    """The text that the model reads: the messages under the prompts, in the model's chat template,
-    ready for the assistant to answer.
+    """The text that the model reads: the messages under the preferences, in the model's chat
+    template, ready for the assistant to answer.
 
     Where the template has no system role, system text goes above the last user turn; a model
     without a template reads plain paragraphs.
     """
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    if above := "\n\n".join(render(prompt) for prompt in prompts if not prompt.empty):
+    if above := "\n\n".join(render(one) for one in preferences if not one.empty):
         if turns[0]["role"] == "system":
             turns[0] = {"role": "system", "content": f"{turns[0]['content']}\n\n{above}"}
         else:
@@ -83,34 +85,34 @@ def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
 
 
-def _meta(prompt: Prompt) -> str:
-    provider = "\n".join([*prompt.provider, CONFLICT_RULE])
-    user = "\n".join([*prompt.user, *_implicit(prompt)])
+def _meta(preferences: Preferences) -> str:
+    provider = "\n".join([*preferences.provider, CONFLICT_RULE])
+    user = "\n".join([*preferences.user, *_implicit(preferences)])
     return f"<System Info>\n{provider}\n</System Info>" + (
         f"\n<User Info>\n{user}\n</User Info>" if user else ""
     )
 
 
-def _system(prompt: Prompt) -> str:
-    lines = [*prompt.provider, *prompt.user, *_implicit(prompt)]
-    if prompt.provider and len(lines) > len(prompt.provider):
+def _system(preferences: Preferences) -> str:
+    lines = [*preferences.provider, *preferences.user, *_implicit(preferences)]
+    if preferences.provider and len(lines) > len(preferences.provider):
         lines.append(CONFLICT_RULE)
     return "\n".join(lines)
 
 
-def _principle(prompt: Prompt) -> str:
-    principles = " ".join([*prompt.provider, *prompt.user, *_implicit(prompt)])
+def _principle(preferences: Preferences) -> str:
+    principles = " ".join([*preferences.provider, *preferences.user, *_implicit(preferences)])
     return (
         "[Guidelines] Write your response so that it follows the principle below. [Principles]"
         f" {principles} [Instruction]"
     )
 
 
-def _implicit(prompt: Prompt) -> list[str]:
+def _implicit(preferences: Preferences) -> list[str]:
     lines = []
-    if prompt.facts:
-        lines.append("About the user, to infer what suits them: " + " ".join(prompt.facts))
-    for choice in prompt.history:
+    if preferences.facts:
+        lines.append("About the user, to infer what suits them: " + " ".join(preferences.facts))
+    for choice in preferences.history:
         asked = f' when asked "{choice.prompt}"' if choice.prompt else ""
         lines.append(
             f'Earlier{asked} the user liked the answer "{choice.chosen}" better than'

@@ -33,56 +33,70 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fader.answer import SearchReport
 from fader.engine.prefix import Prefix
 from fader.engine.program import Program, together
-from fader.engine.sampling import draw, uniform
-from fader.methods.decode import SearchReport, Task, token_logprobs
-from fader.methods.draft import Draft, Output, Purse, Scene, ends_sentence
-from fader.methods.guidance import Aligned, read
+from fader.methods.decode import Task, token_logprobs
+from fader.methods.guidance import GuidedPolicy, next_scores
+from fader.methods.hypothesis import Hypothesis, Output, SearchContext, Spent, ends_sentence
 from fader.methods.lookahead import lookahead
 from fader.methods.objective import Objective
+from fader.methods.sampling import draw, uniform
 from fader.request import BestOfN, Blockwise, Lookahead, Search, Segments
 
-Propose = Callable[[Any, Scene, Sequence[Draft]], Program]
+Propose = Callable[[Any, SearchContext, Sequence[Hypothesis]], Program]
 """propose(spec, scene, kept): drafts that go on from those that were kept; finished ones as they
 are."""
-Keep = Callable[[Any, Scene, Sequence[Draft]], list[Draft]]
+Keep = Callable[[Any, SearchContext, Sequence[Hypothesis]], list[Hypothesis]]
 """keep(spec, scene, drafts): those of the valued drafts to go on from, the best first."""
 
 
 def search(
-    spec: Search, aligned: Aligned, root: Prefix, task: Task, objective: Objective, index: int = 0
+    spec: Search,
+    guided: GuidedPolicy,
+    root: Prefix,
+    task: Task,
+    objective: Objective,
+    index: int = 0,
 ) -> Program:
     """Write one answer as `spec` says, emitting a `Chunk` for each decided token; returns the
     `Answer`. `index` tells a request's samples apart."""
-    scene = Scene(aligned, root, task, objective, Purse(spec.budget), index)
+    context = SearchContext(guided, root, task, objective, Spent(spec.budget), index)
     if isinstance(spec, Lookahead):
-        return (yield from lookahead(spec, scene))
-    return (yield from propose_score_keep(spec, scene, *KINDS[type(spec)]))
+        return (yield from lookahead(spec, context))
+    return (yield from propose_score_keep(spec, context, *KINDS[type(spec)]))
 
 
-def propose_score_keep(spec: Search, scene: Scene, propose: Propose, keep: Keep) -> Program:
+def propose_score_keep(
+    spec: Search, context: SearchContext, propose: Propose, keep: Keep
+) -> Program:
     """The core. When the budget is used up the best draft so far ends it, a finished one if there
     is one."""
-    out = Output(scene.task, scene.index)
-    kept = [Draft(scene.root)]
+    out = Output(context.task, context.index)
+    kept = [Hypothesis(context.root)]
     exhausted: str | None = None
-    while any(draft.finish is None for draft in kept) and not exhausted:
-        drafts = yield from propose(spec, scene, kept)
-        drafts = yield from scene.valued(drafts)
-        exhausted = scene.purse.exhausted if any(draft.finish is None for draft in drafts) else None
-        kept = (
-            _best([draft for draft in drafts if draft.finish] or drafts, 1)
-            if exhausted
-            else keep(spec, scene, drafts)
+    while any(hypothesis.finish is None for hypothesis in kept) and not exhausted:
+        hypotheses = yield from propose(spec, context, kept)
+        hypotheses = yield from context.scored(hypotheses)
+        exhausted = (
+            context.spent.exhausted
+            if any(hypothesis.finish is None for hypothesis in hypotheses)
+            else None
         )
-        drafts = []  # what was not kept is let go of before the next are proposed
-        for draft in kept:
-            draft.prefix.settle(scene.root)
+        kept = (
+            _best([hypothesis for hypothesis in hypotheses if hypothesis.finish] or hypotheses, 1)
+            if exhausted
+            else keep(spec, context, hypotheses)
+        )
+        hypotheses = []  # what was not kept is let go of before the next are proposed
+        for hypothesis in kept:
+            hypothesis.prefix.release_behind(context.root)
         yield from out.decided(kept)
     best = _best(kept, 1)[0]
     return (
-        yield from out.end(best, SearchReport(best.reward, scene.purse.tokens, exhausted=exhausted))
+        yield from out.end(
+            best, SearchReport(best.reward, context.spent.tokens, exhausted=exhausted)
+        )
     )
 
 
@@ -91,62 +105,70 @@ def rows(spec: Search) -> int:
     kept = spec.beams if isinstance(spec, Blockwise | Lookahead) else 1
     match spec:
         case BestOfN() | Blockwise():
-            drafts = spec.n
+            hypotheses = spec.n
         case Segments():
-            drafts = spec.tries
+            hypotheses = spec.tries
         case Lookahead():
             proposing = any(getattr(reward, "propose", False) for reward in spec.rewards)
-            drafts = spec.width + spec.beams * spec.top_k * (2 if proposing else 1)
-    return drafts + kept + 1
+            hypotheses = spec.width + spec.beams * spec.top_k * (2 if proposing else 1)
+    return hypotheses + kept + 1
 
 
-def _whole(spec: BestOfN, scene: Scene, kept: Sequence[Draft]) -> Program:
+def _whole(spec: BestOfN, context: SearchContext, kept: Sequence[Hypothesis]) -> Program:
     return (
         yield from together(
-            [write(scene, kept[0], scene.index * spec.n + place) for place in range(spec.n)]
+            [write(context, kept[0], context.index * spec.n + place) for place in range(spec.n)]
         )
     )
 
 
-def _keep_best(spec: BestOfN, scene: Scene, drafts: Sequence[Draft]) -> list[Draft]:
-    return _best(drafts, 1)
+def _keep_best(
+    spec: BestOfN, context: SearchContext, hypotheses: Sequence[Hypothesis]
+) -> list[Hypothesis]:
+    return _best(hypotheses, 1)
 
 
-def _blocks(spec: Blockwise, scene: Scene, kept: Sequence[Draft]) -> Program:
-    open_ones = [draft for draft in kept if not draft.finish]
+def _blocks(spec: Blockwise, context: SearchContext, kept: Sequence[Hypothesis]) -> Program:
+    open_ones = [hypothesis for hypothesis in kept if not hypothesis.finish]
 
     full = _new_sentence if spec.block == "sentence" else _new_tokens(spec.block)
     blocks = [
-        write(scene, open_ones[place % len(open_ones)], scene.index * spec.n + place, full)
+        write(context, open_ones[place % len(open_ones)], context.index * spec.n + place, full)
         for place in range(spec.n)
     ]
-    return [draft for draft in kept if draft.finish] + (yield from together(blocks))
+    return [hypothesis for hypothesis in kept if hypothesis.finish] + (yield from together(blocks))
 
 
-def _keep_beams(spec: Blockwise, scene: Scene, drafts: Sequence[Draft]) -> list[Draft]:
-    different: dict[tuple[int, ...], Draft] = {}
-    for draft in drafts:
-        different.setdefault(tuple(draft.prefix.tokens), draft)
+def _keep_beams(
+    spec: Blockwise, context: SearchContext, hypotheses: Sequence[Hypothesis]
+) -> list[Hypothesis]:
+    different: dict[tuple[int, ...], Hypothesis] = {}
+    for hypothesis in hypotheses:
+        different.setdefault(tuple(hypothesis.prefix.tokens), hypothesis)
     return _best(list(different.values()), spec.beams)
 
 
-def _segments(spec: Segments, scene: Scene, kept: Sequence[Draft]) -> Program:
+def _segments(spec: Segments, context: SearchContext, kept: Sequence[Hypothesis]) -> Program:
     full = _new_tokens(spec.longest)
     tries = [
-        write(scene, kept[0], scene.index * spec.tries + place, full, spec.entropy)
+        write(context, kept[0], context.index * spec.tries + place, full, spec.entropy)
         for place in range(spec.tries)
     ]
     return (yield from together(tries))
 
 
-def _keep_accepted(spec: Segments, scene: Scene, drafts: Sequence[Draft]) -> list[Draft]:
-    for place, draft in enumerate(drafts):
+def _keep_accepted(
+    spec: Segments, context: SearchContext, hypotheses: Sequence[Hypothesis]
+) -> list[Hypothesis]:
+    for place, hypothesis in enumerate(hypotheses):
         chance = uniform(
-            scene.task.sampling.seed, -1 - scene.index * spec.tries - place, draft.prefix.length
+            context.task.sampling.seed,
+            -1 - context.index * spec.tries - place,
+            hypothesis.prefix.length,
         )
-        if chance < math.exp(min(0.0, draft.reward - spec.target) / spec.softness):
-            return [draft]
-    return _best(drafts, 1)
+        if chance < math.exp(min(0.0, hypothesis.reward - spec.target) / spec.softness):
+            return [hypothesis]
+    return _best(hypotheses, 1)
 
 
 KINDS: Mapping[type, tuple[Propose, Keep]] = {
@@ -156,56 +178,56 @@ KINDS: Mapping[type, tuple[Propose, Keep]] = {
 }
 
 
-Full = Callable[[Draft, Draft], bool]
+Full = Callable[[Hypothesis, Hypothesis], bool]
 """full(draft, start): whether what was written since `start` is enough for now."""
 
 
 def write(
-    scene: Scene,
-    draft: Draft,
+    context: SearchContext,
+    hypothesis: Hypothesis,
     stream: int,
-    full: Full = lambda draft, start: False,
+    full: Full = lambda hypothesis, start: False,
     entropy: float = math.inf,
 ) -> Program:
     """The draft continued by draws of this stream until it is finished, `full(draft, start)`, or
     the next token's entropy (nats) is reached."""
-    sampling, start = scene.task.sampling, draft
-    while draft.finish is None and not scene.purse.exhausted:
-        reading = yield from read(scene.aligned, [draft.prefix])
-        new = draft.prefix.length - start.prefix.length
+    sampling, start = context.task.sampling, hypothesis
+    while hypothesis.finish is None and not context.spent.exhausted:
+        reading = yield from next_scores(context.guided, [hypothesis.prefix])
+        new = hypothesis.prefix.length - start.prefix.length
         if new and entropy < math.inf and _entropy(reading.scores[0]) >= entropy:
             break
-        written = draft.prefix.tokens if sampling.repetition_penalty != 1 else ()
+        written = hypothesis.prefix.tokens if sampling.repetition_penalty != 1 else ()
         token = draw(
             reading.scores[0],
             sampling,
-            (*scene.task.seen, *written),
-            uniform(sampling.seed, stream, draft.prefix.length),
+            (*context.task.seen, *written),
+            uniform(sampling.seed, stream, hypothesis.prefix.length),
         )
         reports = (
             ()
             if sampling.logprobs is None
-            else token_logprobs(reading, [token], sampling.logprobs, scene.task.decode)
+            else token_logprobs(reading, [token], sampling.logprobs, context.task.decode)
         )
-        draft = draft.then(token, scene.task, reports)
-        scene.purse.pay(rows=len(scene.aligned.policies), tokens=1)
-        if full(draft, start):
+        hypothesis = hypothesis.then(token, context.task, reports)
+        context.spent.pay(rows=len(context.guided.policies), tokens=1)
+        if full(hypothesis, start):
             break
-    return draft
+    return hypothesis
 
 
 def _new_tokens(count: int) -> Full:
-    return lambda draft, start: draft.prefix.length - start.prefix.length >= count
+    return lambda hypothesis, start: hypothesis.prefix.length - start.prefix.length >= count
 
 
-def _new_sentence(draft: Draft, start: Draft) -> bool:
-    return ends_sentence(draft.text[len(start.text) :])
+def _new_sentence(hypothesis: Hypothesis, start: Hypothesis) -> bool:
+    return ends_sentence(hypothesis.text[len(start.text) :])
 
 
 def _entropy(scores: Tensor) -> float:
     return float(torch.distributions.Categorical(logits=scores, validate_args=False).entropy())
 
 
-def _best(drafts: Sequence[Draft], count: int) -> list[Draft]:
+def _best(hypotheses: Sequence[Hypothesis], count: int) -> list[Hypothesis]:
     """The drafts of the highest reward, the first of equals."""
-    return sorted(drafts, key=lambda draft: -draft.reward)[:count]
+    return sorted(hypotheses, key=lambda hypothesis: -hypothesis.reward)[:count]

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 from fader.endpoint import Advice, in_words
-from fader.training.data import write_whole
+from fader.files import write_whole
 
 MOST_TOKENS = 4096  # of one reply; room for a model that thinks before it answers
 

@@ -2,15 +2,15 @@
 PEFT (arXiv 2410.19206).
 
 The vector is the LoRA itself: aligned - unaligned = B A. Each lesson (`lessons.py`) is compared at
-its own amount lambda, its rows side by side in one batch. Several vectors that are to be mixed are
-trained as one LoRA whose ranks are shared out among them, as the desk stacks them. With s(y) the
-score of an answer under the weights at lambda,
+its own strength lambda, its rows side by side in one batch. Several vectors that are to be mixed
+are trained as one LoRA whose ranks are shared out among them, as the desk stacks them. With s(y)
+the score of an answer under the weights at lambda,
 
     loss = -log sigmoid(beta * (s(chosen) - s(rejected)))  -  supervised * log pi(chosen) per token
 
-where s is the log-probability per token (`per_token`; without it the sum), less the bare model's
-(`reference`: DPO, arXiv 2305.18290) or not (SimPO, arXiv 2405.14734; the recipe's default, since
-levels are ranked by likelihood itself). Lessons that hold other subjects in place have keep *
+where s is the log-probability per token (`length_normalized`; without it the sum), less the base
+model's (`loss` dpo:, DPO, arXiv 2305.18290) or not (simpo: SimPO, arXiv 2405.14734; the default,
+since levels are ranked by likelihood itself). Lessons that hold other subjects in place have keep *
 |change of log pi per token| for both answers instead, smooth below 0.2 nats.
 """
 
@@ -18,38 +18,31 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from rich.console import Console
 from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
     Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from fader.data.records import content_hash
 from fader.engine import builtin
-from fader.engine.backbone import fingerprint, quick_dtype
-from fader.methods.vector import CONFIG, Vector, check_place
-from fader.training.data import content_hash, write_whole
+from fader.engine.backbone import fingerprint
 from fader.training.lessons import Lesson
+from fader.training.run import Clock, Watch, load, progress_bar, same_run_or_fresh, shared
+from fader.vectors.vector import CONFIG, Vector, check_place
 
 
 @dataclass(frozen=True)
@@ -61,27 +54,27 @@ class Recipe:
     targets: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj")
     beta: float = 3.0
     """How sharply a preference counts: of the order of 3 per token, of 0.1 for whole answers."""
-    per_token: bool = True
+    length_normalized: bool = True
     """Compare log-probabilities per token (length-normalised); off: of whole answers."""
-    reference: bool = False
-    """Compare with the bare model's log-probabilities (DPO), read once before training; off:
-    SimPO."""
-    supervised: float = 0.1
+    loss: Literal["dpo", "simpo"] = "simpo"
+    """`dpo`: of log-probabilities less the base model's, which are read once before training;
+    `simpo`: of log-probabilities as they are."""
+    sft_weight: float = 0.1
     """Weight of the chosen answer's negative log-likelihood per token."""
-    keep: float = 1.5
+    retain_weight: float = 1.5
     """Weight of the lessons that hold other subjects in place."""
     learning_rate: float = 1.5e-3
     epochs: float = 1.0
     batch: int = 2
     sft_epochs: float = 0.0
-    """Supervised passes over the chosen answers, at amount 1, before the comparisons."""
+    """Supervised passes over the chosen answers, at strength 1, before the comparisons."""
     seed: int = 0
 
 
-PAPER = Recipe(
-    beta=0.1, per_token=False, reference=True, supervised=0.0, learning_rate=2e-4, batch=4
+DPO = Recipe(
+    beta=0.1, length_normalized=False, loss="dpo", sft_weight=0.0, learning_rate=2e-4, batch=4
 )
-"""Plain DPO, for lessons at amount 1."""
+"""Plain DPO, for lessons at strength 1."""
 
 
 def train_vector(
@@ -103,7 +96,7 @@ def train_vectors(
     """Train the vectors of these names side by side, write each to its folder with its card, and
     return them.
 
-    A lesson has an amount for each, in their order. A run that was stopped goes on from its last
+    A lesson has a strength for each, in their order. A run that was stopped goes on from its last
     checkpoint, beside the first folder, if the lessons and settings are the same; vectors that are
     there already from the same are returned as they are. `start`: vectors of the recipe's rank and
     targets to go on from, one for each name. `dtype`: of the saved factors. The products run in
@@ -111,7 +104,7 @@ def train_vectors(
     """
     for folder in folders.values():
         check_place(folder)
-    base, tokenizer = _load(model)
+    base, tokenizer = load(model)
     base_print = fingerprint(base)
     first = next(iter(folders.values()))
     work = first.with_name("." + "+".join(folder.name for folder in folders.values()) + ".part")
@@ -125,9 +118,9 @@ def train_vectors(
     numbers = getattr(torch, dtype)
     if there := _trained_before(folders, identity, numbers):
         return there
-    _same_run_or_fresh(work, identity)
-    clock = _Clock(work / "seconds")
-    with _bar(progress) as bar:
+    same_run_or_fresh(work, identity)
+    clock = Clock(work / "seconds")
+    with progress_bar(progress) as bar:
         trainer = _trainer(recipe, base, tokenizer, lessons, len(folders), work, bar)
         trainer.add_callback(clock)
         if start:
@@ -139,7 +132,7 @@ def train_vectors(
         "base_model": model,
         "trained_with": list(folders),
         "lessons": len(lessons),
-        "held": sum(lesson.held for lesson in lessons),
+        "retained": sum(lesson.retained for lesson in lessons),
         "data": identity["data"],
         "recipe": asdict(recipe),
         "start": identity["start"],
@@ -240,14 +233,6 @@ def _go_on(model: Any, vectors: Sequence[Vector]) -> None:
             weight.data.copy_(factor)
 
 
-def _load(model: str) -> tuple[Any, Any]:
-    source = builtin.source(model)
-    base: Any = AutoModelForCausalLM.from_pretrained(
-        source, dtype=quick_dtype(), attn_implementation="sdpa"
-    )
-    return base, AutoTokenizer.from_pretrained(source)
-
-
 def _trainer(
     recipe: Recipe,
     base: Any,
@@ -266,18 +251,18 @@ def _trainer(
         task_type="CAUSAL_LM",
     )
     if recipe.sft_epochs:
-        base = _supervised(base, tokenizer, data, lora, recipe, work, _Watch(bar, "supervised"))
+        base = _supervised(base, tokenizer, data, lora, recipe, work, Watch(bar, "supervised"))
     settings = DPOConfig(
         output_dir=str(work),
         num_train_epochs=recipe.epochs,
-        precompute_ref_log_probs=recipe.reference,
+        precompute_ref_log_probs=recipe.loss == "dpo",
         precompute_ref_batch_size=8,
         save_strategy="steps",
         save_steps=25,
         save_total_limit=1,
-        **_shared(recipe),
+        **shared(recipe.batch, recipe.learning_rate, recipe.seed),
     )
-    watch = _Watch(bar, "preferences")
+    watch = Watch(bar, "preferences")
     return LineTrainer(
         recipe,
         base,
@@ -296,7 +281,7 @@ mean change of what is to be held."""
 
 
 class LineTrainer(DPOTrainer):
-    """TRL's trainer with each lesson compared at its own amount of the vector.
+    """TRL's trainer with each lesson compared at its own strength of the vector.
 
     The batch and the loss are ours: both answers of a lesson follow one reading of its prompt, and
     logits are made at their tokens alone. TRL reads the prompt twice and computes five statistics
@@ -323,10 +308,10 @@ class LineTrainer(DPOTrainer):
     def compute_ref_log_probs(
         self, model: nn.Module, inputs: dict[str, Tensor]
     ) -> tuple[Tensor, ...]:
-        """The bare model's log-probabilities of both answers [lessons] each; TRL keeps them with
+        """The base model's log-probabilities of both answers [lessons] each; TRL keeps them with
         the data."""
         with torch.no_grad(), self.accelerator.autocast():
-            return answer_logprobs(model, inputs, torch.zeros_like(inputs["amounts"])).chunk(2)
+            return answer_logprobs(model, inputs, torch.zeros_like(inputs["strengths"])).chunk(2)
 
     def compute_loss(
         self,
@@ -336,28 +321,30 @@ class LineTrainer(DPOTrainer):
         num_items_in_batch: Any = None,
     ) -> Tensor:
         """The loss in the module docstring, averaged over the lessons of the batch."""
-        recipe, held, lengths = self.recipe, inputs["held"], inputs["lengths"]
+        recipe, retained, lengths = self.recipe, inputs["retained"], inputs["lengths"]
         said = answer_logprobs(
-            model, inputs, inputs["amounts"]
+            model, inputs, inputs["strengths"]
         )  # [2 lessons]: the chosen ones, then the rejected
-        if recipe.reference:
+        if recipe.loss == "dpo":
             bare = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-        elif held.any():
+        elif retained.any():
             with torch.no_grad():
-                bare = answer_logprobs(model, inputs, torch.zeros_like(inputs["amounts"]))
+                bare = answer_logprobs(model, inputs, torch.zeros_like(inputs["strengths"]))
         else:
             bare = torch.zeros_like(said)
-        scores = (said - bare if recipe.reference else said) / (lengths if recipe.per_token else 1)
+        scores = (said - bare if recipe.loss == "dpo" else said) / (
+            lengths if recipe.length_normalized else 1
+        )
         margins = torch.sub(*scores.chunk(2))
         likelihood = (said / lengths).chunk(2)[0]
         drifts = ((said - bare) / lengths).chunk(2)
-        taught = -functional.logsigmoid(recipe.beta * margins) - recipe.supervised * likelihood
-        stayed = recipe.keep * sum(
+        taught = -functional.logsigmoid(recipe.beta * margins) - recipe.sft_weight * likelihood
+        stayed = recipe.retain_weight * sum(
             functional.smooth_l1_loss(drift, torch.zeros_like(drift), reduction="none", beta=SMALL)
             for drift in drifts
         )
-        self._note(margins[held == 0], torch.cat([drift[held == 1] for drift in drifts]))
-        return torch.where(held == 1, stayed, taught).mean()
+        self._note(margins[retained == 0], torch.cat([drift[retained == 1] for drift in drifts]))
+        return torch.where(retained == 1, stayed, taught).mean()
 
     def _note(self, margins: Tensor, drifts: Tensor) -> None:
         found = {"accuracy": (margins > 0).float(), "margin": margins, "drift": drifts.abs()}
@@ -415,7 +402,7 @@ def collate(
         "answer": torch.tensor(answer),
         "lengths": torch.tensor([len(parts[side]) for side in (1, 2) for parts in cut]),
     }
-    given = ("amounts", "held", "ref_chosen_logps", "ref_rejected_logps")
+    given = ("strengths", "retained", "ref_chosen_logps", "ref_rejected_logps")
     return {
         **batch,
         **{
@@ -426,11 +413,11 @@ def collate(
     }
 
 
-def answer_logprobs(model: Any, inputs: Mapping[str, Tensor], amounts: Tensor) -> Tensor:
+def answer_logprobs(model: Any, inputs: Mapping[str, Tensor], strengths: Tensor) -> Tensor:
     """Log-probability of both answers of each lesson [2 lessons], the chosen ones first, at each
-    lesson's amounts [lessons, vectors]."""
+    lesson's strengths [lessons, vectors]."""
     causal: Any = model.get_base_model()
-    with _at(model, amounts):
+    with _at(model, strengths):
         body = causal.base_model(
             **{name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask")},
             use_cache=False,
@@ -439,17 +426,17 @@ def answer_logprobs(model: Any, inputs: Mapping[str, Tensor], amounts: Tensor) -
         body.last_hidden_state.flatten(0, 1)[inputs["source"]]
     )  # [answer tokens, vocabulary]
     said = -functional.cross_entropy(logits.float(), inputs["target"], reduction="none")
-    return said.new_zeros(2 * len(amounts)).index_add(0, inputs["answer"], said)
+    return said.new_zeros(2 * len(strengths)).index_add(0, inputs["answer"], said)
 
 
 @contextmanager
-def _at(model: nn.Module, amounts: Tensor) -> Iterator[None]:
-    """Within: every LoRA layer works at `amounts` [rows, vectors], B ((A x) * the amount of the
+def _at(model: nn.Module, strengths: Tensor) -> Iterator[None]:
+    """Within: every LoRA layer works at `strengths` [rows, vectors], B ((A x) * the strength of the
     vector that each rank belongs to)."""
     layers: list[Any] = [
         module.lora_A["default"] for module in model.modules() if isinstance(module, LoraLayer)
     ]
-    ranks = amounts.repeat_interleave(layers[0].out_features // amounts.shape[1], dim=1)[
+    ranks = strengths.repeat_interleave(layers[0].out_features // strengths.shape[1], dim=1)[
         :, None
     ]  # [rows, 1, ranks]
     hooks = [layer.register_forward_hook(lambda _, __, y: y * ranks.to(y)) for layer in layers]
@@ -465,25 +452,8 @@ def _row(lesson: Lesson) -> dict[str, Any]:
         "prompt": [{"role": turn.role, "content": turn.content} for turn in lesson.messages],
         "chosen": [{"role": "assistant", "content": lesson.chosen}],
         "rejected": [{"role": "assistant", "content": lesson.rejected}],
-        "amounts": list(lesson.amounts),
-        "held": float(lesson.held),
-    }
-
-
-def _shared(recipe: Recipe) -> dict[str, Any]:
-    return {
-        "per_device_train_batch_size": recipe.batch,
-        "learning_rate": recipe.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.1,
-        "logging_steps": 1,
-        "report_to": [],
-        "disable_tqdm": True,
-        "seed": recipe.seed,
-        "bf16": quick_dtype() == "bfloat16",
-        "remove_unused_columns": False,
-        "gradient_checkpointing": False,
-        "use_cpu": not torch.cuda.is_available(),
+        "strengths": list(lesson.strengths),
+        "retained": float(lesson.retained),
     }
 
 
@@ -494,11 +464,11 @@ def _supervised(
     lora: LoraConfig,
     recipe: Recipe,
     work: Path,
-    watch: _Watch,
+    watch: Watch,
 ) -> Any:
     """The base with a LoRA that has read the chosen answers of the lessons with positive
-    amounts."""
-    chosen = data.filter(lambda row: min(row["amounts"]) > 0 and not row["held"])
+    strengths."""
+    chosen = data.filter(lambda row: min(row["strengths"]) > 0 and not row["retained"])
     examples = chosen.map(
         lambda row: {"messages": row["prompt"] + row["chosen"]}, remove_columns=data.column_names
     )
@@ -506,7 +476,7 @@ def _supervised(
         output_dir=str(work / "sft"),
         num_train_epochs=recipe.sft_epochs,
         save_strategy="no",
-        **_shared(recipe),
+        **shared(recipe.batch, recipe.learning_rate, recipe.seed),
     )
     trainer = SFTTrainer(
         base,
@@ -519,65 +489,3 @@ def _supervised(
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return trainer.model
-
-
-def _same_run_or_fresh(work: Path, identity: dict[str, Any]) -> None:
-    """Keep the checkpoints of a stopped run of the same data and settings; drop those of
-    another."""
-    note = work / "run.json"
-    wanted = json.loads(json.dumps(identity))
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == wanted:
-        return
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    note.write_text(json.dumps(identity), encoding="utf-8")
-
-
-def _bar(show: bool) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), disable=not show)
-
-
-class _Clock(TrainerCallback):
-    """Seconds that a training has taken, those before the checkpoint that it goes on from
-    included."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._before = float(file.read_text(encoding="utf-8")) if file.is_file() else 0.0
-        self._began = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Until now."""
-        return self._before + time.perf_counter() - self._began
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer after each checkpoint."""
-        write_whole(self._file, f"{self.seconds}", self._file.parent)
-
-
-class _Watch(TrainerCallback):
-    """Moves the progress bar and shows the newest loss."""
-
-    def __init__(self, bar: Progress, name: str) -> None:
-        self._bar, self._name = bar, name
-        self._task = bar.add_task(name, total=None)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
-        """Called by the trainer after each step."""
-        loss = f" loss {logs['loss']:.3f}" if logs and "loss" in logs else ""
-        self._bar.update(
-            self._task,
-            total=state.max_steps,
-            completed=state.global_step,
-            description=self._name + loss,
-        )

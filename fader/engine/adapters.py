@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fader.engine.linear import FusedLinear, fused_linears
 from fader.engine.prefix import Delta
-from fader.engine.product import Product, products
 
 
-class Desk:
+class AdapterMixer:
     """All linear layers of one model, and what is mixed into them at present."""
 
     def __init__(self, model: nn.Module, read_order: Sequence[tuple[str, Tensor]] = ()) -> None:
@@ -28,7 +28,7 @@ class Desk:
         self._head_mixture: Tensor | None = None  # the same for the tokens whose logits are wanted
         self._expanded: dict[tuple[tuple[int, ...], bool], Tensor] = {}
         head = getattr(model, "get_output_embeddings", lambda: None)()
-        for name, (product, place) in products(model, read_order, head).items():
+        for name, (product, place) in fused_linears(model, read_order, head).items():
             parent, _, leaf = name.rpartition(".")
             linear = model.get_submodule(name)
             assert isinstance(linear, nn.Linear)
@@ -68,12 +68,12 @@ class Desk:
         column = {vector: index for index, vector in enumerate(self.vectors)}
         rows = torch.zeros(len(mixtures), len(self.vectors))
         for row, mixture in enumerate(mixtures):
-            for vector, amount in mixture:
-                rows[row, column[vector]] += amount
+            for vector, strength in mixture:
+                rows[row, column[vector]] += strength
         self._mixture = rows.repeat_interleave(torch.tensor(counts), dim=0)  # [tokens, vectors]
         self._head_mixture = self._mixture[kept.cpu()]
 
-    def amounts(self, owners: tuple[int, ...], is_head: bool, like: Tensor) -> Tensor | None:
+    def strengths(self, owners: tuple[int, ...], is_head: bool, like: Tensor) -> Tensor | None:
         """lambda for each token and each stacked rank [tokens, ranks], where `owners` says whose
         each rank is."""
         mixture = self._head_mixture if is_head else self._mixture
@@ -89,13 +89,18 @@ class MixedLinear(nn.Module):
     each token."""
 
     def __init__(
-        self, desk: Desk, linear: nn.Linear, product: Product, place: int, is_head: bool
+        self,
+        mixer: AdapterMixer,
+        linear: nn.Linear,
+        product: FusedLinear,
+        place: int,
+        is_head: bool,
     ) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.is_head = is_head
-        self._desk = [desk]  # in a list: the desk is not a submodule
+        self._mixer = [mixer]  # in a list: the desk is not a submodule
         self._product, self._place = product, place
         self._owners: tuple[int, ...] = ()
         self._down: Tensor | None = None  # A [ranks, in]
@@ -116,7 +121,7 @@ class MixedLinear(nn.Module):
         """x [..., tokens, in] -> y [..., tokens, out]."""
         y = self._product(x, self._place)
         if self._down is not None and self._up is not None:
-            amounts = self._desk[0].amounts(self._owners, self.is_head, x)
-            if amounts is not None:
-                y = y + functional.linear(functional.linear(x, self._down) * amounts, self._up)
+            strengths = self._mixer[0].strengths(self._owners, self.is_head, x)
+            if strengths is not None:
+                y = y + functional.linear(functional.linear(x, self._down) * strengths, self._up)
         return y

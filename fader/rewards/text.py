@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
-from weakref import WeakValueDictionary
 
 import regex  # type: ignore[import-untyped]
 
-from fader.methods.judge_reward import Judge, load, marks, package
-from fader.methods.words import in_order, rest, settled, spots
-from fader.reward_specs import (
+from fader.rewards.judge import marks
+from fader.rewards.models import load, package
+from fader.rewards.reward import ANY, END, UNIT, Interval, Resources, Reward
+from fader.rewards.specs import (
     ClassifierSpec,
     ForbiddenSpec,
     JsonSchemaSpec,
@@ -35,62 +33,11 @@ from fader.reward_specs import (
     SentimentSpec,
     SimilaritySpec,
 )
+from fader.rewards.words import in_order, rest, settled, spots
 from fader.schema import short
 
-Interval = tuple[float, float]
-"""From the least to the most."""
-ANY: Interval = (float("-inf"), float("inf"))
-UNIT: Interval = (0.0, 1.0)
-END = ""
-"""As a proposal: the end of the answer."""
 
-
-@dataclass(frozen=True, eq=False)
-class Reward:
-    """A reward as searches use it."""
-
-    score: Callable[[Sequence[str], Sequence[str]], list[float]]
-    """score(prompts, texts): one float per text."""
-    bounds: Interval = ANY
-    """Of any text."""
-    ahead: Callable[[str], Interval] | None = None
-    """Of any text that begins with this one. Left out: `bounds`."""
-    propose: Callable[[str], Sequence[str]] | None = None
-    """Texts by which this unfinished one might well go on."""
-    slow: bool = False
-    """Whether a call may take long: the engine does not wait for it. No second call is made before
-    the first has answered."""
-
-    def of_any_continuation(self, text: str) -> Interval:
-        """Between which values the reward of a text that begins with this one must lie."""
-        return self.ahead(text) if self.ahead else self.bounds
-
-
-@dataclass(frozen=True)
-class Declared:
-    """What rewards may use beside the text: named when the program starts, so that a request can
-    only say a name."""
-
-    callables: Mapping[str, Callable[[Sequence[str], Sequence[str]], list[float]]] = field(
-        default_factory=dict
-    )
-    """Rewards in Python: f(prompts, texts) gives one finite float per text."""
-    judges: Mapping[str, Judge] = field(default_factory=dict)
-    """Language models that give marks."""
-    classifiers: Mapping[str, str] = field(default_factory=dict)
-    """Sequence-classification models: folders, or ids on the Hugging Face hub."""
-    embedders: Mapping[str, str] = field(default_factory=dict)
-    """Sentence-embedding models: folders, or ids on the Hugging Face hub."""
-    made: WeakValueDictionary[str, Reward] = field(
-        default_factory=WeakValueDictionary, init=False, repr=False, compare=False
-    )
-    """The rewards in use: requests that want the same share it, and so its calls."""
-
-
-NOTHING = Declared()
-
-
-def keywords(spec: KeywordsSpec, declared: Declared) -> Reward:
+def keywords(spec: KeywordsSpec, resources: Resources) -> Reward:
     """The share of the words that the text holds; 1 for all or nothing (hard), or of those at the
     list's beginning in their order (ordered)."""
     find = spots(spec.words, spec.match, spec.lang, "rewards.keywords")
@@ -116,7 +63,7 @@ def keywords(spec: KeywordsSpec, declared: Declared) -> Reward:
     return Reward(_each(value), UNIT, lambda text: (value(settled(text)), 1.0), propose)
 
 
-def forbidden(spec: ForbiddenSpec, declared: Declared) -> Reward:
+def forbidden(spec: ForbiddenSpec, resources: Resources) -> Reward:
     """1 for a text that holds none of the words, else 0; soft: 1 - the share of them that it
     holds."""
     find = spots(spec.words, spec.match, spec.lang, "rewards.forbidden")
@@ -150,18 +97,18 @@ def count(text: str, unit: str) -> int:
     return len(text) if unit == "characters" else len(_SENTENCES.findall(bare)) + bool(bare)
 
 
-def length(spec: LengthSpec, declared: Declared) -> Reward:
+def length(spec: LengthSpec, resources: Resources) -> Reward:
     """1 for the wanted length; soft: the ratio of the length and the wanted one, the smaller by the
     larger."""
     least, most = spec.about or spec.at_least or 0, spec.about or spec.at_most or math.inf
 
-    def worth(size: int) -> float:
+    def score(size: int) -> float:
         fits = least <= size <= most
         return 1.0 if fits else 0.0 if spec.hard else size / least if size < least else most / size
 
-    def ahead(text: str) -> Interval:
+    def prefix_bounds(text: str) -> Interval:
         size = count(text.rstrip("\ufffd"), spec.unit)
-        return (worth(size) if most == math.inf else 0.0), worth(max(size, least))
+        return (score(size) if most == math.inf else 0.0), score(max(size, least))
 
     def propose(text: str) -> list[str]:
         size = count(text, spec.unit)
@@ -173,7 +120,7 @@ def length(spec: LengthSpec, declared: Declared) -> Reward:
             else [".", "!", "?", *([END] if size >= most else [])]
         )
 
-    return Reward(_each(lambda text: worth(count(text, spec.unit))), UNIT, ahead, propose)
+    return Reward(_each(lambda text: score(count(text, spec.unit))), UNIT, prefix_bounds, propose)
 
 
 SECONDS = 0.1
@@ -183,7 +130,7 @@ SECONDS = 0.1
 _UNSURE = regex.compile(r"\(\?(?!:)|\\[^dDwWsSntpP\W]|[*+?}]\+|\{[^\d,}]")
 
 
-def pattern(spec: RegexSpec, declared: Declared) -> Reward:
+def pattern(spec: RegexSpec, resources: Resources) -> Reward:
     """1 for a text that the pattern matches, else 0."""
     try:
         found = regex.compile(spec.pattern)
@@ -201,7 +148,10 @@ def pattern(spec: RegexSpec, declared: Declared) -> Reward:
         except TimeoutError:
             return 0.0
 
-    def ahead(text: str) -> Interval:
+    def whole(_: str) -> Interval:
+        return UNIT
+
+    def prefix_bounds(text: str) -> Interval:
         try:
             return 0.0, float(
                 found.fullmatch(text.rstrip("\ufffd"), partial=True, timeout=SECONDS) is not None
@@ -212,7 +162,7 @@ def pattern(spec: RegexSpec, declared: Declared) -> Reward:
     return Reward(
         _each(value),
         UNIT,
-        ahead if spec.match == "fullmatch" and not _UNSURE.search(spec.pattern) else None,
+        prefix_bounds if spec.match == "fullmatch" and not _UNSURE.search(spec.pattern) else whole,
     )
 
 
@@ -221,7 +171,7 @@ _FENCED = regex.compile(
 )
 
 
-def json_schema(spec: JsonSchemaSpec, declared: Declared) -> Reward:
+def json_schema(spec: JsonSchemaSpec, resources: Resources) -> Reward:
     """1 for JSON that is valid by the schema, 0.5 for other JSON, 0 for what is none."""
     jsonschema, referencing = package("jsonschema"), package("referencing.jsonschema")
     kind = jsonschema.validators.validator_for(spec.of, default=jsonschema.Draft202012Validator)
@@ -252,7 +202,7 @@ def json_schema(spec: JsonSchemaSpec, declared: Declared) -> Reward:
     return Reward(_each(value), UNIT)
 
 
-def readability(spec: ReadabilitySpec, declared: Declared) -> Reward:
+def readability(spec: ReadabilitySpec, resources: Resources) -> Reward:
     """Flesch's reading ease / 100, clipped to [0, 1]; with a grade: 1 up to this Flesch-Kincaid
     grade, grade / the text's own beyond."""
     textstat = package("textstat")
@@ -277,7 +227,7 @@ _TOWARD: Mapping[str, Callable[[float], float]] = {
 }
 
 
-def sentiment(spec: SentimentSpec, declared: Declared) -> Reward:
+def sentiment(spec: SentimentSpec, resources: Resources) -> Reward:
     """VADER's compound, from -1 to 1, as nearness to what is wanted in [0, 1]."""
     analyzer = _vader(package("vaderSentiment.vaderSentiment"))
 
@@ -296,7 +246,7 @@ def sentiment(spec: SentimentSpec, declared: Declared) -> Reward:
     return Reward(_each(value), UNIT)
 
 
-def similarity(spec: SimilaritySpec, declared: Declared) -> Reward:
+def similarity(spec: SimilaritySpec, resources: Resources) -> Reward:
     """The cosine of the embeddings of the text and the wanted one, or of their counts of 3 to 5
     characters; at least 0."""
     if spec.model is None:
@@ -307,7 +257,7 @@ def similarity(spec: SimilaritySpec, declared: Declared) -> Reward:
         return Reward(
             _each(lambda text: min(1.0, float((counts.transform([text]) @ aim.T).sum()))), UNIT
         )
-    model = load("AutoModel", _named("similarity", spec.model, declared.embedders, "embedders"))
+    model = load("AutoModel", _named("similarity", spec.model, resources.embedders, "embedders"))
     wanted = model.embeddings([spec.to])[0]
 
     def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
@@ -316,12 +266,12 @@ def similarity(spec: SimilaritySpec, declared: Declared) -> Reward:
     return Reward(score, UNIT)
 
 
-def classifier(spec: ClassifierSpec, declared: Declared) -> Reward:
+def classifier(spec: ClassifierSpec, resources: Resources) -> Reward:
     """One output of a sequence-classification model that reads prompt and text, as it is or
     squashed into [0, 1]."""
     model = load(
         "AutoModelForSequenceClassification",
-        _named("classifier", spec.model, declared.classifiers, "classifiers"),
+        _named("classifier", spec.model, resources.classifiers, "classifiers"),
     )
     names = [str(name) for _, name in sorted(model.model.config.id2label.items())]
     known = f"it has {', '.join(f'{i} ({name})' for i, name in enumerate(names))}"
@@ -349,10 +299,10 @@ def classifier(spec: ClassifierSpec, declared: Declared) -> Reward:
     return Reward(score, ANY if spec.normalize == "none" else UNIT)
 
 
-def judge(spec: JudgeSpec, declared: Declared) -> Reward:
+def judge(spec: JudgeSpec, resources: Resources) -> Reward:
     """The mark of 0 to 10 that a language model gives the text for a criterion, / 10."""
     package("openai")
-    asked = _named("judge", spec.judge, declared.judges, "judges")
+    asked = _named("judge", spec.judge, resources.judges, "judges")
     return Reward(
         lambda prompts, texts: [
             mark / 10 for mark in marks(spec.judge, asked, spec.criterion, prompts, texts)
@@ -362,9 +312,9 @@ def judge(spec: JudgeSpec, declared: Declared) -> Reward:
     )
 
 
-def python(spec: PythonSpec, declared: Declared) -> Reward:
+def python(spec: PythonSpec, resources: Resources) -> Reward:
     """What a declared function returns, checked."""
-    function = _named("python", spec.name, declared.callables, "callables")
+    function = _named("python", spec.name, resources.callables, "callables")
 
     def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
         try:
@@ -383,107 +333,6 @@ def python(spec: PythonSpec, declared: Declared) -> Reward:
     return Reward(score, slow=True)
 
 
-REWARDS: Mapping[type, Callable[[Any, Declared], Reward]] = {
-    KeywordsSpec: keywords,
-    ForbiddenSpec: forbidden,
-    LengthSpec: length,
-    RegexSpec: pattern,
-    JsonSchemaSpec: json_schema,
-    ReadabilitySpec: readability,
-    SentimentSpec: sentiment,
-    SimilaritySpec: similarity,
-    ClassifierSpec: classifier,
-    JudgeSpec: judge,
-    PythonSpec: python,
-}
-
-
-_MAKING = threading.Lock()
-
-
-def make(spec: Any, declared: Declared = NOTHING) -> Reward:
-    """The reward of some settings, one for all who use the same; it proposes only where they say
-    so. Raises ValueError for what is not declared, not installed or no use."""
-    settings = spec.model_copy(update={"weight": 1.0}).model_dump_json()
-    reward = declared.made.get(settings)
-    if reward is None:
-        reward = REWARDS[type(spec)](spec, declared)
-        if not getattr(spec, "propose", False):
-            reward = replace(reward, propose=None)
-        with (
-            _MAKING
-        ):  # of two that were made at once, one serves both; nobody waits while a model loads
-            reward = declared.made.setdefault(settings, reward)
-    return reward
-
-
-@dataclass(frozen=True, eq=False)
-class WeightedSum:
-    """The sum of rewards times their weights. It proposes what any of them does."""
-
-    terms: tuple[tuple[float, Reward], ...]
-
-    def score(self, prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
-        """One float per text."""
-        return self.total([reward.score(prompts, texts) for _, reward in self.terms], len(texts))
-
-    def total(self, columns: Sequence[Sequence[float]], count: int) -> list[float]:
-        """The sums for `count` texts, from what each reward gives them. Raises ValueError where one
-        is no number."""
-        sums = [
-            sum(
-                (
-                    weight * column[i]
-                    for (weight, _), column in zip(self.terms, columns, strict=True)
-                ),
-                0.0,
-            )
-            for i in range(count)
-        ]
-        if not all(map(math.isfinite, sums)):
-            raise ValueError(
-                f"rewards: a reward is no finite number (got {short(sums)}), so nothing can be"
-                " compared by it"
-            )
-        return sums
-
-    @property
-    def bounds(self) -> Interval:
-        """Of any text."""
-        return self._between([reward.bounds for _, reward in self.terms])
-
-    def of_any_continuation(self, text: str) -> Interval:
-        """Of any text that begins with this one."""
-        return self._between([reward.of_any_continuation(text) for _, reward in self.terms])
-
-    def propose(self, text: str) -> list[str]:
-        """Texts by which this unfinished one might well go on."""
-        return list(
-            dict.fromkeys(
-                proposal
-                for _, reward in self.terms
-                if reward.propose
-                for proposal in reward.propose(text)
-            )
-        )
-
-    def _between(self, intervals: Sequence[Interval]) -> Interval:
-        weights = [weight for weight, _ in self.terms]
-        ends = [
-            sorted((weight * low, weight * high))
-            for weight, (low, high) in zip(weights, intervals, strict=True)
-        ]
-        return sum((low for low, _ in ends), 0.0), sum((high for _, high in ends), 0.0)
-
-
-def weighted_sum(specs: Sequence[Any], declared: Declared = NOTHING) -> WeightedSum:
-    """What these settings ask for together; those of weight 0 are off."""
-    made = [
-        (spec.weight, make(spec, declared)) for spec in specs
-    ]  # all: a fault is one at any weight
-    return WeightedSum(tuple((weight, reward) for weight, reward in made if weight))
-
-
 # What the rewards are made with.
 
 
@@ -491,14 +340,14 @@ def _each(value: Callable[[str], float]) -> Callable[[Sequence[str], Sequence[st
     return lambda prompts, texts: [value(text) for text in texts]
 
 
-def _named(kind: str, name: str, declared: Mapping[str, Any], argument: str) -> Any:
-    if name not in declared:
-        known = ", ".join(declared) or "none yet"
+def _named(kind: str, name: str, resources: Mapping[str, Any], argument: str) -> Any:
+    if name not in resources:
+        known = ", ".join(resources) or "none yet"
         raise ValueError(
             f"rewards.{kind}: {name!r} is not declared; declared: {known}; name it in"
-            f" Fader(declared=Declared({argument}={{...}}))"
+            f" Fader(declared=Resources({argument}={{...}}))"
         )
-    return declared[name]
+    return resources[name]
 
 
 def _no_number(text: str) -> None:

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_data_path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -84,11 +83,11 @@ class Vector:
         """The largest rank over the layers."""
         return max((down.shape[0] for down, _ in self.factors.values()), default=0)
 
-    def __mul__(self, amount: float) -> Vector:
+    def __mul__(self, strength: float) -> Vector:
         return replace(
             self,
-            name=f"{amount:g}*{self.name}",
-            factors={m: (down, up * amount) for m, (down, up) in self.factors.items()},
+            name=f"{strength:g}*{self.name}",
+            factors={m: (down, up * strength) for m, (down, up) in self.factors.items()},
         )
 
     __rmul__ = __mul__
@@ -238,7 +237,7 @@ class Vector:
     def check(self, backbone: Backbone) -> None:
         """Raises ValueError unless this vector fits `backbone`: its fingerprint, its layers and
         their shapes."""
-        self.check_model(backbone.name, backbone.fingerprint, backbone.desk.shapes)
+        self.check_model(backbone.name, backbone.fingerprint, backbone.mixer.shapes)
 
     def check_model(
         self, model: str, fingerprint: str, layers: Mapping[str, tuple[int, int]]
@@ -361,12 +360,12 @@ def project_out(vector: Vector, others: Sequence[Vector]) -> Vector:
             [[_inner(one, two) for two in units] for one in units], dtype=torch.float64
         )
         onto = torch.tensor([[_inner(unit, pair)] for unit in units], dtype=torch.float64)
-        amounts = (
+        strengths = (
             torch.linalg.lstsq(gram, onto, rcond=1e-12, driver="gelsd").solution[:, 0].tolist()
         )
         spans = [
-            (down, (up * -amount).float())
-            for (down, up), amount in zip(units, amounts, strict=True)
+            (down, (up * -strength).float())
+            for (down, up), strength in zip(units, strengths, strict=True)
         ]
         factors[module] = _stacked([pair, *spans])
     return replace(vector, factors=factors)
@@ -404,22 +403,6 @@ def balanced(u: Tensor, singular: Tensor, v: Tensor, dtype: torch.dtype) -> tupl
     return (root[:, None] * v[: len(root)]).to(dtype), (u[:, : len(root)] * root).to(dtype)
 
 
-def user_folder() -> Path:
-    """The user's own vectors."""
-    return Path(user_data_path("fader")) / "vectors"
-
-
-def vector_folder(name: str, out: Path | None, field: str) -> Path:
-    """Where a new vector is written: `out`, or a folder of its name among the user's. Raises
-    ValueError, under `field`, for what is no name."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(
-            f"{field}: {name!r} must be letters, digits, points, hyphens and underscores; a folder"
-            " goes into --out"
-        )
-    return out or user_folder() / name
-
-
 def check_place(folder: Path) -> None:
     """Raises ValueError for a place where a vector cannot be written without deleting something
     that is no vector."""
@@ -431,39 +414,6 @@ def check_place(folder: Path) -> None:
         raise ValueError(
             f"out: {folder} is there already and is no vector; choose another folder, or remove it"
         )
-
-
-def folders() -> list[Path]:
-    """Where named vectors are looked for: FADER_VECTORS, the project's folder, the user's, and the
-    starter set."""
-    given = [Path(part) for part in os.environ.get("FADER_VECTORS", "").split(os.pathsep) if part]
-    return [
-        *given,
-        Path(".fader/vectors"),
-        user_folder(),
-        Path(__file__).parent.parent / "starter" / "vectors",
-    ]
-
-
-def available() -> dict[str, Path]:
-    """All vectors that can be asked for by name: name to folder."""
-    found: dict[str, Path] = {}
-    for folder in folders():
-        for config in sorted(folder.glob(f"[!.]*/{CONFIG}")):
-            found.setdefault(config.parent.name, config.parent)
-    return found
-
-
-def find(name: str) -> Vector:
-    """The vector of that name, or of that folder. Raises ValueError naming those there are."""
-    known = available()
-    folder = known.get(name, Path(name))
-    if not (folder / CONFIG).is_file():
-        raise ValueError(
-            f"alignment.vectors.{name}: no such vector; known: {', '.join(known) or 'none'}; or"
-            " give a PEFT LoRA folder"
-        )
-    return Vector.load(folder, name)
 
 
 def _inner(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> float:
@@ -540,12 +490,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def mixture(amounts: Iterable[tuple[Vector, float]]) -> tuple[tuple[Vector, float], ...]:
-    """A policy's mixture: zero amounts left out (zero is off), in one order, so that equal mixtures
-    are equal."""
+def mixture(strengths: Iterable[tuple[Vector, float]]) -> tuple[tuple[Vector, float], ...]:
+    """A policy's mixture: zero strengths left out (zero is off), in one order, so that equal
+    mixtures are equal."""
     return tuple(
         sorted(
-            ((vector, amount) for vector, amount in amounts if amount != 0),
+            ((vector, strength) for vector, strength in strengths if strength != 0),
             key=lambda pair: pair[0].name,
         )
     )

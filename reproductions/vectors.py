@@ -1,5 +1,5 @@
 """The claims of Alignment Vectors (arXiv 2410.19206), measured on the built-in model: `python -m
-claims.vectors [PART ...] [--report FILE]`.
+reproductions.vectors [PART ...] [--report FILE]`.
 
 Prints one figure per line as JSON. Parts, all by default and in this order:
 
@@ -31,29 +31,21 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from claims.printed import print_figures, public_rows
 from fader import Fader
+from fader.data.records import LEVELS, Level, shuffled, split
 from fader.engine import builtin
 from fader.engine.backbone import quick_dtype
-from fader.evaluation.figures import Figure, average
-from fader.evaluation.lab import Lab
-from fader.evaluation.ledger import Asked, Ledger
+from fader.evaluation.cache import Query, ResultCache
 from fader.evaluation.levels import spillover
+from fader.evaluation.metrics import Metric, average
+from fader.evaluation.suite import Suite
 from fader.evaluation.tasks import TASKS
-from fader.evaluation.tune import amounts, curves, firsts, trial
-from fader.methods.vector import project_out
-from fader.training.data import (
-    DOMAINS,
-    LEVELS,
-    STYLES,
-    Level,
-    shuffled,
-    split,
-    starter_levels,
-    starter_pairs,
-)
+from fader.evaluation.tune import curves, strengths, top1, trial
+from fader.starter.shipped import DOMAINS, STYLES, starter_levels, starter_pairs
 from fader.training.lessons import at_one, lessons_of
 from fader.training.vector import train_vector
+from fader.vectors.vector import project_out
+from reproductions.runner import print_metrics, public_rows
 
 RUNS = Path("runs/vectors")
 COMBINATION: Mapping[str, Level] = {
@@ -63,45 +55,47 @@ COMBINATION: Mapping[str, Level] = {
 }
 
 
-def task(*names: str) -> Callable[[Lab], Iterator[Figure]]:
+def task(*names: str) -> Callable[[Suite], Iterator[Metric]]:
     """A part that is one or several of the evaluation's tasks."""
 
-    def run(lab: Lab) -> Iterator[Figure]:
+    def run(suite: Suite) -> Iterator[Metric]:
         for name in names:
-            yield from TASKS[name](lab)
+            yield from TASKS[name](suite)
 
     return run
 
 
-def joint(lab: Lab) -> Iterator[Figure]:
+def joint(suite: Suite) -> Iterator[Metric]:
     """One vector trained on all three domains for one combination, served at 1; and what the
     training for all 27 takes, against the vectors'."""
     name, folder = "joint", RUNS / "joint"
     pairs = [
         item.pair(wanted, other)
         for domain, wanted in COMBINATION.items()
-        for item in lab.items(domain, "train")
+        for item in suite.items(domain, "train")
         for other in LEVELS
         if other != wanted
     ]
-    trained = train_vector(name, at_one(pairs), folder, model=lab.ledger.fader.model)
-    lab.ledger.fader.add_vector(trained)
-    found = lab.ranked(
-        "joint", [trial(lab, {name: 1.0}, domain, lab.split) for domain in COMBINATION]
+    trained = train_vector(name, at_one(pairs), folder, model=suite.cache.fader.model)
+    suite.cache.fader.add_vector(trained)
+    found = suite.ranked(
+        "joint", [trial(suite, {name: 1.0}, domain, suite.split) for domain in COMBINATION]
     )
     for (domain, level), means in zip(COMBINATION.items(), found, strict=True):
         yield average(
-            "joint", "joint training", domain, f"best_{level}", firsts(means, level), lab.seed
+            "joint", "joint training", domain, f"best_{level}", top1(means, level), suite.seed
         )
-    picks = amounts(lab, "joint")
-    mixture = {lab.vectors[domain]: picks[domain, level] for domain, level in COMBINATION.items()}
-    found = lab.ranked("joint", [trial(lab, mixture, domain, lab.split) for domain in COMBINATION])
+    picks = strengths(suite, "joint")
+    mixture = {suite.vectors[domain]: picks[domain, level] for domain, level in COMBINATION.items()}
+    found = suite.ranked(
+        "joint", [trial(suite, mixture, domain, suite.split) for domain in COMBINATION]
+    )
     for (domain, level), means in zip(COMBINATION.items(), found, strict=True):
-        yield average("joint", "vectors", domain, f"best_{level}", firsts(means, level), lab.seed)
+        yield average("joint", "vectors", domain, f"best_{level}", top1(means, level), suite.seed)
     for kind in ("lessons", "seconds"):
         # the vectors were trained together: the card of one tells of all
         together = _of_all_stages(
-            lab.ledger.fader.vector(next(iter(lab.vectors.values()))).card, kind
+            suite.cache.fader.vector(next(iter(suite.vectors.values()))).card, kind
         )
         yield average(
             "joint",
@@ -109,10 +103,10 @@ def joint(lab: Lab) -> Iterator[Figure]:
             "27 combinations",
             f"training_{kind}",
             [27 * trained.card[kind]],
-            lab.seed,
+            suite.seed,
         )
         yield average(
-            "joint", "vectors", "27 combinations", f"training_{kind}", [together], lab.seed
+            "joint", "vectors", "27 combinations", f"training_{kind}", [together], suite.seed
         )
 
 
@@ -123,46 +117,49 @@ def _of_all_stages(card: Mapping[str, Any], kind: str) -> float:
     )
 
 
-def transfer(lab: Lab) -> Iterator[Figure]:
+def transfer(suite: Suite) -> Iterator[Metric]:
     """The same figures on the base and on a checkpoint fine-tuned further, all its weights, on 200
     general answers."""
-    picks = amounts(lab, "transfer")
-    points = [(domain, picks[domain, level]) for domain in lab.vectors for level in LEVELS]
-    tuned = further(RUNS / f"further-{lab.limit or 'all'}", lab.ledger.fader.model, lab.limit)
+    picks = strengths(suite, "transfer")
+    points = [(domain, picks[domain, level]) for domain in suite.vectors for level in LEVELS]
+    tuned = further(RUNS / f"further-{suite.limit or 'all'}", suite.cache.fader.model, suite.limit)
     with Fader(str(tuned), dtype=quick_dtype()) as fader:
-        for domain, name in lab.vectors.items():
+        for domain, name in suite.vectors.items():
             fader.add_vector(
                 replace(
-                    lab.ledger.fader.vector(name), base=fader.backbones[fader.model].fingerprint
+                    suite.cache.fader.vector(name), base=fader.backbones[fader.model].fingerprint
                 ),
                 domain,
             )
         onto = replace(
-            lab,
-            ledger=Ledger(fader, RUNS / "further.jsonl"),
-            vectors={domain: domain for domain in lab.vectors},
+            suite,
+            cache=ResultCache(fader, RUNS / "further.jsonl"),
+            vectors={domain: domain for domain in suite.vectors},
         )
-        for method, where in (("base", lab), ("further tuned", onto)):
+        for method, where in (("base", suite), ("further tuned", onto)):
             found = curves(
-                where, "transfer", [*points, *((domain, 0.0) for domain in lab.vectors)], lab.split
+                where,
+                "transfer",
+                [*points, *((domain, 0.0) for domain in suite.vectors)],
+                suite.split,
             )
-            for domain in lab.vectors:
+            for domain in suite.vectors:
                 for level in LEVELS:
                     yield average(
                         "transfer",
                         method,
                         domain,
                         f"best_{level}",
-                        firsts(found[domain, picks[domain, level]], level),
-                        lab.seed,
+                        top1(found[domain, picks[domain, level]], level),
+                        suite.seed,
                     )
                     yield average(
                         "transfer",
                         f"{method}, lambda 0",
                         domain,
                         f"best_{level}",
-                        firsts(found[domain, 0.0], level),
-                        lab.seed,
+                        top1(found[domain, 0.0], level),
+                        suite.seed,
                     )
 
 
@@ -207,58 +204,60 @@ def further(folder: Path, model_name: str, limit: int | None = None) -> Path:
     return scratch.rename(folder)
 
 
-def remedies(lab: Lab) -> Iterator[Figure]:
-    """Spill-over of the shipped vectors; of the same without held lessons; of the shipped ones
+def remedies(suite: Suite) -> Iterator[Metric]:
+    """Spill-over of the shipped vectors; of the same without retained lessons; of the shipped ones
     orthogonalised to each other."""
-    fader = lab.ledger.fader
-    yield from spillover(lab)
-    shipped = {domain: fader.vector(name) for domain, name in lab.vectors.items()}
+    fader = suite.cache.fader
+    yield from spillover(suite)
+    shipped = {domain: fader.vector(name) for domain, name in suite.vectors.items()}
     for domain, vector in shipped.items():
         fader.add_vector(
             project_out(vector, [other for name, other in shipped.items() if name != domain]),
             f"{domain}-orthogonal",
         )
     yield from spillover(
-        replace(lab, vectors={domain: f"{domain}-orthogonal" for domain in shipped})
+        replace(suite, vectors={domain: f"{domain}-orthogonal" for domain in shipped})
     )
     fader.add_vector(
         train_vector(
             "medical-unheld",
-            lessons_of(lab.items("medical", "train")),
+            lessons_of(suite.items("medical", "train")),
             RUNS / "medical-unheld",
             model=fader.model,
         )
     )
-    yield from spillover(replace(lab, vectors={"medical": "medical-unheld"}))
+    yield from spillover(replace(suite, vectors={"medical": "medical-unheld"}))
 
 
-def public(lab: Lab) -> Iterator[Figure]:
+def public(suite: Suite) -> Iterator[Metric]:
     """On public data: are expert answers preferred to refusals, and technical to plain wordings, as
     lambda grows?"""
     for domain, name, pairs in public_pairs():
-        for amount in (-1.0, -0.35, 0.0, 0.5, 1.0):
-            wish = {"alignment": {"vectors": {lab.vectors[domain]: amount} if amount else {}}}
+        for strength in (-1.0, -0.35, 0.0, 0.5, 1.0):
+            fields = {
+                "alignment": {"vectors": {suite.vectors[domain]: strength} if strength else {}}
+            }
             asked = [
-                Asked(
+                Query(
                     "public",
-                    f"{domain}={amount:g}",
+                    f"{domain}={strength:g}",
                     name,
                     f"{place}:{side}",
-                    Fader.request(query, **wish),
+                    Fader.request(query, **fields),
                     text,
                 )
                 for place, (query, *texts) in enumerate(pairs)
                 for side, text in enumerate(texts)
             ]
-            means = [said.mean for said in lab.ledger.ask(asked)]
+            means = [said.mean for said in suite.cache.ask(asked)]
             expert = [float(one > two) for one, two in zip(means[::2], means[1::2], strict=True)]
             yield average(
                 "public",
-                f"{lab.vectors[domain]}={amount:g}",
+                f"{suite.vectors[domain]}={strength:g}",
                 name,
                 "expert_preferred",
                 expert,
-                lab.seed,
+                suite.seed,
             )
 
 
@@ -310,7 +309,7 @@ def _begin(text: str, words: int = 100) -> str:
     return " ".join(text.split()[:words])
 
 
-PARTS: Mapping[str, Callable[[Lab], Iterator[Figure]]] = {
+PARTS: Mapping[str, Callable[[Suite], Iterator[Metric]]] = {
     "levels": task("levels"),
     "curve": task("curve"),
     "prompting": task("prompting"),
@@ -324,6 +323,4 @@ PARTS: Mapping[str, Callable[[Lab], Iterator[Figure]]] = {
 
 
 if __name__ == "__main__":
-    print_figures(
-        PARTS, lambda ledger, limit: Lab(ledger, limit=limit), RUNS / "claims.jsonl", sys.argv[1:]
-    )
+    print_metrics(PARTS, RUNS / "claims.jsonl", sys.argv[1:])

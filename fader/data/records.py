@@ -24,10 +24,6 @@ from fader.schema import parse
 
 Level = Literal["avoidance", "generic", "expert"]
 LEVELS: tuple[Level, ...] = ("avoidance", "generic", "expert")
-STARTER = Path(__file__).parent.parent / "starter" / "data"
-DOMAINS = ("medical", "legal", "financial")
-STYLES = ("concise", "formal", "warm", "humorous", "cautious", "plain")
-AIMS = ("harmless", "helpful")
 
 
 @dataclass(frozen=True)
@@ -65,24 +61,6 @@ class LevelItem:
 
 
 Item = LevelItem | Pair
-
-
-def starter_levels(domain: str) -> list[LevelItem]:
-    """The shipped level data of one domain."""
-    return read_levels(STARTER / "levels" / f"{domain}.jsonl")
-
-
-def starter_pairs(name: str) -> list[Pair]:
-    """The shipped pairs of one style axis, or of one aim."""
-    return read_pairs(STARTER / ("aims" if name in AIMS else "styles") / f"{name}.jsonl")
-
-
-def starter_rows(name: str, part: str | None = None) -> list[dict[str, Any]]:
-    """The records of one of the shipped files that are neither pairs nor levels, all or those of a
-    split."""
-    return [
-        row for _, row in read_rows(STARTER / f"{name}.jsonl") if part in (None, row.get("split"))
-    ]
 
 
 def read_any(source: Path | str) -> list[Item]:
@@ -167,19 +145,6 @@ def json_rows(lines: Iterable[str], source: str) -> Iterator[tuple[int, dict[str
         if not isinstance(row, dict):
             raise ValueError(f"{source}:{place}: must be a JSON object (got {type(row).__name__})")
         yield place, row
-
-
-def write_whole(file: Path, text: str, folder: Path) -> None:
-    """Write a file in `folder` (on the same disk), then rename it into its place: it is whole or
-    not there, and a failed write leaves nothing."""
-    scratch = folder / f"{file.name}.tmp"
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(file)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(file)) from error
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def split(items: Sequence[Any], name: str) -> list[Any]:

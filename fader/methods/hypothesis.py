@@ -8,25 +8,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fader.answer import Answer, Chunk, FinishReason, SearchReport, TokenLogprob
 from fader.engine.prefix import Prefix
 from fader.engine.program import Emit, Program
-from fader.methods.decode import (
-    Answer,
-    Chunk,
-    FinishReason,
-    SearchReport,
-    Task,
-    TextStream,
-    TokenLogprob,
-    first_stop,
-)
-from fader.methods.guidance import Aligned
+from fader.methods.decode import IncrementalDetokenizer, Task, first_stop
+from fader.methods.guidance import GuidedPolicy
 from fader.methods.objective import Objective
 from fader.request import Budget
 
 
 @dataclass(frozen=True, eq=False)
-class Draft:
+class Hypothesis:
     """An answer so far."""
 
     prefix: Prefix
@@ -37,23 +29,23 @@ class Draft:
     reward: float = 0.0
     """h of its text, once it was asked."""
 
-    def then(self, token: int, task: Task, report: Sequence[TokenLogprob] = ()) -> Draft:
+    def then(self, token: int, task: Task, report: Sequence[TokenLogprob] = ()) -> Hypothesis:
         """This draft continued by a token; it is finished by an end token, a stop string, or as the
         last that may be written."""
         prefix = self.prefix.then(token)
         reports = (*self.reports, *report)
         if token in task.end_tokens:
-            return Draft(prefix, self.text, "stop", reports)
+            return Hypothesis(prefix, self.text, "stop", reports)
         text = task.decode([*task.context, *prefix.tokens])[len(task.decode(task.context)) :]
         found = first_stop(text, task.sampling.stop)
         if found >= 0:
-            return Draft(prefix, text[:found], "stop", reports)
-        return Draft(
+            return Hypothesis(prefix, text[:found], "stop", reports)
+        return Hypothesis(
             prefix, text, "length" if prefix.length == task.sampling.max_tokens else None, reports
         )
 
 
-class Purse:
+class Spent:
     """What a search may spend, and what it has spent."""
 
     def __init__(self, budget: Budget) -> None:
@@ -81,24 +73,26 @@ class Purse:
 
 
 @dataclass(frozen=True)
-class Scene:
+class SearchContext:
     """What a search works with: the policy, the start, its surroundings, what it is after and what
     it may spend."""
 
-    aligned: Aligned
+    guided: GuidedPolicy
     root: Prefix
     task: Task
     objective: Objective
-    purse: Purse
+    spent: Spent
     index: int
 
-    def valued(self, drafts: Sequence[Draft]) -> Program:
+    def scored(self, hypotheses: Sequence[Hypothesis]) -> Program:
         """The drafts with their rewards."""
         rewards = yield from self.objective.of(
-            [draft.prefix for draft in drafts], [draft.text for draft in drafts]
+            [hypothesis.prefix for hypothesis in hypotheses],
+            [hypothesis.text for hypothesis in hypotheses],
         )
         return [
-            replace(draft, reward=reward) for draft, reward in zip(drafts, rewards, strict=True)
+            replace(hypothesis, reward=reward)
+            for hypothesis, reward in zip(hypotheses, rewards, strict=True)
         ]
 
 
@@ -108,13 +102,15 @@ class Output:
     def __init__(self, task: Task, index: int) -> None:
         self.task, self.index = task, index
         self.written: list[int] = []
-        self._text = TextStream(task.decode, task.sampling.stop, task.context)
+        self._text = IncrementalDetokenizer(task.decode, task.sampling.stop, task.context)
 
-    def decided(self, drafts: Sequence[Draft]) -> Program:
+    def decided(self, hypotheses: Sequence[Hypothesis]) -> Program:
         """Hand out what all the drafts that are kept have in common. The last token of a finished
         one waits for `end`."""
-        shortest = min(draft.prefix.length - (draft.finish is not None) for draft in drafts)
-        lines = [draft.prefix.tokens[:shortest] for draft in drafts]
+        shortest = min(
+            hypothesis.prefix.length - (hypothesis.finish is not None) for hypothesis in hypotheses
+        )
+        lines = [hypothesis.prefix.tokens[:shortest] for hypothesis in hypotheses]
         common = next(
             (
                 place
@@ -123,17 +119,19 @@ class Output:
             ),
             shortest,
         )
-        yield from self._hand_out(drafts[0], lines[0][:common], None)
+        yield from self._hand_out(hypotheses[0], lines[0][:common], None)
 
-    def end(self, draft: Draft, report: SearchReport) -> Program:
+    def end(self, hypothesis: Hypothesis, report: SearchReport) -> Program:
         """Hand out the rest of the draft that won; returns the `Answer`. A draft that is not
         finished was cut short by the budget."""
-        finish: FinishReason = draft.finish or "budget"
-        yield from self._hand_out(draft, draft.prefix.tokens, finish)
-        logprobs = None if self.task.sampling.logprobs is None else draft.reports
+        finish: FinishReason = hypothesis.finish or "budget"
+        yield from self._hand_out(hypothesis, hypothesis.prefix.tokens, finish)
+        logprobs = None if self.task.sampling.logprobs is None else hypothesis.reports
         return Answer(self._text.emitted, tuple(self.written), finish, logprobs, report)
 
-    def _hand_out(self, draft: Draft, tokens: list[int], finish: FinishReason | None) -> Program:
+    def _hand_out(
+        self, hypothesis: Hypothesis, tokens: list[int], finish: FinishReason | None
+    ) -> Program:
         new = tokens[len(self.written) :]
         for place, token in enumerate(new, len(self.written)):
             last = finish is not None and place == len(tokens) - 1
@@ -146,7 +144,7 @@ class Output:
                     self.index,
                     piece,
                     (token,),
-                    draft.reports[place : place + 1],
+                    hypothesis.reports[place : place + 1],
                     finish if last else None,
                 )
             )

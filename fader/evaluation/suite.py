@@ -3,28 +3,30 @@ for every task alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fader.evaluation.judge import Judge
-from fader.evaluation.ledger import Asked, Ledger
+from fader.data.records import LEVELS, LevelItem, Pair, split
+from fader.evaluation.cache import Measurement, Query, ResultCache
+from fader.evaluation.judge import LevelJudge
+from fader.evaluation.metrics import Metric, average
 from fader.fader import Fader
-from fader.training.data import DOMAINS, LEVELS, STYLES, LevelItem, Pair, split, starter_levels
+from fader.starter.shipped import DOMAINS, STYLES, starter_levels
 
 Matrix = NDArray[np.float64]
-Wish = Callable[[LevelItem], Mapping[str, Any]]
+RequestFields = Callable[[LevelItem], Mapping[str, Any]]
 """What is asked of the model for one item: fields of a request without its question."""
 
 
 @dataclass(frozen=True)
-class Lab:
+class Suite:
     """A ledger to ask, the level data of each domain, and the vector that moves each domain."""
 
-    ledger: Ledger
+    cache: ResultCache
     levels: Mapping[str, Sequence[LevelItem]] = field(
         default_factory=lambda: {domain: starter_levels(domain) for domain in DOMAINS}
     )
@@ -32,7 +34,7 @@ class Lab:
         default_factory=lambda: {domain: domain for domain in DOMAINS}
     )
     styles: Sequence[str] = STYLES
-    judge: Judge | None = None
+    judge: LevelJudge | None = None
     """Who says which level a written answer has; left out: the shipped classifier."""
     split: str = "test"
     seed: int = 0
@@ -48,25 +50,25 @@ class Lab:
 
     def ends(self) -> list[dict[str, float]]:
         """Each domain's vector at full strength either way, by itself."""
-        return [{name: amount} for name in self.vectors.values() for amount in (-1.0, 1.0)]
+        return [{name: strength} for name in self.vectors.values() for strength in (-1.0, 1.0)]
 
     def ranked(self, task: str, trials: Sequence[Trial]) -> list[Matrix]:
         """For each trial, the log-probability per token of every item's three answers [items,
         levels]. All trials share batches."""
         asked = [
-            Asked(
+            Query(
                 task,
                 trial.method,
                 trial.case,
                 f"{place}:{level}",
-                question(item.query, trial.wish(item)),
+                question(item.query, trial.fields(item)),
                 item.answers[level],
             )
             for trial in trials
             for place, item in enumerate(trial.items)
             for level in LEVELS
         ]
-        means = np.array([said.mean for said in self.ledger.ask(asked)]).reshape(-1, len(LEVELS))
+        means = np.array([said.mean for said in self.cache.ask(asked)]).reshape(-1, len(LEVELS))
         return np.split(means, np.cumsum([len(trial.items) for trial in trials])[:-1])
 
     def preferred(
@@ -75,7 +77,7 @@ class Lab:
         """The log-probability per token of both answers of each pair [pairs, 2], the preferred one
         first."""
         asked = [
-            Asked(
+            Query(
                 task,
                 method,
                 case,
@@ -88,7 +90,7 @@ class Lab:
             for place, pair in enumerate(pairs)
             for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
         ]
-        return np.array([said.mean for said in self.ledger.ask(asked)]).reshape(-1, 2)
+        return np.array([said.mean for said in self.cache.ask(asked)]).reshape(-1, 2)
 
     def margins(
         self, task: str, method: str, case: str, pairs: Sequence[Pair], alignment: Mapping[str, Any]
@@ -96,6 +98,31 @@ class Lab:
         """By how much, per token, each pair's preferred answer is the likelier one [pairs]."""
         both = self.preferred(task, method, case, pairs, alignment)
         return both[:, 0] - both[:, 1]
+
+    def wrote(
+        self, task: str, method: str, requests: Sequence[Mapping[str, Any]]
+    ) -> list[Measurement]:
+        """What the model writes to each request under a method."""
+        return self.cache.ask(
+            [
+                Query(task, method, "", str(place), Fader.request(dict(request)))
+                for place, request in enumerate(requests)
+            ]
+        )
+
+    def metric(
+        self, task: str, method: str, case: str, metric: str, values: Sequence[float]
+    ) -> Metric:
+        """A mean with its interval."""
+        return average(task, method, case, metric, values, self.seed)
+
+    def costs(
+        self, task: str, method: str, case: str, said: Sequence[Measurement]
+    ) -> Iterator[Metric]:
+        """What the answers took; seconds are those of an answer among all that were under way with
+        it."""
+        for metric in ("rows", "tokens", "seconds"):
+            yield self.metric(task, method, case, metric, [getattr(one, metric) for one in said])
 
 
 @dataclass(frozen=True)
@@ -105,24 +132,29 @@ class Trial:
     method: str
     case: str
     items: Sequence[LevelItem]
-    wish: Wish
+    fields: RequestFields
 
 
-def mixed(amounts: Mapping[str, float]) -> Wish:
+def mixed(strengths: Mapping[str, float]) -> RequestFields:
     """The same mixture of vectors for every item."""
     return lambda _: {
-        "alignment": {"vectors": {name: amount for name, amount in amounts.items() if amount}}
+        "alignment": {
+            "vectors": {name: strength for name, strength in strengths.items() if strength}
+        }
     }
 
 
-def named(amounts: Mapping[str, float]) -> str:
+def named(strengths: Mapping[str, float]) -> str:
     """A mixture in short, as in `medical=0.5,legal=-1`; `base` where nothing is moved."""
-    return ",".join(f"{name}={amount:g}" for name, amount in amounts.items() if amount) or "base"
+    return (
+        ",".join(f"{name}={strength:g}" for name, strength in strengths.items() if strength)
+        or "base"
+    )
 
 
-def question(query: str, wish: Mapping[str, Any]) -> Any:
+def question(query: str, fields: Mapping[str, Any]) -> Any:
     """A request for one question. `before` in the wish: turns that stand above it (few-shot
     examples)."""
-    fields = dict(wish)
+    fields = dict(fields)
     turns = [*fields.pop("before", ()), {"role": "user", "content": query}]
     return Fader.request({"messages": turns, **fields})

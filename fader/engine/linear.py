@@ -18,7 +18,7 @@ FEW, MANY = 4, 48  # rows between which the default product is not the fastest o
 PACK_LIMIT = 2**32  # bytes of weights up to which a packed copy of the widening layers is kept
 
 
-class Product:
+class FusedLinear:
     """y = x W^T + b for one linear layer, or for several that read the same input, as one
     product."""
 
@@ -69,9 +69,9 @@ class Product:
         return y if self.bias is None else y + self.bias
 
 
-def products(
+def fused_linears(
     model: nn.Module, read_order: Sequence[tuple[str, Tensor]], head: nn.Module | None
-) -> dict[str, tuple[Product, int]]:
+) -> dict[str, tuple[FusedLinear, int]]:
     """For every linear layer the product that computes it, and its place in it.
 
     `read_order`: the layers as they ran in one forward, each with the tensor it read. Neighbours
@@ -97,12 +97,12 @@ def products(
         last = read
     grouped = {name for group in groups for name in group}
     groups += [[name] for name in layers if name not in grouped]
-    found: dict[str, tuple[Product, int]] = {}
+    found: dict[str, tuple[FusedLinear, int]] = {}
     for group in groups:
         if not any(name in found for name in group):
-            product = Product([layers[name] for name in group], pack)
+            product = FusedLinear([layers[name] for name in group], pack)
             found.update({name: (product, place) for place, name in enumerate(group)})
     return {
-        name: found[name] if name in found else (Product([layers[name]], pack), 0)
+        name: found[name] if name in found else (FusedLinear([layers[name]], pack), 0)
         for name in layers
     }

@@ -15,18 +15,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fader.training.check import Fault, Seen, answer_faults, check_language, text_faults
-from fader.training.data import LEVELS, Level, LevelItem, read_rows, write_whole
-from fader.training.prompts import (
-    AGAIN,
+from fader.data.check import Fault, Seen, answer_faults, check_language, text_faults
+from fader.data.prompts import (
     ANGLES,
     ANSWER,
     GUIDE,
@@ -38,10 +35,12 @@ from fader.training.prompts import (
     USED,
     prompts_hash,
 )
+from fader.data.records import LEVELS, Level, LevelItem, read_rows
+from fader.data.rounds import Cost, Prices, Tell, _again, _cut, _rows, _together
+from fader.files import write_whole
 from fader.training.teacher import Endpoint, Reply, Teacher
 
-Tell = Callable[[str, int, int], None]  # (stage, replies so far, replies expected)
-Judge = Callable[[int, str], list[Fault]]
+Checker = Callable[[int, str], list[Fault]]
 SPLITS = ("train", "dev", "test")
 ORDER: tuple[Level, ...] = (
     "expert",
@@ -111,51 +110,6 @@ class Plan:
             else SPLITS[1]
             if place < self.splits[0] + self.splits[1]
             else SPLITS[2]
-        )
-
-
-@dataclass(frozen=True)
-class Prices:
-    """Money for a million tokens, read and written. Raises ValueError for a negative one."""
-
-    tokens_in: float
-    tokens_out: float
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.tokens_in < math.inf and 0 <= self.tokens_out < math.inf):
-            raise ValueError(
-                f"price-in, price-out: must be numbers of at least 0 (got {self.tokens_in},"
-                f" {self.tokens_out})"
-            )
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Requests, tokens and, where prices are known, money."""
-
-    calls: int
-    tokens_in: int
-    tokens_out: int
-    money: float | None
-
-    @staticmethod
-    def of(calls: int, tokens_in: int, tokens_out: int, prices: Prices | None) -> Cost:
-        """The cost at some prices."""
-        money = (
-            round((tokens_in * prices.tokens_in + tokens_out * prices.tokens_out) / 1e6, 6)
-            if prices
-            else None
-        )
-        return Cost(calls, tokens_in, tokens_out, money)
-
-    @staticmethod
-    def of_replies(replies: Sequence[Reply], prices: Prices | None) -> Cost:
-        """What some replies cost."""
-        return Cost.of(
-            len(replies),
-            sum(reply.tokens_in for reply in replies),
-            sum(reply.tokens_out for reply in replies),
-            prices,
         )
 
 
@@ -391,13 +345,13 @@ class _Run:
 
     def _judge(
         self, level: Level, answers: Mapping[int, Mapping[Level, str]], queries: Mapping[int, str]
-    ) -> Judge:
+    ) -> Checker:
         return lambda place, text: answer_faults(
             level, text, answers[place], queries[place], self.plan.language
         )
 
     async def settle(
-        self, stage: str, prompts: Mapping[int, list[dict[str, str]]], judge: Judge
+        self, stage: str, prompts: Mapping[int, list[dict[str, str]]], judge: Checker
     ) -> dict[int, str]:
         """A usable text for every prompt, in rounds; those without one after the last round are
         dropped."""
@@ -430,19 +384,6 @@ class _Run:
         return reply
 
 
-async def _together(asked: Sequence[Coroutine[None, None, Reply]]) -> list[Reply]:
-    """All replies in order; if one fails, the others are ended first, so that nothing is written
-    afterwards."""
-    tasks = [asyncio.ensure_future(each) for each in asked]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
-
-
 def personas_of(reply: Reply) -> list[str]:
     """The personas of a batch: its lines without marks and numbers; an unfinished last line is left
     out."""
@@ -450,31 +391,6 @@ def personas_of(reply: Reply) -> list[str]:
         re.sub(r"^\s*([-*•]|\d+[.):])\s*", "", line).strip() for line in reply.text.splitlines()
     ]
     return [line for line in (lines[:-1] if _cut(reply) else lines) if line]
-
-
-def _cut(reply: Reply) -> list[Fault]:
-    if not reply.text:
-        return [Fault("empty", "it is empty")]
-    return (
-        [Fault("unfinished", "it was cut off; write less")]
-        if reply.finish in ("length", "content_filter")
-        else []
-    )
-
-
-def _again(
-    messages: list[dict[str, str]], attempt: int, faults: Sequence[Fault]
-) -> list[dict[str, str]]:
-    if not attempt:
-        return messages
-    reason = "; ".join(fault.detail for fault in faults)
-    return [
-        *messages[:-1],
-        {
-            "role": "user",
-            "content": messages[-1]["content"] + AGAIN.format(number=attempt + 1, faults=reason),
-        },
-    ]
 
 
 def datasheet(plan: Plan, endpoint: Endpoint, made: Made, name: str) -> str:
@@ -559,14 +475,3 @@ Replies not used, of which {duplicates} near-duplicates:
 - Splits follow a hash of the question; one person may have questions in several splits if personas
   were given and used more than once.
 """
-
-
-def _rows(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join(
-        [
-            f"| {' | '.join(head)} |",
-            "|" + "---|" * len(head),
-            *(lines or ["| none |" + " 0 |" * (len(head) - 1)]),
-        ]
-    )

@@ -31,7 +31,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from fader.engine import builtin
 from fader.engine.backbone import fingerprint_of
-from fader.methods.vector import (
+from fader.vectors.vector import (
     CARD,
     CONFIG,
     Kept,
@@ -221,19 +221,19 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def merge(
-    base: str | Path, amounts: Mapping[Vector, float], out: str | Path, track: Track = iter
+    base: str | Path, strengths: Mapping[Vector, float], out: str | Path, track: Track = iter
 ) -> Path:
-    """Write the checkpoint base + sum of amount * vector to the new folder `out`, in the base's
+    """Write the checkpoint base + sum of strength * vector to the new folder `out`, in the base's
     dtype and shards, its other files copied.
 
-    Written beside its place and renamed. With no amounts the weights are the base's, bit for bit.
-    Raises ValueError for a vector of another model, for an amount that is not finite, and for a
+    Written beside its place and renamed. With no strengths the weights are the base's, bit for bit.
+    Raises ValueError for a vector of another model, for a strength that is not finite, and for a
     folder that is there already.
     """
     plain, out = open_checkpoint(base), Path(out)
     if out.exists():
         raise ValueError(f"out: {out} is there already; choose another folder or remove it")
-    wanted = mixture(amounts.items())
+    wanted = mixture(strengths.items())
     _check_mixture(plain, wanted)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
@@ -244,14 +244,14 @@ def merge(
         for module in track(sorted({module for vector, _ in wanted for module in vector.factors})):
             weight = plain.read(f"{module}.weight")
             merged = weight.float()
-            for vector, amount in wanted:
+            for vector, strength in wanted:
                 if module in vector.factors:
-                    merged = merged + amount * vector.delta(module)
+                    merged = merged + strength * vector.delta(module)
             file, key = plain.stored[f"{module}.weight"]
             _overwrite(scratch / file.name, key, merged.to(weight.dtype))
         parts = [
-            {"name": vector.name, "amount": amount, "base_fingerprint": vector.base}
-            for vector, amount in wanted
+            {"name": vector.name, "strength": strength, "base_fingerprint": vector.base}
+            for vector, strength in wanted
         ]
         card = {"kind": "merged model", "base_model": str(base), "vectors": parts}
         (scratch / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
@@ -425,11 +425,11 @@ def _decomposed(
 
 def _check_mixture(plain: Checkpoint, wanted: Sequence[tuple[Vector, float]]) -> None:
     """Raises ValueError unless each vector can be merged into the weights of `plain`, with a finite
-    amount."""
+    strength."""
     mark, tied = plain.fingerprint(), plain.tied()
-    for vector, amount in wanted:
-        if not math.isfinite(amount):
-            raise ValueError(f"vectors.{vector.name}: the amount {amount} is not finite")
+    for vector, strength in wanted:
+        if not math.isfinite(strength):
+            raise ValueError(f"vectors.{vector.name}: the strength {strength} is not finite")
         vector.check_model(plain.name, mark, plain.layers)
         if shared := next(
             (module for module in vector.factors if f"{module}.weight" in tied), None
@@ -446,7 +446,7 @@ def _overwrite(file: Path, key: str, tensor: Tensor) -> None:
     bytes of header size, header, data."""
     if not torch.isfinite(tensor).all():
         raise ValueError(
-            f"{key}: the merged weights do not fit into {tensor.dtype}; use smaller amounts"
+            f"{key}: the merged weights do not fit into {tensor.dtype}; use smaller strengths"
         )
     data = tensor.contiguous().view(torch.uint8).numpy().tobytes()
     with file.open("r+b") as stream:

@@ -19,15 +19,16 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from fader.fader import Fader, Likelihood, Result
+from fader.answer import Likelihood, Result
+from fader.fader import Fader
+from fader.files import write_whole
 from fader.request import Request
-from fader.training.data import write_whole
 
 TOGETHER = 96  # measurements that are asked at once; a stopped run loses at most these
 
 
 @dataclass(frozen=True)
-class Asked:
+class Query:
     """One measurement: an item of a task under a method. With an `answer`, its likelihood is
     wanted; without, an answer is."""
 
@@ -40,7 +41,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Said:
+class Measurement:
     """What the model said: of a given answer, its log-probability per token; or the answer that it
     wrote. And what that took."""
 
@@ -56,13 +57,13 @@ class Said:
     """What the request's search found it worth."""
 
 
-class Ledger:
+class ResultCache:
     """Asks a model and remembers. `file`: where the lines are kept; None keeps them in memory
     alone."""
 
     def __init__(self, fader: Fader, file: Path | None = None, quiet: bool = False) -> None:
         self.fader, self.file, self.quiet = fader, file, quiet
-        self._known: dict[str, Said] = {}
+        self._known: dict[str, Measurement] = {}
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(
@@ -71,7 +72,7 @@ class Ledger:
             with self._lock:
                 self._known = _lines(file)
 
-    def ask(self, asked: Sequence[Asked]) -> list[Said]:
+    def ask(self, asked: Sequence[Query]) -> list[Measurement]:
         """What the model says to each, in order. Measures what is not known, in batches, writing
         each batch down before the next."""
         keys = [self._key(one) for one in asked]
@@ -96,7 +97,7 @@ class Ledger:
                     bar.advance(task, len(batch))
         return [self._known[key] for key in keys]
 
-    def _measure(self, asked: Sequence[Asked]) -> list[Said]:
+    def _measure(self, asked: Sequence[Query]) -> list[Measurement]:
         given = [(one.request, one.answer) for one in asked if one.answer is not None]
         likelihoods = iter(zip(given, self.fader.score_batch(given), strict=True))
         results = iter(self.fader.batch([one.request for one in asked if one.answer is None]))
@@ -105,7 +106,7 @@ class Ledger:
             for one in asked
         ]
 
-    def _write(self, batch: Sequence[tuple[str, Asked]], said: Sequence[Said]) -> None:
+    def _write(self, batch: Sequence[tuple[str, Query]], said: Sequence[Measurement]) -> None:
         self._known.update((key, one) for (key, _), one in zip(batch, said, strict=True))
         if self.file is None:
             return
@@ -121,7 +122,7 @@ class Ledger:
         with self._lock, self.file.open("a", encoding="utf-8") as stream:
             stream.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
-    def _key(self, asked: Asked) -> str:
+    def _key(self, asked: Query) -> str:
         request = asked.request.model_dump(mode="json")
         name = asked.request.model or self.fader.model
         vectors = {
@@ -137,14 +138,14 @@ class Ledger:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _read(given: tuple[Request, str], likelihood: Likelihood) -> Said:
-    return Said(given[1], likelihood.mean, len(likelihood.tokens), 0, 0.0)
+def _read(given: tuple[Request, str], likelihood: Likelihood) -> Measurement:
+    return Measurement(given[1], likelihood.mean, len(likelihood.tokens), 0, 0.0)
 
 
-def _written(result: Result) -> Said:
+def _written(result: Result) -> Measurement:
     answer, usage = result.answers[0], result.usage
     reward = answer.search.reward if answer.search else None
-    return Said(
+    return Measurement(
         answer.text,
         0.0,
         len(answer.token_ids),
@@ -167,7 +168,7 @@ def _vectors(value: Any) -> Iterator[str]:
             yield from _vectors(inner)
 
 
-def _lines(file: Path) -> dict[str, Said]:
+def _lines(file: Path) -> dict[str, Measurement]:
     """The measurements of a ledger file. A last line that a killed process left unfinished is cut
     off.
 
@@ -180,7 +181,7 @@ def _lines(file: Path) -> dict[str, Said]:
     for place, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            found[row["key"]] = Said(**row["said"])
+            found[row["key"]] = Measurement(**row["said"])
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{file}:{place}: not a line of an evaluation's ledger ({error}); give another"

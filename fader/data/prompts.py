@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
-from fader.training.data import Level
+from fader.data.records import Level
 
 SYSTEM = (
     "You write training data that teaches a language model to answer questions about {domain} at a"

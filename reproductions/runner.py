@@ -11,25 +11,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fader import Fader
+from fader.data.records import read_rows
 from fader.engine.backbone import quick_dtype
-from fader.evaluation.figures import Figure
-from fader.evaluation.ledger import Ledger
+from fader.evaluation.cache import ResultCache
+from fader.evaluation.metrics import Metric
 from fader.evaluation.report import write_report
-from fader.training.data import read_rows
-
-Room = TypeVar("Room")
+from fader.evaluation.suite import Suite
 
 
-def print_figures(
-    parts: Mapping[str, Callable[[Room], Iterator[Figure]]],
-    room: Callable[[Ledger, int | None], Room],
-    ledger: Path,
-    arguments: list[str],
+def print_metrics(
+    parts: Mapping[str, Callable[[Suite], Iterator[Metric]]], cache: Path, arguments: list[str]
 ) -> None:
-    """Measure the named parts (all by default) in a room on the built-in model, and print each
+    """Measure the named parts (all by default) on the built-in model, and print each
     figure as soon as it is there; with `--report FILE` draw them at the end."""
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
@@ -42,7 +38,7 @@ def print_figures(
         parser.error(f"PART: no part {unknown[0]!r}; known: {', '.join(parts)}")
     figures = []
     with Fader(dtype=quick_dtype()) as fader:
-        where = room(Ledger(fader, ledger), given.limit)
+        where = Suite(ResultCache(fader, cache), limit=given.limit)
         for name in given.parts or parts:
             start = time.perf_counter()
             for figure in parts[name](where):

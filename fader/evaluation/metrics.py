@@ -13,7 +13,7 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """One measured value. `low` and `high`: 95% bootstrap interval over the `n` items; `seed` drew
     the resamples."""
 
@@ -31,14 +31,14 @@ class Figure:
 
 def average(
     task: str, method: str, case: str, metric: str, values: Sequence[float], seed: int = 0
-) -> Figure:
+) -> Metric:
     """The mean of the items' values, with its interval."""
     found = np.asarray(values, dtype=float)
     if not found.size:
         raise ValueError(f"{task}: no items for {case} {metric}")
     means = np.random.default_rng(seed).choice(found, (RESAMPLES, found.size)).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
-    return Figure(
+    return Metric(
         task,
         method,
         case,
@@ -53,7 +53,7 @@ def average(
 
 def perplexity(
     task: str, method: str, case: str, means: Sequence[float], counts: Sequence[int], seed: int = 0
-) -> Figure:
+) -> Metric:
     """exp of the negative log-probability per token over several texts, with its interval over the
     texts. `means`: per token, of each text."""
     sums, tokens = np.asarray(means) * np.asarray(counts), np.asarray(counts)
@@ -61,7 +61,7 @@ def perplexity(
     found = np.exp(-sums[draws].sum(axis=1) / tokens[draws].sum(axis=1))
     low, high = np.quantile(found, [0.025, 0.975])
     value = math.exp(-sums.sum() / tokens.sum())
-    return Figure(
+    return Metric(
         task, method, case, "perplexity", _round(value), _round(low), _round(high), len(sums), seed
     )
 
@@ -71,21 +71,21 @@ def perplexity_ratio(
     method: str,
     case: str,
     means: Sequence[float],
-    bare: Sequence[float],
+    base: Sequence[float],
     counts: Sequence[int],
     seed: int = 0,
-) -> Figure:
-    """Perplexity per token of several texts over the bare model's of the same texts, with its
+) -> Metric:
+    """Perplexity per token of several texts over the base model's of the same texts, with its
     interval over the texts."""
     return replace(
-        perplexity(task, method, case, np.subtract(means, bare).tolist(), counts, seed),
+        perplexity(task, method, case, np.subtract(means, base).tolist(), counts, seed),
         metric="perplexity_ratio",
     )
 
 
-def least(
+def worst_case(
     task: str, method: str, case: str, metric: str, groups: Sequence[Sequence[float]], seed: int = 0
-) -> Figure:
+) -> Metric:
     """The least of several groups' means, with its interval: the least in each resample of every
     group."""
     dice = np.random.default_rng(seed)
@@ -95,7 +95,7 @@ def least(
     ]
     low, high = np.quantile(np.min(draws, axis=0), [0.025, 0.975])
     value = min(float(np.mean(values)) for values in groups)
-    return Figure(
+    return Metric(
         task,
         method,
         case,

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import regex  # type: ignore[import-untyped]
 
-from fader.methods.judge_reward import package
+from fader.rewards.models import package
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _TOKENS = regex.compile(rf"(?V1)[\w--[{_UNSPACED}]]+|\S")

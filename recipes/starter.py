@@ -10,31 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fader.data.records import Item, split
 from fader.engine import builtin
 from fader.evaluation.effect import note_effect
-from fader.methods.vector import CONFIG, Vector
-from fader.training.data import (
-    AIMS,
-    DOMAINS,
-    STARTER,
-    STYLES,
-    Item,
-    split,
-    starter_levels,
-    starter_pairs,
-)
-from fader.training.lessons import Lesson, from_levels, from_pairs, panel
+from fader.starter.shipped import AIMS, DOMAINS, STARTER, STYLES, starter_levels, starter_pairs
+from fader.training.lessons import Lesson, cotrain, from_levels, from_pairs
 from fader.training.vector import Recipe, train_vector, train_vectors
+from fader.vectors.vector import CONFIG, Vector
 
 FOLDER = STARTER.parent / "vectors"
 SMOOTHER = Recipe(learning_rate=6e-4)
-"""The domains' later passes: at the usual rate a few large drifts of held lessons throw back what
-one of the vectors has learned."""
+"""The domains' later passes: at the usual rate a few large drifts of retained lessons throw back
+what one of the vectors has learned."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Some passes through the domains' lessons; each draws its own amounts."""
+    """Some passes through the domains' lessons; each draws its own strengths."""
 
     passes: Sequence[int]
     recipe: Recipe = SMOOTHER
@@ -54,7 +46,7 @@ def domain_lessons(stage: Stage) -> list[Lesson]:
     return [
         one
         for seed in stage.passes
-        for one in panel(
+        for one in cotrain(
             [from_levels(items, seed) for items in taught], others, seed, stage.meeting
         )
     ]

@@ -19,7 +19,7 @@ from pathlib import Path
 from datasketch import MinHash, MinHashLSH
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from fader.training.data import LEVELS, Level, LevelItem, Pair, read_levels, read_pairs, read_rows
+from fader.data.records import LEVELS, Level, LevelItem, Pair, read_levels, read_pairs, read_rows
 
 RULES = {
     "empty": "there is a text",

@@ -1,0 +1,1 @@
+"""Records that training and evaluation read: read, checked and made."""

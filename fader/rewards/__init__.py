@@ -1,0 +1,1 @@
+"""Rewards: how good a text is as an answer to its prompt."""

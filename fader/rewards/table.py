@@ -1,0 +1,138 @@
+"""The one table of rewards, and their weighted sum."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fader.rewards.reward import NOTHING, Interval, Resources, Reward
+from fader.rewards.specs import (
+    ClassifierSpec,
+    ForbiddenSpec,
+    JsonSchemaSpec,
+    JudgeSpec,
+    KeywordsSpec,
+    LengthSpec,
+    PythonSpec,
+    ReadabilitySpec,
+    RegexSpec,
+    SentimentSpec,
+    SimilaritySpec,
+)
+from fader.rewards.text import (
+    classifier,
+    forbidden,
+    json_schema,
+    judge,
+    keywords,
+    length,
+    pattern,
+    python,
+    readability,
+    sentiment,
+    similarity,
+)
+from fader.schema import short
+
+REWARDS: Mapping[type, Callable[[Any, Resources], Reward]] = {
+    KeywordsSpec: keywords,
+    ForbiddenSpec: forbidden,
+    LengthSpec: length,
+    RegexSpec: pattern,
+    JsonSchemaSpec: json_schema,
+    ReadabilitySpec: readability,
+    SentimentSpec: sentiment,
+    SimilaritySpec: similarity,
+    ClassifierSpec: classifier,
+    JudgeSpec: judge,
+    PythonSpec: python,
+}
+
+
+_MAKING = threading.Lock()
+
+
+def make(spec: Any, resources: Resources = NOTHING) -> Reward:
+    """The reward of some settings, one for all who use the same; it proposes only where they say
+    so. Raises ValueError for what is not declared, not installed or no use."""
+    settings = spec.model_copy(update={"weight": 1.0}).model_dump_json()
+    reward = resources.made.get(settings)
+    if reward is None:
+        reward = REWARDS[type(spec)](spec, resources)
+        if not getattr(spec, "propose", False):
+            reward = replace(reward, propose=None)
+        with (
+            _MAKING
+        ):  # of two that were made at once, one serves both; nobody waits while a model loads
+            reward = resources.made.setdefault(settings, reward)
+    return reward
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedSum:
+    """The sum of rewards times their weights. It proposes what any of them does."""
+
+    terms: tuple[tuple[float, Reward], ...]
+
+    def score(self, prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
+        """One float per text."""
+        return self.total([reward.score(prompts, texts) for _, reward in self.terms], len(texts))
+
+    def total(self, columns: Sequence[Sequence[float]], count: int) -> list[float]:
+        """The sums for `count` texts, from what each reward gives them. Raises ValueError where one
+        is no number."""
+        sums = [
+            sum(
+                (
+                    weight * column[i]
+                    for (weight, _), column in zip(self.terms, columns, strict=True)
+                ),
+                0.0,
+            )
+            for i in range(count)
+        ]
+        if not all(map(math.isfinite, sums)):
+            raise ValueError(
+                f"rewards: a reward is no finite number (got {short(sums)}), so nothing can be"
+                " compared by it"
+            )
+        return sums
+
+    @property
+    def bounds(self) -> Interval:
+        """Of any text."""
+        return self._between([reward.bounds for _, reward in self.terms])
+
+    def prefix_bounds(self, text: str) -> Interval:
+        """Of any text that begins with this one."""
+        return self._between([reward.prefix_bounds(text) for _, reward in self.terms])
+
+    def propose(self, text: str) -> list[str]:
+        """Texts by which this unfinished one might well go on."""
+        return list(
+            dict.fromkeys(
+                proposal
+                for _, reward in self.terms
+                if reward.propose
+                for proposal in reward.propose(text)
+            )
+        )
+
+    def _between(self, intervals: Sequence[Interval]) -> Interval:
+        weights = [weight for weight, _ in self.terms]
+        ends = [
+            sorted((weight * low, weight * high))
+            for weight, (low, high) in zip(weights, intervals, strict=True)
+        ]
+        return sum((low for low, _ in ends), 0.0), sum((high for _, high in ends), 0.0)
+
+
+def weighted_sum(specs: Sequence[Any], resources: Resources = NOTHING) -> WeightedSum:
+    """What these settings ask for together; those of weight 0 are off."""
+    made = [
+        (spec.weight, make(spec, resources)) for spec in specs
+    ]  # all: a fault is one at any weight
+    return WeightedSum(tuple((weight, reward) for weight, reward in made if weight))

@@ -1,0 +1,1 @@
+"""What ships: data and vectors for the built-in model."""

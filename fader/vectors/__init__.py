@@ -1,0 +1,1 @@
+"""Alignment vectors: differences of weights on disk, and their algebra."""

@@ -1,0 +1,60 @@
+"""Where vectors are found by name."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+from fader.vectors.vector import CONFIG, Vector
+
+
+def user_folder() -> Path:
+    """The user's own vectors."""
+    return Path(user_data_path("fader")) / "vectors"
+
+
+def vector_folder(name: str, out: Path | None, field: str) -> Path:
+    """Where a new vector is written: `out`, or a folder of its name among the user's. Raises
+    ValueError, under `field`, for what is no name."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(
+            f"{field}: {name!r} must be letters, digits, points, hyphens and underscores; a folder"
+            " goes into --out"
+        )
+    return out or user_folder() / name
+
+
+def folders() -> list[Path]:
+    """Where named vectors are looked for: FADER_VECTORS, the project's folder, the user's, and the
+    starter set."""
+    given = [Path(part) for part in os.environ.get("FADER_VECTORS", "").split(os.pathsep) if part]
+    return [
+        *given,
+        Path(".fader/vectors"),
+        user_folder(),
+        Path(__file__).parent.parent / "starter" / "vectors",
+    ]
+
+
+def available() -> dict[str, Path]:
+    """All vectors that can be asked for by name: name to folder."""
+    found: dict[str, Path] = {}
+    for folder in folders():
+        for config in sorted(folder.glob(f"[!.]*/{CONFIG}")):
+            found.setdefault(config.parent.name, config.parent)
+    return found
+
+
+def find(name: str) -> Vector:
+    """The vector of that name, or of that folder. Raises ValueError naming those there are."""
+    known = available()
+    folder = known.get(name, Path(name))
+    if not (folder / CONFIG).is_file():
+        raise ValueError(
+            f"alignment.vectors.{name}: no such vector; known: {', '.join(known) or 'none'}; or"
+            " give a PEFT LoRA folder"
+        )
+    return Vector.load(folder, name)
