@@ -28,7 +28,7 @@ def random_vector(name: str, fader: Fader, seed: int) -> Vector:
     noise = torch.Generator().manual_seed(seed)
     layers = {
         m: layer
-        for m, layer in fader.backbones[fader.model].mixer.layers.items()
+        for m, layer in fader.backend.backbones[fader.model].mixer.layers.items()
         if m.endswith(TARGETS)
     }
     factors = {

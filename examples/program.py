@@ -24,11 +24,11 @@ def lookahead(policy: Policy, prefix: Prefix, width: int, length: int) -> Progra
 
 
 with Fader() as fader:
-    backbone = fader.backbones[fader.model]
+    backbone = fader.backend.backbones[fader.model]
     policy = Policy(fader.model, tuple(backbone.encode("The old lighthouse keeper")))
     found: Future[Any] = Future()
     needs = {fader.model: (4, len(policy.prompt) + 16)}
-    fader.engine.submit(
+    fader.backend.engine.submit(
         Job(
             lookahead(policy, Prefix(), 3, 8),
             needs,

@@ -41,6 +41,7 @@ from fader.evaluation.metrics import Metric, average
 from fader.evaluation.suite import Suite
 from fader.evaluation.tasks import TASKS
 from fader.evaluation.tune import curves, strengths, top1, trial
+from fader.request import Request
 from fader.starter.shipped import DOMAINS, STYLES, starter_levels, starter_pairs
 from fader.training.lessons import at_one, lessons_of
 from fader.training.vector import train_vector
@@ -127,7 +128,8 @@ def transfer(suite: Suite) -> Iterator[Metric]:
         for domain, name in suite.vectors.items():
             fader.add_vector(
                 replace(
-                    suite.cache.fader.vector(name), base=fader.backbones[fader.model].fingerprint
+                    suite.cache.fader.vector(name),
+                    base=fader.backend.backbones[fader.model].fingerprint,
                 ),
                 domain,
             )
@@ -243,7 +245,7 @@ def public(suite: Suite) -> Iterator[Metric]:
                     f"{domain}={strength:g}",
                     name,
                     f"{place}:{side}",
-                    Fader.request(query, **fields),
+                    Request.of(query, **fields),
                     text,
                 )
                 for place, (query, *texts) in enumerate(pairs)

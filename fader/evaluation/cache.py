@@ -131,8 +131,8 @@ class ResultCache:
         content = [
             request,
             asked.answer,
-            self.fader.backbones[name].fingerprint,
-            str(self.fader.backbones[name].dtype),
+            self.fader.backend.backbones[name].fingerprint,
+            str(self.fader.backend.backbones[name].dtype),
             vectors,
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
