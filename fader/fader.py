@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from fader.answer import Answer, Chunk, Likelihood, Result, TokenLogprob
+from fader.answer import Chunk, Likelihood, Result
 from fader.engine import builtin
 from fader.engine.backbone import Backbone, load
-from fader.engine.loop import Cancelled, Engine, Job
+from fader.engine.loop import Engine
 from fader.engine.prefix import Policy, Prefix
-from fader.engine.program import Program, together
+from fader.engine.program import Ask, Program, UsageSoFar, together
+from fader.engine.running import Cancelled, Running
 from fader.methods.decode import Task, decode, token_logprobs
 from fader.methods.guidance import GuidedPolicy, next_scores, sequence_scores, terms
 from fader.methods.objective import Objective, objective
@@ -144,8 +144,7 @@ class Fader:
                 f"vectors.{name}: not loaded; loaded: {', '.join(self.vectors) or 'none'}"
             )
         vector = self._vectors.pop(name)
-        for backbone in self.backbones.values():
-            self.engine.between_steps(partial(backbone.mixer.drop, vector))
+        self.engine.forget(vector)
 
     # Answers
 
@@ -171,13 +170,13 @@ class Fader:
         submitted = [self._submit(plan) for plan in self._plans(prompts, fields)]
         results = []
         try:
-            for _, future in submitted:
+            for future in submitted:
                 results.append(future.result())
                 if on_result is not None:
                     on_result(results[-1])
         finally:
-            for job, _ in submitted[len(results) :]:
-                self.engine.cancel(job)
+            for future in submitted[len(results) :]:
+                future.cancel()
         return results
 
     def stream(self, prompt: RequestLike, **fields: Any) -> Iterator[Chunk]:
@@ -198,7 +197,7 @@ class Fader:
             self._submit(plan, partial(put, place))
             for place, plan in enumerate(self._plans(prompts, fields))
         ]
-        for _, future in submitted:
+        for future in submitted:
             future.add_done_callback(lambda _: chunks.put(None))
 
         def flow() -> Iterator[tuple[int, Chunk] | None]:
@@ -211,11 +210,11 @@ class Fader:
                         running -= 1
                     else:
                         yield found
-                for _, future in submitted:
+                for future in submitted:
                     future.result()
             finally:
-                for job, _ in submitted:
-                    self.engine.cancel(job)
+                for future in submitted:
+                    future.cancel()
 
         flowing = flow()
         next(flowing)
@@ -229,10 +228,10 @@ class Fader:
         """`batch` for asyncio."""
         submitted = [self._submit(plan) for plan in self._plans(prompts, fields)]
         try:
-            return await asyncio.gather(*(asyncio.wrap_future(future) for _, future in submitted))
+            return await asyncio.gather(*(asyncio.wrap_future(future) for future in submitted))
         finally:
-            for job, _ in submitted:
-                self.engine.cancel(job)
+            for future in submitted:
+                future.cancel()
 
     async def astream(self, prompt: RequestLike, **fields: Any) -> AsyncIterator[Chunk]:
         """`stream` for asyncio."""
@@ -242,14 +241,14 @@ class Fader:
         def put(chunk: Chunk | None) -> None:
             loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
-        job, future = self._submit(self._plan(self.request(prompt, **fields)), put)
+        future = self._submit(self._plan(self.request(prompt, **fields)), put)
         future.add_done_callback(lambda _: put(None))
         try:
             while (chunk := await chunks.get()) is not None:
                 yield chunk
             await asyncio.wrap_future(future)
         finally:
-            self.engine.cancel(job)
+            future.cancel()
 
     def score(self, prompt: RequestLike, answer: str, **fields: Any) -> Likelihood:
         """How likely `answer` is under the request's aligned policy, guides included. One forward
@@ -281,11 +280,11 @@ class Fader:
         ]
         found: dict[int, Likelihood] = {}
         try:
-            for places, (_, future) in started:
+            for places, future in started:
                 found.update(zip(places, future.result(), strict=True))
         finally:
-            for _, (job, _) in started:
-                self.engine.cancel(job)
+            for _, future in started:
+                future.cancel()
         return [found[place] for place in range(len(pairs))]
 
     def _readings(
@@ -422,53 +421,29 @@ class Fader:
 
     def _submit(
         self, plan: _Plan, on_item: Callable[[Chunk], None] = lambda _: None
-    ) -> tuple[Job, Future[Result]]:
-        def finished(job: Job, answers: list[Answer]) -> Result:
-            return Result(
-                tuple(answers), job.usage, len(plan.guided.base.prompt), plan.request.alignment
-            )
+    ) -> Running[Result]:
+        def program() -> Generator[Ask | list[Ask], Any, Result]:
+            answers = yield from self._program(plan)
+            usage = yield UsageSoFar()
+            prompt_tokens = len(plan.guided.base.prompt)
+            return Result(tuple(answers), usage, prompt_tokens, plan.request.alignment)
 
         needs = plan.needs(plan.request.sampling.max_tokens, _samples(plan.request))
-        return self._start(self._program(plan), needs, finished, on_item)
+        return self.engine.run(program(), needs, on_item)
 
-    def _submit_score(
-        self, plan: _Plan, written: Sequence[list[int]]
-    ) -> tuple[Job, Future[list[Likelihood]]]:
-        def program() -> Program:
+    def _submit_score(self, plan: _Plan, written: Sequence[list[int]]) -> Running[list[Likelihood]]:
+        def program() -> Generator[Ask | list[Ask], Any, list[Likelihood]]:
             root = Prefix()
             if len(written) > 1:  # the prompt is read once, for all of them
                 yield from next_scores(plan.guided, [root])
-            return (yield from together([report(root, ids) for ids in written]))
+            reports = yield from together([report(root, ids) for ids in written])
+            return [Likelihood.of(details) for details in reports]
 
         def report(root: Prefix, ids: list[int]) -> Program:
             reading = yield from sequence_scores(plan.guided, root.then(*ids), len(ids))
             return token_logprobs(reading, ids, 0, plan.backbone.decode)
 
-        def finished(_: Job, reports: list[list[TokenLogprob]]) -> list[Likelihood]:
-            return [Likelihood.of(details) for details in reports]
-
-        return self._start(program(), plan.needs(max(map(len, written)), len(written)), finished)
-
-    def _start(
-        self,
-        program: Program,
-        needs: Mapping[str, tuple[int, int]],
-        finished: Callable[[Job, Any], Any],
-        on_item: Callable[[Chunk], None] = lambda _: None,
-    ) -> tuple[Job, Future[Any]]:
-        future: Future[Any] = Future()
-
-        def ended(result: Any, error: BaseException | None) -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(finished(job, result))
-
-        job = Job(program, needs, on_item, ended)
-        self.engine.submit(job)
-        return job, future
+        return self.engine.run(program(), plan.needs(max(map(len, written)), len(written)))
 
 
 _NOTHING = Preferences()

@@ -1,7 +1,6 @@
 """The laws of docs/engine.md, with real forwards on tiny models."""
 
 import random
-import threading
 
 import pytest
 import torch
@@ -54,24 +53,7 @@ def ids(fader: Fader, question: str) -> list[int]:
 
 def ask(fader: Fader, program):
     """Run one program on the engine; its result."""
-    from fader.engine.loop import Job
-
-    done = threading.Event()
-    found = []
-    needs = {fader.model: (8, 400)}
-    fader.engine.submit(
-        Job(
-            program,
-            needs,
-            lambda _: None,
-            lambda result, error: (found.append((result, error)), done.set()),
-        )
-    )
-    assert done.wait(60)
-    result, error = found[0]
-    if error:
-        raise error
-    return result
+    return fader.engine.run(program, {fader.model: (8, 400)}).result(timeout=60)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -544,12 +526,12 @@ def test_stress_many_join_leave_and_are_cancelled(tiny):
         submitted.append(tiny._submit(plan))
         if dice.random() < 0.3:
             (
-                submitted[place // 2][1].exception() if dice.random() < 0.2 else None
+                submitted[place // 2].exception() if dice.random() < 0.2 else None
             )  # sometimes wait for one
         if dice.random() < 0.25:
-            tiny.engine.cancel(submitted[dice.randrange(len(submitted))][0])
+            submitted[dice.randrange(len(submitted))].cancel()
     survivors = cancelled = 0
-    for request, (_, future) in zip(requests, submitted, strict=True):
+    for request, future in zip(requests, submitted, strict=True):
         try:
             found = future.result(timeout=120)
         except Cancelled:

@@ -360,7 +360,7 @@ def implied(fader, prompt, ids):
             reading = yield from sequence_scores(plan.guided, Prefix().then(*ids), len(ids))
             return float(reading.scores.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum())
 
-        return fader._start(program(), plan.needs(len(ids), 1), lambda _, found: found)[1].result()
+        return fader.engine.run(program(), plan.needs(len(ids), 1)).result()
 
     return total({"one": 1.5}) - total({})
 
