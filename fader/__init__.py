@@ -3,7 +3,7 @@ that way while it decodes."""
 
 from fader.answer import Answer, Chunk, Likelihood, Result
 from fader.engine.backbone import Backbone, load
-from fader.engine.loop import Cancelled
+from fader.engine.running import Busy, Cancelled, Running
 from fader.fader import Fader
 from fader.request import Alignment, Request, Sampling
 from fader.rewards.judge import LLMJudge
@@ -15,6 +15,7 @@ __all__ = [
     "Alignment",
     "Answer",
     "Backbone",
+    "Busy",
     "Cancelled",
     "Chunk",
     "Fader",
@@ -23,6 +24,7 @@ __all__ = [
     "Request",
     "Resources",
     "Result",
+    "Running",
     "Sampling",
     "Vector",
     "load",

@@ -1,8 +1,7 @@
 """`Fader`: the front. Takes what a person gives, hands requests to a backend and its answers out.
 
-fader = Fader()
 child = {"preferences": {"user": "Explain as to a child."}}
-fader.generate("What is a bond?", alignment=child).text
+Fader().generate("What is a bond?", alignment=child).text
 """
 
 from __future__ import annotations
@@ -33,9 +32,7 @@ class Fader:
     """A model, or several with one vocabulary, ready to answer requests with their own preferences,
     many at once.
 
-    `model`: the built-in model's name, a folder, a GGUF file, a hub id, or a loaded `Backbone`.
-    `models`: others by name, for guides. `vectors`: folders of vectors by name, beside those found
-    in the usual places. Use as a context manager, or call `close`.
+    The settings are those of `backends.local.Local`. Use as a context manager, or call `close`.
     """
 
     def __init__(
@@ -207,13 +204,15 @@ class Fader:
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
             groups.setdefault(request.model_dump_json(), []).append(place)
+        asked = [(p[0], requests[p[0]], [pairs[one][1] for one in p]) for p in groups.values()]
+        for place, request, answers in asked if len(asked) > 1 else []:
+            with _naming(place, len(pairs)):
+                Faults(found=self.backend.check(request, answers)).raise_any()
         running: list[Future[list[Likelihood]]] = []
         found: dict[int, Likelihood] = {}
         try:
-            for places in groups.values():
-                with _naming(places[0], len(pairs)):
-                    answers = [pairs[place][1] for place in places]
-                    running.append(self.backend.score(requests[places[0]], answers))
+            for _, request, answers in asked:
+                running.append(self.backend.score(request, answers))
             for places, future in zip(groups.values(), running, strict=True):
                 found.update(zip(places, future.result(), strict=True))
         finally:
@@ -229,7 +228,7 @@ class Fader:
 
     def request(self, prompt: RequestLike, **fields: Any) -> Request:
         """`Request.of`, where an alignment may also be a profile's name, a file or JSON text, and a
-        key of `vectors` a folder: what stands there is loaded, and the request names it."""
+        key of `vectors` a folder, which is then loaded and named."""
         return self.requests([prompt], **fields)[0]
 
     def requests(self, prompts: Iterable[RequestLike], **fields: Any) -> list[Request]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +21,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -49,9 +51,13 @@ Text = Annotated[str, AfterValidator(_not_blank)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(listed)]
 
 
+def _may_be_none(field: FieldInfo) -> bool:
+    return field.is_required() or NoneType in get_args(field.annotation)
+
+
 class Frozen(BaseModel):
     """Immutable, and closed: a field that is not in the schema is an error. None means "not given"
-    for every field that may be left out."""
+    unless it is a value of the field."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True
@@ -62,8 +68,12 @@ class Frozen(BaseModel):
     def _none_is_not_given(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
-        return {name: one for name, one in value.items() if one is not None or name not in optional}
+        fields = cls.model_fields
+        return {
+            name: one
+            for name, one in value.items()
+            if one is not None or name not in fields or _may_be_none(fields[name])
+        }
 
 
 class Invalid(ValueError):
@@ -160,6 +170,9 @@ def parse(schema: type[Schema], value: Any, where: str = "") -> Schema:
     raise AssertionError("a validation error without a fault")
 
 
+_TYPES = {"int", "float", "bool", "str", "none"}
+
+
 def _fields(value: Any, location: Sequence[str | int]) -> list[str | int]:
     """The fields on the way to a fault. pydantic's location also names the branches of unions: the
     `kind` of a value is kept in lists, where it helps to find the entry; the others are dropped."""
@@ -174,12 +187,14 @@ def _fields(value: Any, location: Sequence[str | int]) -> list[str | int]:
         if isinstance(value, Mapping):
             path.append(part)
             value = value.get(part)
-        elif isinstance(value, Sequence) and isinstance(part, int):
+        elif isinstance(value, list | tuple) and isinstance(part, int):
             path.append(part)
             value = value[part] if part < len(value) else None
         elif isinstance(value, BaseModel) and part in type(value).model_fields:
             path.append(part)
             value = getattr(value, str(part))
+        elif isinstance(part, int) or (part.isidentifier() and part not in _TYPES):
+            path.append(part)  # of what a validator has made of the value
     return path
 
 

@@ -144,12 +144,34 @@ def level_items() -> list[LevelItem]:
     ]
 
 
+def random_vector(
+    fader: Fader,
+    name: str,
+    seed: int,
+    rank: int = 4,
+    targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj"),
+) -> Vector:
+    noise = torch.Generator().manual_seed(seed)
+    layers = fader.backend.backbones[fader.model].mixer.layers
+    return Vector(
+        name,
+        {
+            module: (
+                torch.randn(rank, layer.in_features, generator=noise) * 0.2,
+                torch.randn(layer.out_features, rank, generator=noise) * 0.2,
+            )
+            for module, layer in layers.items()
+            if module.endswith(targets)
+        },
+    )
+
+
 def random_vectors(fader: Fader, folder: Path, names: list[str]) -> dict[str, Path]:
     """Vectors of random factors for a tiny model, saved by name."""
     torch.manual_seed(1)
     layers = {
         name: layer
-        for name, layer in fader.backbones[fader.model].mixer.layers.items()
+        for name, layer in fader.backend.backbones[fader.model].mixer.layers.items()
         if name.endswith(("down_proj", "o_proj"))
     }
     for name in names:

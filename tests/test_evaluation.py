@@ -31,6 +31,7 @@ from fader.evaluation.tune import (
     top1,
     tune,
 )
+from fader.request import Request
 from fader.starter.shipped import DOMAINS, starter_levels, starter_pairs
 
 
@@ -64,11 +65,11 @@ def test_the_ledger_asks_once(fader, tmp_path, monkeypatch):
             "m",
             "c",
             "0",
-            Fader.request("the sea", alignment={"vectors": {"medical": 0.5}}),
+            Request.of("the sea", alignment={"vectors": {"medical": 0.5}}),
             " wide",
         ),
-        Query("t", "m", "c", "1", Fader.request("the sea"), " wide"),
-        Query("t", "m", "c", "2", Fader.request("the sea", max_tokens=4)),
+        Query("t", "m", "c", "1", Request.of("the sea"), " wide"),
+        Query("t", "m", "c", "2", Request.of("the sea", max_tokens=4)),
     ]
     first = ResultCache(fader, file, quiet=True).ask(wanted)
     assert first[0].mean == pytest.approx(
@@ -94,7 +95,7 @@ def test_the_ledger_knows_a_vector_by_its_numbers(fader, tmp_path):
             "m",
             "c",
             "0",
-            Fader.request("the sea", alignment={"vectors": {"medical": 1.0}}),
+            Request.of("the sea", alignment={"vectors": {"medical": 1.0}}),
             " wide",
         )
     ]

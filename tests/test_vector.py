@@ -257,10 +257,10 @@ def test_peft_folders_mean_what_peft_says(options, tmp_path, tiny_folder):
     model = get_peft_model(base, LoraConfig(init_lora_weights=False, **options)).eval()
     model.save_pretrained(tmp_path / "lora")
     with Fader(load(str(tiny_folder)), vectors={"mine": tmp_path / "lora"}) as fader:
-        backbone = fader.backbones[fader.model]
+        backbone = fader.backend.backbones[fader.model]
         found = fader.score("the sea", " is wide and small", alignment={"vectors": {"mine": 1.0}})
-        resaved = fader._vectors["mine"].save(tmp_path / "again")
-        prompt = fader._plan(fader.request("the sea")).guided.base.prompt
+        resaved = fader.backend._vectors["mine"].save(tmp_path / "again")
+        prompt = fader.backend.plan(fader.request("the sea")).guided.base.prompt
     answer = backbone.encode(" is wide and small")
     fresh = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     for theirs in (model, PeftModel.from_pretrained(fresh, str(resaved)).eval()):
@@ -330,7 +330,7 @@ class TestRefusals:
         other = make_model(tmp_path / "other", seed=9)
         with Fader(load(str(other))) as fader:
             mine = Vector.load(folder)
-            stamped = Vector("mine", mine.factors, tiny.backbones[tiny.model].fingerprint)
+            stamped = Vector("mine", mine.factors, tiny.backend.backbones[tiny.model].fingerprint)
             with pytest.raises(
                 ValueError, match=r"vectors.mine: made for a model with fingerprint"
             ):

@@ -7,11 +7,11 @@ server speak to one of these and know no engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import Protocol
 
 from fader.answer import Chunk, Likelihood, Result
 from fader.engine.loop import Stats
+from fader.engine.running import Running
 from fader.request import Request
 from fader.schema import Invalid
 
@@ -19,7 +19,7 @@ from fader.schema import Invalid
 class Backend(Protocol):
     """A place where requests are answered, many at once, from any thread.
 
-    A future that is given out ends with the result or with the error that ended the request;
+    What is given out ends with the result or with the error that ended the request;
     cancelling it frees what the request holds.
     """
 
@@ -31,15 +31,15 @@ class Backend(Protocol):
     def vectors(self) -> list[str]:
         """Names of the vectors in use so far; others are found by name when first asked for."""
 
-    def check(self, request: Request) -> list[Invalid]:
+    def check(self, request: Request, answers: Sequence[str] | None = None) -> list[Invalid]:
         """Every fault for which the request would be refused, each with its path; none: it can
-        run. Runs nothing."""
+        run. With `answers`: for which their scoring would be refused. Runs nothing."""
 
-    def submit(self, request: Request, on_chunk: Callable[[Chunk], None] = ...) -> Future[Result]:
+    def submit(self, request: Request, on_chunk: Callable[[Chunk], None] = ...) -> Running[Result]:
         """Start a request; `on_chunk` is called with each piece as it is decided, from the
         backend's thread. Raises `Invalid` with all faults before anything runs."""
 
-    def score(self, request: Request, answers: Sequence[str]) -> Future[list[Likelihood]]:
+    def score(self, request: Request, answers: Sequence[str]) -> Running[list[Likelihood]]:
         """How likely each of some given answers is. Raises `Invalid` before anything runs."""
 
     def stats(self) -> Stats:

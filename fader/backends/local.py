@@ -6,19 +6,18 @@ program of the engine. Everything that can be refused is refused while planning,
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fader.answer import Chunk, Likelihood, Result
 from fader.engine import builtin
 from fader.engine.backbone import Backbone, load
-from fader.engine.loop import Engine, Running, Stats
+from fader.engine.loop import Engine, Needs, Stats
 from fader.engine.prefix import Policy, Prefix
-from fader.engine.program import Program, together
+from fader.engine.program import Program, UsageSoFar, together
+from fader.engine.running import Running
 from fader.methods.decode import Task, decode, token_logprobs
 from fader.methods.guidance import GuidedPolicy, next_scores, sequence_scores, terms
 from fader.methods.objective import Objective, objective
@@ -136,61 +135,59 @@ class Local:
 
     # From a request to a program
 
-    def check(self, request: Request) -> list[Invalid]:
-        """Every fault of a request; none: it can run."""
+    def check(self, request: Request, answers: Sequence[str] | None = None) -> list[Invalid]:
+        """Every fault of a request; none: it can run. With `answers`: whether these can be
+        scored."""
         try:
-            self.plan(request)
+            if answers is None:
+                self.plan(request)
+            else:
+                self._scored(request, answers)
         except Invalid as error:
             return error.faults
         return []
 
     def submit(
         self, request: Request, on_chunk: Callable[[Chunk], None] = lambda _: None
-    ) -> Future[Result]:
+    ) -> Running[Result]:
         """Start a request. Raises `Invalid` with all its faults before anything runs."""
         plan = self.plan(request)
-        running = self.engine.run(_answers(plan), _needs(plan), on_chunk)
+        return self.engine.run(_result(plan), _needs(plan), on_chunk)
 
-        def result(found: list[Any]) -> Result:
-            (answers,) = found
-            prompt_tokens = len(plan.guided.base.prompt)
-            return Result(tuple(answers), running.usage, prompt_tokens, request.alignment)
-
-        return _Joined([running], result)
-
-    def score(self, request: Request, answers: Sequence[str]) -> Future[list[Likelihood]]:
+    def score(self, request: Request, answers: Sequence[str]) -> Running[list[Likelihood]]:
         """How likely given answers are under the request's guided policy. The prompt is read once
         for as many of them as memory allows. Raises `Invalid` before anything runs."""
+        plan, written, size, needs = self._scored(request, answers)
+        return self.engine.run(_likelihoods(plan, written, size), needs)
+
+    def _scored(
+        self, request: Request, answers: Sequence[str]
+    ) -> tuple[Plan, list[list[int]], int, Needs]:
+        """What scoring takes: the plan, the answers' tokens, how many are read at a time, and the
+        memory for these."""
         if request.alignment.search is not None:
             said = "chooses what is written, and a given answer is only read; leave it out to score"
             raise Invalid(said, "alignment.search")
         plan = self.plan(request, writes=False)
         for answer in answers:
-            if not isinstance(answer, str) or not answer:
+            if not isinstance(answer, str):
                 raise Invalid(f"must be a text to score (got {answer!r})", "answer")
         written = [plan.backbone.encode(answer) for answer in answers]
         if not all(written):
             raise Invalid("has no tokens; give a text to score", "answer")
-        longest, size = max(map(len, written), default=0), len(written)
+        longest, size = max(map(len, written), default=0), max(len(written), 1)
         while size > 1 and not self.engine.fits(plan.needs(longest, size)):
             size = -(-size // 2)
-        self.engine.check(plan.needs(longest, size))
-        groups = [written[start : start + size] for start in range(0, len(written), max(size, 1))]
-        running = [
-            self.engine.run(_reports(plan, group), plan.needs(longest, len(group)))
-            for group in groups
-        ]
-        return _Joined(
-            running, lambda found: [Likelihood.of(one) for some in found for one in some]
-        )
+        needs = plan.needs(longest, size)
+        self.engine.check(needs)
+        return plan, written, size, needs
 
     def plan(self, request: Request, writes: bool = True) -> Plan:
         """Find the request's model, vectors and policies. Raises `Invalid` with every fault: what
         there is not, what does not fit, what could never run (`writes`: whether answers are
         written, or given ones only read)."""
         faults = Faults()
-        with at():
-            backbone = self._backbone(request.model, "model")
+        backbone = self._backbone(request.model, "model")
         alignment = request.alignment
         own = self._mixture(alignment.vectors, backbone, faults.inside("alignment", "vectors"))
         policies: dict[tuple[Any, ...], Policy] = {}
@@ -259,8 +256,6 @@ class Local:
 
 
 _NOTHING = Preferences()
-Part = TypeVar("Part")
-Whole = TypeVar("Whole")
 
 
 def _needs(plan: Plan) -> dict[str, tuple[int, int]]:
@@ -281,26 +276,34 @@ def _task(request: Request, base: Policy, backbone: Backbone) -> Task:
     )
 
 
-def _answers(plan: Plan) -> Program:
-    """The program that answers a request and returns its answers."""
-    root, samples = Prefix(), range(plan.request.sampling.n)
-    wanted, aim = plan.request.alignment.search, plan.objective
+def _result(plan: Plan) -> Program:
+    """The program that answers a request and returns its `Result`."""
+    request, root = plan.request, Prefix()
+    wanted, aim, samples = request.alignment.search, plan.objective, range(request.sampling.n)
     if wanted is None or aim is None:
-        return together([decode(plan.guided, root, plan.task, index) for index in samples])
-    return together([search(wanted, plan.guided, root, plan.task, aim, index) for index in samples])
+        programs = [decode(plan.guided, root, plan.task, index) for index in samples]
+    else:
+        programs = [search(wanted, plan.guided, root, plan.task, aim, index) for index in samples]
+    answers = yield from together(programs)
+    usage = yield UsageSoFar()
+    return Result(tuple(answers), usage, len(plan.guided.base.prompt), request.alignment)
 
 
-def _reports(plan: Plan, written: Sequence[list[int]]) -> Program:
-    """The program that reads given answers and returns the reports on their tokens."""
-    root = Prefix()
+def _likelihoods(plan: Plan, written: Sequence[list[int]], size: int) -> Program:
+    """The program that reads given answers, `size` at a time, and returns their likelihoods."""
 
-    def report(ids: list[int]) -> Program:
+    def report(root: Prefix, ids: list[int]) -> Program:
         logits = yield from sequence_scores(plan.guided, root.then(*ids), len(ids))
-        return token_logprobs(logits, ids, 0, plan.backbone.decode)
+        return Likelihood.of(token_logprobs(logits, ids, 0, plan.backbone.decode))
 
+    root = Prefix()
     if len(written) > 1:  # the prompt is read once, for all of them
         yield from next_scores(plan.guided, [root])
-    return (yield from together([report(ids) for ids in written]))
+    found: list[Likelihood] = []
+    for start in range(0, len(written), size):
+        some = written[start : start + size]
+        found += yield from together([report(root, ids) for ids in some])
+    return found
 
 
 def _drawn_as_searched(sampling: Sampling, wanted: Search) -> None:
@@ -339,39 +342,3 @@ def _same_vocabulary(one: Backbone, two: Backbone) -> None:
             f" {yours.get(differing)} there, {mine.get(differing)} here); take a model of the same"
             " tokenizer"
         )
-
-
-class _Joined(Future[Whole]):
-    """What several running programs give, made into one result when all of them have ended.
-    Cancelling it cancels them; the first error ends it."""
-
-    def __init__(
-        self, parts: Sequence[Running[Part]], convert: Callable[[list[Part]], Whole]
-    ) -> None:
-        super().__init__()
-        self._parts, self._convert = parts, convert
-        self._left = len(parts)
-        self._lock = threading.Lock()
-        self.set_running_or_notify_cancel()
-        for part in parts:
-            part.add_done_callback(self._ended)
-        if not parts:
-            self.set_result(convert([]))
-
-    def cancel(self) -> bool:
-        """End all of them at their next step."""
-        for part in self._parts:
-            part.cancel()
-        return not self.done()
-
-    def _ended(self, part: Future[Any]) -> None:
-        with self._lock:
-            self._left -= 1
-            first = not self.done()
-            error = part.exception()
-            if error is not None and first:
-                self.set_exception(error)
-            elif not self._left and first:
-                self.set_result(self._convert([one.result() for one in self._parts]))
-        if error is not None:
-            self.cancel()

@@ -122,8 +122,9 @@ class CacheSlot:
 
 def find_or_allocate(
     pool: Pool, policy: Policy, prefix: Prefix, wanted: int
-) -> tuple[CacheSlot, int]:
-    """A slot for `prefix` read by `policy`, and how many of its positions need no forward.
+) -> tuple[CacheSlot, int, bool]:
+    """A slot for `prefix` read by `policy`, how many of its positions need no forward, and whether
+    it is one that nobody had before.
 
     `wanted`: logits are wanted at this many last positions, so those are forwarded again even if
     they are known.
@@ -133,14 +134,15 @@ def find_or_allocate(
     if node is None:
         slot = CacheSlot(pool, pool.allocate())
         slot.claim(prefix, total)
-        return slot, 0
+        return slot, 0, True
     slot = node.memo[policy]
     known = len(policy.prompt) + node.length
+    is_new = node is not prefix and slot.used() > known
+    if is_new:
+        slot = slot.pool.fork(slot, known)
     if node is not prefix:
-        if slot.used() > known:
-            slot = slot.pool.fork(slot, known)
         slot.claim(prefix, total)
-    return slot, min(known, total - wanted)
+    return slot, min(known, total - wanted), is_new
 
 
 class Pool:
@@ -229,6 +231,16 @@ class Pool:
     def taken(self) -> int:
         """Slots in use."""
         return self.slots - len(self._free)
+
+    @property
+    def used(self) -> int:
+        """Bytes that belong to the slots in use."""
+        return self.reserved // self.slots * self.taken if self.slots else 0
+
+    @property
+    def reserved(self) -> int:
+        """Bytes set aside."""
+        return int(self.keys.nbytes + self.values.nbytes)
 
     def fork(self, slot: CacheSlot, length: int) -> CacheSlot:
         """A new slot with the first `length` positions of `slot`."""
