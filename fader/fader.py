@@ -18,10 +18,11 @@ from typing import Any, cast
 
 from fader.answer import Chunk, Likelihood, Result
 from fader.engine import builtin
-from fader.engine.backbone import Backbone, load
+from fader.engine.backbone import load
 from fader.engine.loop import Engine
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Ask, Program, UsageSoFar, together
+from fader.engine.protocols import Backbone
 from fader.engine.running import Cancelled, Running
 from fader.methods.decode import Task, decode, token_logprobs
 from fader.methods.guidance import GuidedPolicy, next_scores, sequence_scores, terms
@@ -84,13 +85,13 @@ class Fader:
         resources: Resources = NOTHING,
     ) -> None:
         def loaded(source: str | Backbone, name: str) -> Backbone:
-            backbone = (
-                source if isinstance(source, Backbone) else load(source, device, dtype, kv_bytes)
+            backbone: Backbone = (
+                load(source, device, dtype, kv_bytes) if isinstance(source, str) else source
             )
             backbone.name = name
             return backbone
 
-        self.model = model.name if isinstance(model, Backbone) else model
+        self.model = model if isinstance(model, str) else model.name
         self.backbones = {
             name: loaded(source, name)
             for name, source in {self.model: model, **(models or {})}.items()

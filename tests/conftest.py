@@ -148,14 +148,14 @@ def random_vectors(fader: Fader, folder: Path, names: list[str]) -> dict[str, Pa
     """Vectors of random factors for a tiny model, saved by name."""
     torch.manual_seed(1)
     layers = {
-        name: layer
-        for name, layer in fader.backbones[fader.model].mixer.layers.items()
+        name: sizes
+        for name, sizes in fader.backbones[fader.model].layers.items()
         if name.endswith(("down_proj", "o_proj"))
     }
     for name in names:
         factors = {
-            m: (torch.randn(2, layer.in_features) * 0.1, torch.randn(layer.out_features, 2) * 0.1)
-            for m, layer in layers.items()
+            name: (torch.randn(2, inner) * 0.1, torch.randn(out, 2) * 0.1)
+            for name, (out, inner) in layers.items()
         }
         Vector(name, factors).save(folder / name)
     return {name: folder / name for name in names}

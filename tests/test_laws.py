@@ -30,15 +30,14 @@ def random_vector(
     targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj"),
 ) -> Vector:
     noise = torch.Generator().manual_seed(seed)
-    layers = fader.backbones[fader.model].mixer.layers
     return Vector(
         name,
         {
             module: (
-                torch.randn(rank, layer.in_features, generator=noise) * 0.2,
-                torch.randn(layer.out_features, rank, generator=noise) * 0.2,
+                torch.randn(rank, inner, generator=noise) * 0.2,
+                torch.randn(out, rank, generator=noise) * 0.2,
             )
-            for module, layer in layers.items()
+            for module, (out, inner) in fader.backbones[fader.model].layers.items()
             if module.endswith(targets)
         },
     )
@@ -186,13 +185,13 @@ def test_forks_keep_apart(tiny):
 
 
 def test_memory_returns(tiny):
-    pool = tiny.backbones[tiny.model].pool
+    memory = tiny.backbones[tiny.model].memory
     tiny.batch(["the sea", "a cat"], max_tokens=8, n=3, temperature=1.0)
     stream = tiny.stream("one two", max_tokens=200, temperature=1.0)
     next(stream)
     stream.close()
     tiny.generate("three", max_tokens=1)
-    assert pool.taken == 0
+    assert memory.taken == 0
 
 
 def test_same_seed_same_text_whatever_else_runs(tiny):
@@ -476,10 +475,10 @@ def test_usage_is_true(tiny):
 
 def test_more_than_fits_waits_and_too_much_is_refused(tiny_folder):
     backbone = load(str(tiny_folder), kv_bytes=4 * 64 * 3 * 2 * 32 * 4)  # 4 slots of 64 positions
-    assert backbone.pool.budget == 256
+    assert backbone.memory.budget == 256
     with Fader(backbone) as fader:
         results = fader.batch([" ".join(WORDS[i : i + 4]) for i in range(20)], max_tokens=20)
-        assert backbone.pool.slots * backbone.pool.capacity <= 256
+        assert backbone.memory.slots * backbone.memory.capacity <= 256
         with pytest.raises(ValueError, match=r"5 rows of up to .* the budget of"):
             fader.generate("the sea", max_tokens=20, temperature=1.0, n=5)
     with Fader(load(str(tiny_folder))) as roomy:
@@ -541,7 +540,7 @@ def test_stress_many_join_leave_and_are_cancelled(tiny):
         assert tiny.generate(request).answers == found.answers
     assert survivors > 20
     assert cancelled > 0
-    assert tiny.backbones[tiny.model].pool.taken == 0
+    assert tiny.backbones[tiny.model].memory.taken == 0
 
 
 def test_vectors_come_and_go_while_requests_run(tiny):

@@ -269,7 +269,7 @@ def test_a_search_takes_no_more_rows_than_it_announced(tiny_folder, moved, spec,
         assert fader.generate("the sea", **fields).answers[0].token_ids
         plan = fader._plan(fader.request("the sea", **fields))
         assert (
-            fader.backbones[fader.model].pool.slots
+            fader.backbones[fader.model].memory.slots
             <= plan.needs(40, _samples(plan.request))[fader.model][0]
         )
 
