@@ -47,6 +47,7 @@ Needs = Mapping[str, tuple[int, int]]
 longest of them takes, prompt included."""
 
 WINDOW = 10.0  # seconds over which `Stats` averages
+LOOK = 0.1  # seconds after which jobs that wait look again whether others let go of memory
 
 
 @dataclass(frozen=True)
@@ -304,7 +305,7 @@ class Engine:
         closed. (A job that lingered in the loop above would keep its memory after its end.)"""
         with self._wake:
             while not (self._inbox or busy or self._closed):
-                self._wake.wait()
+                busy = not self._wake.wait(LOOK if self._waiting else None)
             items = list(self._inbox)
             self._inbox.clear()
             closed = self._closed
@@ -366,8 +367,7 @@ class Engine:
             except StopIteration as stop:
                 return self._end(job, stop.value, None)
             except BaseException as error:  # whatever it is: it ends this job, not the engine
-                # its frames would keep prefixes, and so their memory, alive
-                traceback.clear_frames(error.__traceback__)
+                traceback.clear_frames(error.__traceback__)  # they would keep prefixes alive too
                 return self._end(job, None, _fault("a program", error))
             job.single = not isinstance(asked, list)
             job.asks = asked if isinstance(asked, list) else [asked]
@@ -685,10 +685,14 @@ def _guarded(what: str, action: Callable[[], None]) -> None:
 
 
 def _fault(whose: str, error: BaseException) -> Exception:
-    """An error as whoever waits may receive it: one that would end their thread is told instead."""
-    if isinstance(error, Exception):
-        return error
-    return RuntimeError(f"{whose} ended with {error!r}")
+    """An error as whoever waits may receive it: without the engine's frames, which would keep
+    prefixes and so their memory, and one that would end a thread told by another."""
+    if not isinstance(error, Exception):
+        return RuntimeError(f"{whose} ended with {error!r}")
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return error.with_traceback(trace)
 
 
 def _is_token(token: Any, vocabulary: int) -> bool:
