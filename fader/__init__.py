@@ -2,7 +2,8 @@
 that way while it decodes."""
 
 from fader.answer import Answer, Chunk, Likelihood, Result
-from fader.engine.backbone import Backbone, load
+from fader.engine.backbone import TorchBackbone, load
+from fader.engine.protocols import Backbone
 from fader.engine.running import Busy, Cancelled, Running
 from fader.fader import Fader
 from fader.request import Alignment, Request, Sampling
@@ -26,6 +27,7 @@ __all__ = [
     "Result",
     "Running",
     "Sampling",
+    "TorchBackbone",
     "Vector",
     "load",
 ]

@@ -19,7 +19,7 @@ from typing import Any, cast
 from fader.answer import Chunk, Likelihood, Result
 from fader.backends.local import Local
 from fader.engine import builtin
-from fader.engine.backbone import Backbone
+from fader.engine.protocols import Backbone
 from fader.profiles import load_alignment
 from fader.request import Alignment, Request, RequestLike
 from fader.rewards.reward import NOTHING, Resources

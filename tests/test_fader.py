@@ -37,7 +37,7 @@ def test_cancelling_a_task_cancels_the_request(tiny):
 
     asyncio.run(run())
     tiny.generate("a", max_tokens=1)
-    assert tiny.backend.backbones[tiny.model].pool.taken == 0
+    assert tiny.backend.backbones[tiny.model].memory.taken == 0
 
 
 def test_closing_cancels_what_runs(tiny_folder):
@@ -186,7 +186,7 @@ def test_a_stream_closed_before_its_first_chunk_is_cancelled(tiny):
 
 
 def test_a_vector_that_could_not_be_stacked_is_stacked_anew(fader, monkeypatch):
-    mixer = fader.backend.backbones[fader.model].mixer
+    mixer = fader.backend.backbones[fader.model]._mixer
     wish = {"alignment": {"vectors": {"medical": 1.0}}}
     expected, medical = fader.score("the sea", " wide", **wish).mean, fader.vector("medical")
     fader.remove_vector("medical")
@@ -243,7 +243,7 @@ def test_more_answers_than_fit_are_scored_in_parts(tiny_folder):
         Fader(load(str(tiny_folder), kv_bytes=3 * 64 * 3 * 2 * 2 * 16 * 4)) as little,
         Fader(str(tiny_folder)) as much,
     ):
-        assert little.backend.backbones[little.model].pool.budget == 3 * 64
+        assert little.backend.backbones[little.model].memory.budget == 3 * 64
         pairs = [("the", answer) for answer in answers]
         found = [one.mean for one in little.score_batch(pairs)]
         assert found == pytest.approx([one.mean for one in much.score_batch(pairs)], abs=1e-4)

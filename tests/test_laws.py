@@ -164,13 +164,13 @@ def test_forks_keep_apart(tiny):
 
 
 def test_memory_returns(tiny):
-    pool = tiny.backend.backbones[tiny.model].pool
+    memory = tiny.backend.backbones[tiny.model].memory
     tiny.batch(["the sea", "a cat"], max_tokens=8, n=3, temperature=1.0)
     stream = tiny.stream("one two", max_tokens=200, temperature=1.0)
     next(stream)
     stream.close()
     tiny.generate("three", max_tokens=1)
-    assert pool.taken == 0
+    assert memory.taken == 0
 
 
 def test_same_seed_same_text_whatever_else_runs(tiny):
@@ -454,10 +454,10 @@ def test_usage_is_true(tiny):
 
 def test_more_than_fits_waits_and_too_much_is_refused(tiny_folder):
     backbone = load(str(tiny_folder), kv_bytes=4 * 64 * 3 * 2 * 32 * 4)  # 4 slots of 64 positions
-    assert backbone.pool.budget == 256
+    assert backbone.memory.budget == 256
     with Fader(backbone) as fader:
         results = fader.batch([" ".join(WORDS[i : i + 4]) for i in range(20)], max_tokens=20)
-        assert backbone.pool.slots * backbone.pool.capacity <= 256
+        assert backbone.memory.slots * backbone.memory.capacity <= 256
         with pytest.raises(ValueError, match=r"5 rows of up to .* the budget of"):
             fader.generate("the sea", max_tokens=20, temperature=1.0, n=5)
     with Fader(load(str(tiny_folder))) as roomy:
@@ -519,7 +519,7 @@ def test_stress_many_join_leave_and_are_cancelled(tiny):
         assert tiny.generate(request).answers == found.answers
     assert survivors > 20
     assert cancelled > 0
-    assert tiny.backend.backbones[tiny.model].pool.taken == 0
+    assert tiny.backend.backbones[tiny.model].memory.taken == 0
 
 
 def test_vectors_come_and_go_while_requests_run(tiny):

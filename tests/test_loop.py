@@ -48,7 +48,7 @@ class TestRunning:
         with pytest.raises(Cancelled):
             running.result(timeout=30)
         assert not running.cancel()
-        assert tiny.backend.backbones[tiny.model].pool.taken == 0
+        assert tiny.backend.backbones[tiny.model].memory.taken == 0
 
     def test_cancelled_while_it_waits_and_after_the_end_of_the_engine(self, tiny_folder):
         with Fader(load(str(tiny_folder), kv_bytes=64 * 768)) as fader:  # one row of 64 positions
@@ -197,7 +197,7 @@ class TestFaultsEndTheirJobOnly:
             def start(text):
                 started[text] = tiny.backend.engine.run(program(text), {tiny.model: (1, 64)})
 
-            tiny.backend.engine.between_steps(lambda: [start(text) for text in texts])
+            tiny.backend.engine._send(lambda: [start(text) for text in texts])
             until(lambda: len(started) == len(texts))
             return {
                 text: running.exception(timeout=30) or running.result()
@@ -224,19 +224,19 @@ class TestFaultsEndTheirJobOnly:
                 yield NextLogits(Policy(tiny.model, (7, 8, 9)), keep)
 
         assert isinstance(self.ends_with(tiny, program()), MemoryError)
-        assert tiny.backend.backbones[tiny.model].pool.taken == 0
+        assert tiny.backend.backbones[tiny.model].memory.taken == 0
 
 
 def test_no_memory_for_a_job_ends_that_job_alone(tiny_folder, monkeypatch):
     with Fader(str(tiny_folder)) as fader:
-        pool = fader.backend.backbones[fader.model].pool
-        reserve = pool.reserve
+        memory = fader.backend.backbones[fader.model].memory
+        reserve = memory.reserve
         monkeypatch.setattr(
-            pool, "reserve", lambda *wanted: (_ for _ in ()).throw(RuntimeError("out of memory"))
+            memory, "reserve", lambda *wanted: (_ for _ in ()).throw(RuntimeError("out of memory"))
         )
         with pytest.raises(RuntimeError, match="out of memory"):
             fader.generate("the sea", max_tokens=2)
-        monkeypatch.setattr(pool, "reserve", reserve)
+        monkeypatch.setattr(memory, "reserve", reserve)
         assert fader.generate("the sea", max_tokens=2).text
 
 
@@ -253,10 +253,10 @@ def test_a_failed_forward_gives_its_memory_back(tiny_folder, monkeypatch):
         )
         with pytest.raises(RuntimeError, match="out of memory") as held:
             fader.generate("the sea", max_tokens=2, n=4, temperature=1.0)
-        until(lambda: backbone.pool.taken == 0, seconds=2)
+        until(lambda: backbone.memory.taken == 0, seconds=2)
         assert held.value  # the error is still held, and what its frames held is not
 
 
 def test_what_others_do_in_the_engines_thread_does_not_end_it(tiny):
-    tiny.backend.engine.between_steps(lambda: 1 / 0)
+    tiny.backend.engine._send(lambda: 1 / 0)
     assert tiny.generate("the sea", max_tokens=1).text

@@ -270,7 +270,7 @@ def test_a_search_takes_no_more_rows_than_it_announced(tiny_folder, moved, spec,
         assert fader.generate("the sea", **fields).answers[0].token_ids
         plan = fader.backend.plan(fader.request("the sea", **fields))
         assert (
-            fader.backend.backbones[fader.model].pool.slots
+            fader.backend.backbones[fader.model].memory.slots
             <= plan.needs(40, plan.request.sampling.n * rows(plan.request.alignment.search))[
                 fader.model
             ][0]

@@ -13,10 +13,11 @@ from typing import Any
 
 from fader.answer import Chunk, Likelihood, Result
 from fader.engine import builtin
-from fader.engine.backbone import Backbone, load
+from fader.engine.backbone import load
 from fader.engine.loop import Engine, Needs, Stats
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Program, UsageSoFar, together
+from fader.engine.protocols import Backbone
 from fader.engine.running import Running
 from fader.methods.decode import Task, decode, token_logprobs
 from fader.methods.guidance import GuidedPolicy, next_scores, sequence_scores, terms

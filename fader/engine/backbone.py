@@ -1,4 +1,4 @@
-"""`Backbone`: one causal language model that reads many rows at once.
+"""`TorchBackbone`: one causal language model that reads many rows at once, on PyTorch.
 
 Loads a hub id, a folder, a GGUF file or the built-in model; knows its tokenizer, its end tokens and
 how long it can read; forwards a pack of rows of any lengths. What it cannot run faithfully it
@@ -9,8 +9,7 @@ and the two must agree.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +29,15 @@ from transformers.utils import logging as transformers_logging
 
 from fader.engine import attention, builtin
 from fader.engine.adapters import AdapterMixer
-from fader.engine.prefix import CacheSlot, Delta, Pool
+from fader.engine.memory import TorchMemory
+from fader.engine.protocols import Delta, Segment
 
 PROBE = 7  # tokens of the text that checks a freshly loaded model
+MAX_BATCH_TOKENS = 8192  # beyond this a forward gains nothing, and its activations grow large
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Some consecutive new tokens of one row."""
-
-    slot: CacheSlot
-    start: int
-    """Position of the first of them."""
-    tokens: Sequence[int]
-    keep: int
-    """Logits are wanted at this many of the last ones; may be 0."""
-    vectors: tuple[tuple[Delta, float], ...]
-
-
-class Backbone:
-    """A model, its tokenizer, its KV memory and its mixing desk."""
+class TorchBackbone:
+    """A `Backbone` that runs a transformers model with the attention of `attention.py`."""
 
     def __init__(
         self,
@@ -69,6 +57,7 @@ class Backbone:
             or 2**20
         )
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
+        self.max_batch_tokens = MAX_BATCH_TOKENS
         self.end_tokens = _end_tokens(model, tokenizer)
         self.dtype, self.device = model.dtype, model.device
         self.fingerprint = fingerprint(model)
@@ -76,27 +65,42 @@ class Backbone:
         layers, heads, key_dim, value_dim = shapes
         bytes_per_position = layers * heads * (key_dim + value_dim) * self.dtype.itemsize
         budget = (
-            (kv_bytes or _spare_bytes(self.device)) // bytes_per_position // Pool.STEP * Pool.STEP
+            (kv_bytes or _spare_bytes(self.device))
+            // bytes_per_position
+            // TorchMemory.STEP
+            * TorchMemory.STEP
         )
-        if budget < Pool.STEP:
+        if budget < TorchMemory.STEP:
             raise ValueError(
-                f"kv_bytes: {kv_bytes} holds no {Pool.STEP} positions of {name}; give at least"
-                f" {Pool.STEP * bytes_per_position}"
+                f"kv_bytes: {kv_bytes} holds no {TorchMemory.STEP} positions of {name}; give at"
+                f" least {TorchMemory.STEP * bytes_per_position}"
             )
-        self.pool = Pool(layers, heads, key_dim, value_dim, self.dtype, self.device, budget)
-        self.mixer = AdapterMixer(model, read_order)
+        self.memory = TorchMemory(
+            layers, heads, key_dim, value_dim, self.dtype, self.device, budget
+        )
+        self._mixer = AdapterMixer(model, read_order)
         self._check(expected)
+
+    @property
+    def layers(self) -> Mapping[str, tuple[int, int]]:
+        """The linear layers that a vector may change, by name: (out, in)."""
+        return self._mixer.shapes
+
+    def forget(self, vector: Delta) -> None:
+        """Take a vector's factors out of the layers. A row that still uses it brings them back."""
+        self._mixer.drop(vector)
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment]) -> list[Tensor]:
         """Read all segments in one forward; returns for each its wanted logits [keep, vocabulary],
         float32.
 
-        Costs one read of the weights however many segments there are.
+        Costs one read of the weights however many segments there are. Each slot occurs once.
         """
+        self._mixer.use(vector for segment in segments for vector, _ in segment.vectors)
         order = sorted(
             range(len(segments)),
-            key=lambda i: (len(segments[i].tokens) > 1, segments[i].slot.index),
+            key=lambda i: (len(segments[i].tokens) > 1, segments[i].slot),
         )
         ordered = [segments[i] for i in order]
         ids: list[int] = []
@@ -107,14 +111,14 @@ class Backbone:
             count = len(segment.tokens)
             ids += segment.tokens
             positions += range(segment.start, segment.start + count)
-            slots += [segment.slot.index] * count
+            slots += [segment.slot] * count
             kept += range(len(ids) - segment.keep, len(ids))
         keep = torch.tensor(kept or [len(ids) - 1], device=self.device)
         where = torch.tensor(positions, device=self.device)
         rows = attention.Rows(
-            self.pool, torch.tensor(slots, device=self.device), where, _spans(ordered)
+            self.memory, torch.tensor(slots, device=self.device), where, _spans(ordered)
         )
-        self.mixer.set_mixtures(
+        self._mixer.set_mixtures(
             [segment.vectors for segment in ordered],
             [len(segment.tokens) for segment in ordered],
             keep,
@@ -128,11 +132,15 @@ class Backbone:
             rows=rows,
         )
         logits: Tensor = output.logits[0].float()
+        sound = logits.amax(-1).isfinite().tolist()  # NaN wins a maximum
         found: list[Tensor] = [logits] * len(segments)
         taken = 0
         for index, segment in zip(order, ordered, strict=True):
-            found[index] = logits[taken : taken + segment.keep]
-            taken += segment.keep
+            end = taken + segment.keep
+            found[index] = logits[taken:end]
+            # nothing is known of a piece without logits; those of a later one tell
+            self.memory.judge(segment.slot, segment.keep > 0 and all(sound[taken:end]))
+            taken = end
         return found
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -151,15 +159,13 @@ class Backbone:
         """Read the probe text in two ways, at once and token by token: what our attention gives
         must be what the model's own gives."""
         ids = _probe_ids(self.vocabulary)
-        self.pool.reserve(2, PROBE)
+        self.memory.reserve(2, PROBE)
+        one, two = self.memory.allocate(), self.memory.allocate()
         try:
-            whole = self.forward(
-                [Segment(CacheSlot(self.pool, self.pool.allocate()), 0, ids, PROBE, ())]
-            )[0]
-            slot = CacheSlot(self.pool, self.pool.allocate())
-            steps = [self.forward([Segment(slot, 0, ids[:3], 3, ())])[0]]
+            whole = self.forward([Segment(one, 0, ids, PROBE, ())])[0]
+            steps = [self.forward([Segment(two, 0, ids[:3], 3, ())])[0]]
             steps += [
-                self.forward([Segment(slot, place, ids[place : place + 1], 1, ())])[0]
+                self.forward([Segment(two, place, ids[place : place + 1], 1, ())])[0]
                 for place in range(3, PROBE)
             ]
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -167,6 +173,9 @@ class Backbone:
                 f"model: {self.name} ({self.model.config.model_type}) does not run on fader's"
                 f" attention: {error}"
             ) from error
+        finally:
+            self.memory.free(one)
+            self.memory.free(two)
         scale = expected.abs().max().clamp(min=1)
         tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
         for found in (whole, torch.cat(steps)):
@@ -198,12 +207,12 @@ def _spans(segments: Sequence[Segment]) -> list[attention.Span]:
     for group in groups:
         longest = max(segment.start for segment in group) + 1
         spans.append(
-            attention.Span(at, at + len(group), [segment.slot.index for segment in group], longest)
+            attention.Span(at, at + len(group), [segment.slot for segment in group], longest)
         )
         at += len(group)
     for segment in segments[len(singles) :]:
         count = len(segment.tokens)
-        spans.append(attention.Span(at, at + count, [segment.slot.index], segment.start + count))
+        spans.append(attention.Span(at, at + count, [segment.slot], segment.start + count))
         at += count
     return spans
 
@@ -224,7 +233,7 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     kv_bytes: int | None = None,
-) -> Backbone:
+) -> TorchBackbone:
     """A backbone from the built-in model's name, a folder, a GGUF file or a hub id.
 
     `device` and `dtype`: chosen (cuda, else mps, else cpu; float32 on a CPU, else bfloat16) unless
@@ -279,7 +288,7 @@ def load(
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-    return Backbone(name, model.to(device), tokenizer, kv_bytes)
+    return TorchBackbone(name, model.to(device), tokenizer, kv_bytes)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -10,6 +10,7 @@ memory all follow from this.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import traceback
@@ -25,8 +26,7 @@ import torch
 from torch import Tensor
 
 from fader.answer import Usage
-from fader.engine.backbone import Backbone, Segment
-from fader.engine.prefix import CacheSlot, Delta, Policy, Prefix, find_or_allocate
+from fader.engine.prefix import CacheSlot, Policy, Prefix, find_or_allocate
 from fader.engine.program import (
     Ask,
     Emit,
@@ -37,6 +37,7 @@ from fader.engine.program import (
     SequenceLogits,
     UsageSoFar,
 )
+from fader.engine.protocols import Backbone, Delta, Segment
 from fader.engine.running import Busy, Cancelled, Running
 from fader.schema import Invalid
 
@@ -47,6 +48,7 @@ Needs = Mapping[str, tuple[int, int]]
 longest of them takes, prompt included."""
 
 WINDOW = 10.0  # seconds over which `Stats` averages
+LOOK = 0.1  # seconds after which jobs that wait look again whether others let go of memory
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class Engine:
     def fits(self, needs: Needs) -> bool:
         """Whether there could ever be memory for a job of these needs."""
         return all(
-            self.backbones[name].pool.area(*wanted) <= self.backbones[name].pool.budget
+            self.backbones[name].memory.area(*wanted) <= self.backbones[name].memory.budget
             for name, wanted in needs.items()
         )
 
@@ -194,18 +196,18 @@ class Engine:
                 raise ValueError(
                     f"needs: there is no backbone {name!r}; there are {', '.join(self.backbones)}"
                 )
-            pool, longest = self.backbones[name].pool, self.backbones[name].max_length
+            memory, longest = self.backbones[name].memory, self.backbones[name].max_length
             if length > longest:
                 raise Invalid(
                     f"prompt and answer may take {length} tokens, {name} reads at most {longest};"
                     " shorten the prompt or lower max_tokens",
                     "messages",
                 )
-            if pool.area(rows, length) > pool.budget:
+            if memory.area(rows, length) > memory.budget:
                 raise Invalid(
                     f"{rows} rows of up to {length} tokens need"
-                    f" {pool.area(rows, length)} positions of KV memory, the budget of {name} is"
-                    f" {pool.budget}; lower max_tokens, n or the number of policies, or give a"
+                    f" {memory.area(rows, length)} positions of KV memory, the budget of {name} is"
+                    f" {memory.budget}; lower max_tokens, n or the number of policies, or give a"
                     " larger kv_bytes",
                     "alignment",
                 )
@@ -246,25 +248,21 @@ class Engine:
         """Let every backbone drop what it holds for `vector`, between two forwards. Rows that still
         use it bring it back."""
         for backbone in self.backbones.values():
-            self.between_steps(partial(backbone.mixer.drop, vector))
+            self._send(partial(backbone.forget, vector))
 
     def stats(self) -> Stats:
         """How busy the engine is at this moment. From any thread."""
         rows, tokens, share = self._meter.rates()
-        pools = [backbone.pool for backbone in self.backbones.values()]
+        memories = [backbone.memory for backbone in self.backbones.values()]
         return Stats(
             len(self._live),
             self._unstarted,
             rows,
             tokens,
-            sum(pool.used for pool in pools),
-            sum(pool.reserved for pool in pools),
+            sum(memory.used for memory in memories),
+            sum(memory.reserved for memory in memories),
             share,
         )
-
-    def between_steps(self, action: Callable[[], None]) -> None:
-        """Run `action` in the engine's thread while no forward is under way."""
-        self._send(action)
 
     def close(self) -> None:
         """Cancel what runs and stop the thread."""
@@ -289,10 +287,7 @@ class Engine:
         with torch.inference_mode():
             while True:
                 closed = self._receive(busy)
-                if closed:
-                    for job in [*self._live, *self._waiting]:
-                        job.cancelled = True
-                self._drop_cancelled()
+                self._drop_cancelled(all_of_them=closed)
                 if closed:
                     return
                 try:
@@ -303,20 +298,17 @@ class Engine:
                             *(self._forward(name) for name in self.backbones),
                         ]
                     )
-                except (
-                    Exception
-                ) as error:  # a fault of ours: whoever waits is told, and the engine lives
+                except BaseException as error:  # a fault of ours: all are told, the engine lives
                     busy = True
                     logging.getLogger("fader").exception("the engine failed")
-                    for job in list(self._live):
-                        self._end(job, None, error.with_traceback(None))
+                    self._end_all(_fault("the engine", error.with_traceback(None)))
 
     def _receive(self, busy: bool) -> bool:
         """Take in what was sent, waiting for it unless there is other work; whether the engine was
         closed. (A job that lingered in the loop above would keep its memory after its end.)"""
         with self._wake:
             while not (self._inbox or busy or self._closed):
-                self._wake.wait()
+                busy = not self._wake.wait(LOOK if self._waiting else None)
             items = list(self._inbox)
             self._inbox.clear()
             closed = self._closed
@@ -327,12 +319,16 @@ class Engine:
                 _guarded("an action between steps", item)
         return closed
 
-    def _drop_cancelled(self) -> None:
-        for job in [job for job in self._live if job.cancelled]:
+    def _drop_cancelled(self, all_of_them: bool) -> None:
+        for job in [job for job in self._live if job.cancelled or all_of_them]:
             self._end(job, None, Cancelled("the job was cancelled"))
-        for job in [job for job in self._waiting if job.cancelled]:
+        for job in [job for job in self._waiting if job.cancelled or all_of_them]:
             self._waiting.remove(job)
             self._tell(job, None, Cancelled("the job was cancelled"))
+
+    def _end_all(self, error: Exception) -> None:
+        for job in list(self._live):
+            self._end(job, None, error)
 
     def _admit(self) -> bool:
         """Start waiting jobs in their order while the memory they announced fits. Says, as the next
@@ -360,29 +356,22 @@ class Engine:
         for name in job.needs:
             needs = [other.needs[name] for other in (*self._live, job) if name in other.needs]
             wanted[name] = sum(rows for rows, _ in needs), max(length for _, length in needs)
-            if not self.backbones[name].pool.fits(*wanted[name]):
+            if not self.backbones[name].memory.fits(*wanted[name]):
                 return False
         for name, (rows, length) in wanted.items():
-            self.backbones[name].pool.reserve(rows, length)
+            self.backbones[name].memory.reserve(rows, length)
         return True
 
     def _resume(self, job: _Job, answer: Any) -> None:
         """Send `answer` to the job's program and put what it asks next into the queues."""
         while True:
-            asked: Ask | list[Ask] | None = None
-            result: Any = None
-            failure: Exception | None = None
             try:
                 asked = job.program.send(answer)
             except StopIteration as stop:
-                result = stop.value
-            except Exception as error:
-                traceback.clear_frames(
-                    error.__traceback__
-                )  # its frames would keep prefixes, and so their memory, alive
-                failure = error
-            if asked is None:
-                return self._end(job, result, failure)
+                return self._end(job, stop.value, None)
+            except BaseException as error:  # whatever it is: it ends this job, not the engine
+                traceback.clear_frames(error.__traceback__)  # they would keep prefixes alive too
+                return self._end(job, None, _fault("a program", error))
             job.single = not isinstance(asked, list)
             job.asks = asked if isinstance(asked, list) else [asked]
             job.answers = [None] * len(job.asks)
@@ -390,8 +379,8 @@ class Engine:
             try:
                 for index, ask in enumerate(job.asks):
                     self._take_up(job, index, ask)
-            except Exception as error:
-                return self._end(job, None, error)
+            except BaseException as error:
+                return self._end(job, None, _fault("the receiver of a job's items", error))
             if job.missing:
                 return None
             answer = job.answers[0] if job.single else job.answers
@@ -415,8 +404,19 @@ class Engine:
     def _queue_rows(self, job: _Job, index: int, ask: NextLogits | SequenceLogits) -> None:
         prefixes = ask.prefixes if isinstance(ask, NextLogits) else [ask.prefix]
         keep = 1 if isinstance(ask, NextLogits) else ask.length + 1
+        _, longest = job.needs[ask.policy.backbone]
+        for prefix in prefixes:
+            total = len(ask.policy.prompt) + prefix.length
+            if not 1 <= keep <= total <= longest:
+                raise ValueError(
+                    f"a program asked for the logits at {keep} of the {total} positions of a row;"
+                    f" it may ask for 1 to {total}, and announced rows of at most {longest}"
+                )
         found: list[Tensor | None] = [None] * len(prefixes)
         left = len(prefixes)
+        if not left:
+            job.answers[index] = torch.empty(0, self.backbones[ask.policy.backbone].vocabulary)
+            return
         job.missing += 1
 
         def deliver(place: int) -> Callable[[Tensor], None]:
@@ -453,12 +453,9 @@ class Engine:
             for i, ask in enumerate(job.asks)
             if isinstance(ask, Score) and job.answers[i] is None
         ]
-        rewards = [
-            reward
-            for reward in dict.fromkeys(ask.reward for _, _, ask in asked)
-            if reward not in self._away.values()
-        ]
-        for reward in rewards:
+        away = {id(reward) for reward in self._away.values()}
+        rewards = {id(ask.reward): ask.reward for _, _, ask in asked if id(ask.reward) not in away}
+        for reward in rewards.values():
             mine = [entry for entry in asked if entry[2].reward is reward]
             asks = [ask for _, _, ask in mine]
             if any(ask.slow for ask in asks):
@@ -471,12 +468,8 @@ class Engine:
         return answered or bool(rewards)
 
     def _score_beside(self, reward: Reward, asked: Sequence[tuple[_Job, int, Score]]) -> None:
-        found: Sequence[list[float] | Exception]
-        try:
-            with torch.inference_mode():
-                found = _scores(reward, [ask for _, _, ask in asked])
-        except BaseException as error:  # one that would end a thread, such as SystemExit
-            found = [RuntimeError(f"reward {reward} ended with {error!r}")] * len(asked)
+        with torch.inference_mode():
+            found = _scores(reward, [ask for _, _, ask in asked])
         with suppress(RuntimeError):  # the engine was closed meanwhile
             self._send(lambda: self._answered.append((asked, found)))
 
@@ -504,19 +497,8 @@ class Engine:
         if not queue:
             return False
         picked = self._pick(queue, backbone)
-        if not picked:
-            return True
-        try:
-            backbone.mixer.use(vector for _, segment in picked for vector, _ in segment.vectors)
-            logits = backbone.forward([segment for _, segment in picked])
-        except Exception as error:  # out of memory, say: these jobs end, the engine lives
-            logging.getLogger("fader").exception("a forward pass of %s failed", name)
-            for job in {job for row, _ in picked for job in row.jobs}:
-                self._end(
-                    job, None, error.with_traceback(None)
-                )  # its frames would keep rows, and so their memory, alive
-            return True
-        self._count(picked)
+        logits = self._read(picked, backbone)
+        self._end_unsound(picked, logits)
         for job in self._deliver(queue, picked, logits):
             self._resume_if_ready(job)
         return True
@@ -526,43 +508,109 @@ class Engine:
     ) -> list[tuple[_Row, Segment]]:
         """The rows to read next, and how much of each, within the token budget."""
         for row in list(queue.values()):
-            if row.slot is None and row.jobs:  # the jobs of a row may end on the way
-                try:
-                    row.slot, row.done, is_new = find_or_allocate(
-                        backbone.pool, row.policy, row.prefix, row.keep
-                    )
-                    if is_new:
-                        prompt = len(row.policy.prompt)
-                        self._meter.count_prompt(prompt, min(row.done, prompt))
-                except MemoryError as error:
-                    for job in list(row.jobs):
-                        self._end(job, None, error.with_traceback(None))
+            if row.jobs:  # the jobs of a row may end on the way
+                self._place(row, backbone)
         picked: list[tuple[_Row, Segment]] = []
-        budget = self.token_budget
+        slots: set[int] = set()
+        budget = min(self.token_budget, backbone.max_batch_tokens)
         for row in sorted(
             queue.values(), key=lambda row: row.total - row.done > 1
         ):  # stable: first come, first served
             if budget <= 0:
                 break
-            assert row.slot is not None
+            if not row.jobs or row.slot is None or row.slot.index in slots:
+                continue  # of the rows of one slot, each is read in a forward of its own
             tokens = row.tokens(budget)
+            if wrong := [token for token in tokens if not _is_token(token, backbone.vocabulary)]:
+                error = ValueError(
+                    f"messages: token {wrong[0]!r} is none of the {backbone.vocabulary} that"
+                    f" {backbone.name} reads; take the tokenizer that belongs to the model"
+                )
+                self._end_row(row, error)
+                continue
             end = row.done + len(tokens)
             keep = max(0, min(len(tokens), end - (row.total - row.keep)))
-            picked.append((row, Segment(row.slot, row.done, tokens, keep, row.policy.vectors)))
+            segment = Segment(row.slot.index, row.done, tokens, keep, row.policy.vectors)
+            picked.append((row, segment))
+            slots.add(row.slot.index)
             budget -= len(tokens)
         return picked
+
+    def _place(self, row: _Row, backbone: Backbone) -> None:
+        """Give a row its slot, and let it begin where what the slot holds of it ends."""
+        start = row.total - row.keep  # wanted positions are read again even if they are held
+        if row.slot is None:
+            try:
+                row.slot, held, is_new = find_or_allocate(backbone.memory, row.policy, row.prefix)
+            except MemoryError as error:
+                return self._end_row(row, error.with_traceback(None))
+            row.done = min(held, start)
+            if is_new:
+                prompt = len(row.policy.prompt)
+                self._meter.count_prompt(prompt, min(row.done, prompt))
+        elif row.slot.held < row.done:  # meanwhile a row of this slot began farther back
+            row.done = min(row.slot.held, start)
+            row.pieces.clear()
+        return None
+
+    def _read(
+        self, picked: Sequence[tuple[_Row, Segment]], backbone: Backbone
+    ) -> list[Tensor | None]:
+        """The logits of each row, from one forward. If that fails, each row is read by itself, so
+        that only the jobs of the one at fault end: their rows get None."""
+        if not picked:
+            return []
+        try:
+            found = backbone.forward([segment for _, segment in picked])
+        except Exception as error:
+            for row, segment in picked:
+                assert row.slot is not None
+                row.slot.held = min(row.slot.held, segment.start)
+            if len(picked) == 1:
+                logging.getLogger("fader").exception("a forward pass of %s failed", backbone.name)
+                # its frames would keep rows, and so their memory, alive
+                self._end_row(picked[0][0], error.with_traceback(None))
+                return [None]
+        else:
+            for row, segment in picked:
+                assert row.slot is not None
+                row.slot.held = segment.start + len(segment.tokens)
+            self._count(picked)
+            return list(found)
+        return [
+            self._read([(row, segment)], backbone)[0] if row.jobs else None
+            for row, segment in picked
+        ]
+
+    def _end_unsound(
+        self, picked: Sequence[tuple[_Row, Segment]], logits: Sequence[Tensor | None]
+    ) -> None:
+        """End the jobs of rows whose logits are not finite; those beside them go on. (-inf alone is
+        sound: some models give it to tokens that they never write.)"""
+        peaks = [found.amax(-1) for found in logits if found is not None]  # NaN wins a maximum
+        if not peaks or bool(torch.cat(peaks).isfinite().all()):
+            return
+        for (row, _), found in zip(picked, logits, strict=True):
+            if found is not None and not bool(found.amax(-1).isfinite().all()):
+                self._end_row(row, _not_finite(row.policy))
+
+    def _end_row(self, row: _Row, error: Exception) -> None:
+        for job in list(row.jobs):
+            self._end(job, None, error)
 
     def _deliver(
         self,
         queue: dict[tuple[Policy, Prefix, int], _Row],
         picked: list[tuple[_Row, Segment]],
-        logits: list[Tensor],
+        logits: list[Tensor | None],
     ) -> list[_Job]:
         """Hand the logits of one forward to the asks that wait for them; the jobs that got some."""
         ready: dict[_Job, None] = {}
         while picked:  # emptied on the way: a row that lingers would keep its memory
             row, segment = picked.pop(0)
             found = logits.pop(0)
+            if found is None or not row.jobs:
+                continue
             row.done += len(segment.tokens)
             if segment.keep:
                 row.pieces.append(found)
@@ -595,27 +643,28 @@ class Engine:
             job.asks, job.answers = [], []
             self._resume(job, answer)
 
-    def _end(self, job: _Job, result: Any, error: BaseException | None) -> None:
+    def _end(self, job: _Job, result: Any, error: Exception | None) -> None:
         """Close the program, forget its rows, and tell whoever waits."""
         if job not in self._live:
             return
         self._live.remove(job)
-        job.program.close()
+        _guarded("the end of a program", lambda: job.program.close())
         job.asks, job.answers = [], []
         self._forget_rows(job)
         self._tell(job, result, error)
 
-    def _tell(self, job: _Job, result: Any, error: BaseException | None) -> None:
+    def _tell(self, job: _Job, result: Any, error: Exception | None) -> None:
         """Give whoever waits the job's end, once."""
         if job.started:
             job.usage.seconds = time.perf_counter() - job.started
         else:
             with self._wake:
                 self._unstarted -= 1
+        running = job.running
         if error is None:
-            job.running.set_result(result)
+            _guarded("a receiver of a job's end", lambda: running.set_result(result))
         else:
-            job.running.set_exception(error)
+            _guarded("a receiver of a job's end", lambda: running.set_exception(error))
 
     def _forget_rows(self, job: _Job) -> None:
         for queue in self._rows.values():
@@ -634,23 +683,53 @@ def _guarded(what: str, action: Callable[[], None]) -> None:
     """Do what others gave us to do; its fault is not the engine's end."""
     try:
         action()
-    except Exception:
+    except BaseException:
         logging.getLogger("fader").exception("%s failed", what)
+
+
+def _fault(whose: str, error: BaseException) -> Exception:
+    """An error as whoever waits may receive it: without the engine's frames, which would keep
+    prefixes and so their memory, and one that would end a thread told by another."""
+    if not isinstance(error, Exception):
+        return RuntimeError(f"{whose} ended with {error!r}")
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return error.with_traceback(trace)
+
+
+def _is_token(token: Any, vocabulary: int) -> bool:
+    return isinstance(token, int) and 0 <= token < vocabulary
+
+
+def _not_finite(policy: Policy) -> ValueError:
+    """Says what may have made a policy's logits NaN or infinite."""
+    if not policy.vectors:
+        return ValueError(
+            f"model: the scores of {policy.backbone} for this text are not finite; its weights may"
+            " be damaged, or too large for its dtype"
+        )
+    strengths = ", ".join(f"{vector.name}: {strength:g}" for vector, strength in policy.vectors)
+    return ValueError(
+        f"alignment.vectors: the scores of {policy.backbone} are not finite with {{{strengths}}};"
+        " give smaller strengths"
+    )
 
 
 def _scores(reward: Reward, asks: Sequence[Score]) -> list[list[float] | Exception]:
     """What one call gives to each ask. If it fails, each is asked by itself: nobody suffers from
     another's texts, but for a lost connection."""
-    prompts, texts = (
-        [prompt for ask in asks for prompt in ask.prompts],
-        [text for ask in asks for text in ask.texts],
-    )
     try:
+        prompts = [prompt for ask in asks for prompt in ask.prompts]
+        texts = [text for ask in asks for text in ask.texts]
         scores = deque(reward(prompts, texts))
         if len(scores) != len(texts):
             raise ValueError(f"reward {reward}: gave {len(scores)} scores for {len(texts)} texts")
-    except Exception as error:
+        for score, text in zip(scores, texts, strict=True):
+            if math.isnan(score):
+                raise ValueError(f"reward {reward}: gave {score!r} for {text!r}, which is no score")
+    except BaseException as error:  # also one that would end a thread, such as SystemExit
         if len(asks) == 1 or isinstance(error, ConnectionError | TimeoutError):
-            return [error] * len(asks)
+            return [_fault(f"reward {reward}", error)] * len(asks)
         return [found for ask in asks for found in _scores(reward, [ask])]
     return [[scores.popleft() for _ in ask.texts] for ask in asks]

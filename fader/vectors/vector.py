@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fader.engine.backbone import Backbone
+from fader.engine.protocols import Backbone
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "fader.json"
 _KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
@@ -237,7 +237,7 @@ class Vector:
     def check(self, backbone: Backbone) -> None:
         """Raises ValueError unless this vector fits `backbone`: its fingerprint, its layers and
         their shapes."""
-        self.check_model(backbone.name, backbone.fingerprint, backbone.mixer.shapes)
+        self.check_model(backbone.name, backbone.fingerprint, backbone.layers)
 
     def check_model(
         self, model: str, fingerprint: str, layers: Mapping[str, tuple[int, int]]
