@@ -2,6 +2,7 @@
 that way while it decodes."""
 
 from fader.answer import Answer, Chunk, Likelihood, Result
+from fader.endpoint import Endpoint
 from fader.engine.backbone import Backbone, load
 from fader.engine.loop import Cancelled
 from fader.fader import Fader
@@ -17,6 +18,7 @@ __all__ = [
     "Backbone",
     "Cancelled",
     "Chunk",
+    "Endpoint",
     "Fader",
     "LLMJudge",
     "Likelihood",
