@@ -117,6 +117,11 @@ class Reply:
         """Whether it ended at the limit on its tokens."""
         return self.finish == "length"
 
+    @property
+    def end(self) -> str:
+        """After what it ended, to be told to a person."""
+        return f"after {self.text[-200:]!r}" if self.text else "before it said anything"
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -240,8 +245,9 @@ class Client:
             async with asyncio.timeout(self.endpoint.timeout):
                 raw = await self._client.chat.completions.with_raw_response.create(**asked)
         except openai.APIStatusError as error:
-            headers = error.response.headers
-            raise _NoAnswer(error.status_code, error.message, _pause(headers)) from error
+            status, response = error.status_code, error.response
+            said = f"status {status}: {_error_said(response.text)}"
+            raise _NoAnswer(status, said, _pause(response.headers)) from error
         except TimeoutError as error:
             said = f"no reply within {self.endpoint.timeout:g} s"
             raise _NoAnswer(_UNREACHED, said) from error
@@ -291,14 +297,11 @@ class Client:
             )
         if status in (401, 403):
             field, fix = self.advice.key
-            return ValueError(
-                f"{field}: {url} refuses the key (status {status}); {fix} (model {model!r}, it"
-                f" said: {said})"
-            )
+            return ValueError(f"{field}: {url} refuses the key ({said}; model {model!r}); {fix}")
         if status == 404:
             field, fix = self.advice.model
             return ValueError(
-                f"{field}: {url} finds no model {model!r} (status 404: {said}); {fix}, or correct"
+                f"{field}: {url} finds no model {model!r} ({said}); {fix}, or correct"
                 " the address, which usually ends with /v1"
             )
         if status == _NO_CHAT:
@@ -310,12 +313,10 @@ class Client:
             field, fix = self.advice.pressed
             said += f"; it asks to wait {failed.pause:.0f} s" * (failed.pause > MOST_ASKED)
             return ConnectionError(
-                f"{field}: {url} keeps failing (status {status}: {said}; model {model!r}, {tries});"
-                f" {fix}"
+                f"{field}: {url} keeps failing ({said}; model {model!r}, {tries}); {fix}"
             )
         return ValueError(
-            f"{self.advice.address[0]}: {url} refuses the request for model {model!r} (status"
-            f" {status}: {said})"
+            f"{self.advice.address[0]}: {url} refuses the request for model {model!r} ({said})"
         )
 
 
@@ -366,7 +367,7 @@ def _gate(loop: asyncio.AbstractEventLoop, endpoint: Endpoint) -> asyncio.Semaph
     return asyncio.Semaphore(endpoint.concurrency)
 
 
-_NO_CHAT, _UNREACHED, _LATER = 0, 1, 503
+_NO_CHAT, _UNREACHED, _LATER = 0, 1, 2
 """What stands for a status where there is none: no chat endpoint; none at all; one that may be well
 again."""
 _NAMED = {"invalid_api_key": 401, "model_not_found": 404, "invalid_request_error": 400}
@@ -383,7 +384,7 @@ class _NoAnswer(Exception):
     @property
     def passes(self) -> bool:
         """Whether another try may go well."""
-        return self.status in (_UNREACHED, 408, 409, 429) or self.status >= 500
+        return self.status in (_UNREACHED, _LATER, 408, 409, 429) or self.status >= 500
 
 
 def read_reply(body: str) -> Reply:
@@ -401,16 +402,12 @@ def read_reply(body: str) -> Reply:
         raise _NoAnswer(_NO_CHAT, body) from None
     if not isinstance(row, dict):
         raise _NoAnswer(_NO_CHAT, body)
-    choices = row.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
-    choice = first if isinstance(first, dict) else {}
-    for error in (row.get("error"), choice.get("error"), row.get("object") == "error" and row):
-        if error:
-            raise _NoAnswer(_status(error), f"an error with status 200: {_message(error)}")
+    if error := _error(row):
+        raise _NoAnswer(_status(error), f"an error with status 200: {_error_said(body)}")
     if "choices" not in row:
         raise _NoAnswer(_NO_CHAT, body)
-    message, finish = choice.get("message"), choice.get("finish_reason")
-    text = _text(message)
+    choice = _choice(row)
+    text, finish = _text(choice.get("message")), choice.get("finish_reason")
     if text is None and finish in ("length", "content_filter"):
         text = ""
     if text is None:
@@ -425,6 +422,13 @@ def read_reply(body: str) -> Reply:
         _count(usage, "completion_tokens"),
         datetime.now(UTC).date().isoformat(),
     )
+
+
+def _choice(row: dict[str, Any]) -> dict[str, Any]:
+    """The first choice of a reply, or nothing."""
+    choices = row.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, dict) else {}
 
 
 def _text(message: object) -> str | None:
@@ -462,9 +466,19 @@ def _status(error: object) -> int:
     return _LATER
 
 
-def _message(error: object) -> str:
+def _error(row: dict[str, Any]) -> Any:
+    """The error that a body holds, wherever servers put it."""
+    return row.get("error") or _choice(row).get("error") or (row.get("object") == "error" and row)
+
+
+def _error_said(body: str) -> str:
+    """The message of the error that a body holds; where there is none, the body."""
+    try:
+        error = _error(json.loads(body))
+    except (ValueError, RecursionError, AttributeError):
+        return body
     said = error.get("message") if isinstance(error, dict) else error
-    return said if isinstance(said, str) else json.dumps(error)
+    return said if isinstance(said, str) else body
 
 
 def _count(usage: object, name: str) -> int:

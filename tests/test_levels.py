@@ -328,12 +328,12 @@ def test_the_datasheet_says_what_was_done(server, tmp_path):
         "# Datasheet: tax.jsonl",
         "about tax law",
         "| teacher | scripted |",
-        f"| requests | {made.paid.whole.calls} |",
+        f"| requests | {made.whole.calls} |",
         "| made | 20",
         "## Use and limits",
     ):
         assert said in sheet
-    assert f"{made.paid.whole.money:.4f}" in sheet
+    assert f"{made.whole.money:.4f}" in sheet
     assert "| expert: length | " in sheet
     for name, count in made.splits.items():
         assert f"| {name} | {count} |" in sheet
@@ -447,9 +447,9 @@ def test_the_same_data_whatever_comes_first(server, tmp_path):
         )
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "many.jsonl").read_bytes()
     larger = make(Plan("tax-law", 14), endpoint(server), tmp_path / "one.jsonl")
-    assert larger.paid.cached >= 35
+    assert larger.cached >= 35
     other = make(Plan("tax-law", 10, seed=1), endpoint(server), tmp_path / "one.jsonl")
-    assert other.paid.cached == 0
+    assert other.cached == 0
 
 
 def test_a_run_that_fails_half_way_goes_on(server, tmp_path):
@@ -466,10 +466,10 @@ def test_a_run_that_fails_half_way_goes_on(server, tmp_path):
     kept = len(list(part(out).glob("*.json")))
     assert kept == 20
     made = make(Plan("tax-law", 8), endpoint(server, concurrency=1), out)
-    assert made.paid.cached == kept
+    assert made.cached == kept
     assert len(made.items) == 8
     assert (
-        sum(server.bodies.values()) - made.paid.whole.calls <= 1
+        sum(server.bodies.values()) - made.whole.calls <= 1
     )  # the one on its way when the plug was pulled
 
 
@@ -497,7 +497,7 @@ def test_a_killed_run_goes_on(server, tmp_path):
     (part(out) / ".torn.json-1.tmp").write_text('{"asked"')
     server.delay = 0
     made = make(Plan("tax-law", 20), endpoint(server), out)
-    assert made.paid.cached == len(kept) >= 40 - 8
+    assert made.cached == len(kept) >= 40 - 8
     assert set(server.bodies.values()) <= {1, 2}
     assert (
         sum(server.bodies.values()) - len(server.bodies) <= 8
@@ -514,8 +514,8 @@ def test_a_wrong_key_a_wrong_model_and_a_wrong_address_are_one_message(
             "wrong",
             [],
             (
-                "refuses the key (status 401); put a valid key into the environment variable that"
-                " --key-env names (OPENAI_API_KEY unless given) (model 'scripted', it said:"
+                "refuses the key (status 401: no such key; model 'scripted'); put a valid key into"
+                " the environment variable that --key-env names (OPENAI_API_KEY unless given)"
             ),
         ),
         ("right", ["--teacher", "nobody"], "finds no model 'nobody'"),

@@ -712,7 +712,8 @@ def test_a_judge_without_a_mark_is_asked_again(server, tmp_path):
             value(judging(server, folder=tmp_path), "mute")
     assert server.asked["mute"] == 4
     with pytest.raises(
-        ValueError, match=r"was cut off after '' at 4096 tokens; raise .*`most_tokens`"
+        ValueError,
+        match=r"was cut off at 4096 tokens before it said anything; raise .*`most_tokens`",
     ):
         value(judging(server), "thinking")
 

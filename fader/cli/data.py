@@ -149,9 +149,9 @@ def levels_command(
     }
     row |= {
         "refused": made.refused,
-        **_money(made.paid.now),
-        "cached": made.paid.cached,
-        "whole": _money(made.paid.whole),
+        **_money(made.now),
+        "cached": made.cached,
+        "whole": _money(made.whole),
     }
     print_json(row) if as_json else screen.print(row)
 

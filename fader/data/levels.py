@@ -37,7 +37,6 @@ from fader.data.rounds import (
     Checker,
     Cost,
     Messages,
-    Paid,
     Place,
     Prices,
     Rounds,
@@ -118,12 +117,15 @@ class Plan:
 @dataclass(frozen=True)
 class Made:
     """What was made. `dropped` are items given up, `refused` replies that broke a rule, both by
-    stage and rule."""
+    stage and rule; the rest is what was `Paid`."""
 
     items: tuple[LevelItem, ...]
     dropped: dict[str, int]
     refused: dict[str, int]
-    paid: Paid
+    now: Cost
+    whole: Cost
+    cached: int
+    days: tuple[str, str]
 
     @property
     def splits(self) -> dict[str, int]:
@@ -258,7 +260,7 @@ async def _make(
             tuple(items),
             dict(sorted(rounds.dropped.items())),
             dict(sorted(rounds.refused.items())),
-            rounds.paid(prices),
+            *rounds.paid(prices),
         )
 
 
@@ -345,10 +347,10 @@ def datasheet(plan: Plan, endpoint: Endpoint, made: Made, name: str) -> str:
     ]
     money = (
         "no prices were given"
-        if made.paid.whole.money is None
-        else f"{made.paid.whole.money:.4f} in the currency of the given prices"
+        if made.whole.money is None
+        else f"{made.whole.money:.4f} in the currency of the given prices"
     )
-    first, last = made.paid.days
+    first, last = made.days
     duplicates = sum(
         count for reason, count in made.refused.items() if reason.endswith("duplicate")
     )
@@ -372,8 +374,8 @@ three answers. Nobody has read the result.
 | language | {plan.language} |
 | asked for | {plan.count} items, seed {plan.seed} |
 | prompts | fader, hash {prompts_hash()} |
-| requests | {made.paid.whole.calls} |
-| tokens | {made.paid.whole.tokens_in} read, {made.paid.whole.tokens_out} written |
+| requests | {made.whole.calls} |
+| tokens | {made.whole.tokens_in} read, {made.whole.tokens_out} written |
 | cost | {money} |
 
 Every text was held against rules (length, order of lengths, form, language, completeness, leaks

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -77,8 +77,7 @@ class Cost:
         )
 
 
-@dataclass(frozen=True)
-class Paid:
+class Paid(NamedTuple):
     """What a run took: `now` was paid in this run, `cached` of all replies were kept ones, `days`
     are the first and the last on which they were given."""
 

@@ -95,8 +95,8 @@ def language_model(endpoint: Endpoint) -> LevelJudge:
         if reply.cut:
             raise ValueError(
                 f"--judge: {endpoint.url} with model {endpoint.model!r} was cut off at"
-                f" {endpoint.most_tokens} tokens after {reply.text[:200]!r}; take a model that"
-                " follows instructions"
+                f" {endpoint.most_tokens} tokens {reply.end}; take a model that follows"
+                " instructions"
             )
         named = [level for level in LEVELS if level in reply.text.lower()]
         return named[0] if len(named) == 1 else None

@@ -86,7 +86,7 @@ async def _mark(
     at = f"{reached.url} with model {reached.model!r}"
     if reply.cut:
         raise ValueError(
-            f"{who}: {at} was cut off after {reply.text[:200]!r} at {reached.most_tokens} tokens;"
+            f"{who}: {at} was cut off at {reached.most_tokens} tokens {reply.end};"
             " raise the endpoint's `most_tokens`"
         )
     raise ValueError(
