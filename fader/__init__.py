@@ -2,6 +2,7 @@
 that way while it decodes."""
 
 from fader.answer import Answer, Chunk, Likelihood, Result
+from fader.endpoint import Endpoint
 from fader.engine.backbone import TorchBackbone, load
 from fader.engine.protocols import Backbone
 from fader.engine.running import Busy, Cancelled, Running
@@ -19,6 +20,7 @@ __all__ = [
     "Busy",
     "Cancelled",
     "Chunk",
+    "Endpoint",
     "Fader",
     "LLMJudge",
     "Likelihood",

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from rich.progress import track
 
 from fader.cli.show import AsJson, commands, needing, print_json, screen, show, table
 from fader.engine import builtin
+from fader.files import write_whole
 from fader.vectors import checkpoint
 from fader.vectors.store import available, find, folders, vector_folder
 from fader.vectors.vector import Vector, compress, sparsify
@@ -362,9 +364,6 @@ def _draw(vector: Vector, file: Path) -> None:
     axes.set_yticks(range(len(blocks)), [block or "head" for block in blocks])
     axes.set_title(f"{vector.name}: norm of the difference")
     figure.colorbar(image)
-    scratch = file.with_name(f".{file.name}.part")
-    try:
-        figure.savefig(scratch, format="png", dpi=120)
-        scratch.replace(file)
-    finally:
-        scratch.unlink(missing_ok=True)
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
+    write_whole(file, drawn.getvalue())

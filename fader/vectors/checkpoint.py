@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +29,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from fader.engine import builtin
 from fader.engine.backbone import fingerprint_of
+from fader.files import whole_folder
 from fader.vectors.vector import (
     CARD,
     CONFIG,
@@ -235,9 +234,7 @@ def merge(
         raise ValueError(f"out: {out} is there already; choose another folder or remove it")
     wanted = mixture(strengths.items())
     _check_mixture(plain, wanted)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
+    with whole_folder(out) as scratch:
         for file in plain.folder.iterdir():
             if file in plain.files or (file.is_file() and file.suffix not in FORMATS):
                 shutil.copyfile(file, scratch / file.name)
@@ -255,10 +252,6 @@ def merge(
         ]
         card = {"kind": "merged model", "base_model": str(base), "vectors": parts}
         (scratch / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
-        os.chmod(scratch, 0o755)
-        scratch.replace(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return out
 
 

@@ -13,10 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -29,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fader.engine.protocols import Backbone
+from fader.files import whole_folder
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "fader.json"
 _KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
@@ -136,9 +134,7 @@ class Vector:
             raise ValueError(
                 f"vector {self.name!r} changes no layer; there is nothing to write to {folder}"
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        try:
+        with whole_folder(folder, replace=True) as scratch:
             tensors = {}
             for module, (down, up) in self.factors.items():
                 tensors[f"base_model.model.{module}.lora_A.weight"] = down.contiguous()
@@ -165,12 +161,6 @@ class Vector:
             (scratch / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
             card = {**self.card, "name": self.name, "base_fingerprint": self.base}
             (scratch / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
-            os.chmod(scratch, 0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            scratch.replace(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         return folder
 
     @classmethod
