@@ -2,7 +2,8 @@
 that way while it decodes."""
 
 from fader.answer import Answer, Chunk, Likelihood, Result
-from fader.engine.backbone import Backbone, load
+from fader.engine.backbone import Backbone
+from fader.engine.loading import load
 from fader.engine.loop import Cancelled
 from fader.fader import Fader
 from fader.request import Alignment, Request, Sampling

@@ -19,7 +19,8 @@ from typing import Any, cast
 
 from fader.answer import Answer, Chunk, Likelihood, Result, TokenLogprob
 from fader.engine import builtin
-from fader.engine.backbone import Backbone, load
+from fader.engine.backbone import Backbone
+from fader.engine.loading import load
 from fader.engine.loop import Cancelled, Engine, Job
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Program, together

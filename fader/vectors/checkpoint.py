@@ -31,6 +31,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from fader.engine import builtin
 from fader.engine.backbone import fingerprint_of
+from fader.engine.loading import weight_files
 from fader.vectors.vector import (
     CARD,
     CONFIG,
@@ -122,7 +123,12 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             f"model: {source} ({config.model_type}) is no causal language model: {error}"
         ) from error
     weights: dict[str, Tensor] = model.state_dict(keep_vars=True)
-    files = _files(folder)
+    files = weight_files(folder)
+    if not files:
+        raise ValueError(
+            f"{folder}: there is no model.safetensors and no index of shards; checkpoints are read"
+            f" from safetensors only: {_RESAVE}"
+        )
     found = _stored(files, model, weights)
     stored: dict[str, tuple[Path, str]] = {}
     for weight, tensor in sorted(weights.items(), key=lambda item: item[0]):
@@ -299,25 +305,6 @@ def transfer(
 
 
 _RESAVE = "if transformers can load the model, save it anew with its save_pretrained"
-
-
-def _files(folder: Path) -> tuple[Path, ...]:
-    """The files that hold the weights. Raises ValueError if there are none or a shard is
-    missing."""
-    index = folder / "model.safetensors.index.json"
-    names = {"model.safetensors"}
-    if index.is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{index}: not an index of shards: {error!r}") from None
-    for name in sorted(names):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"{folder}: there is no {name}; checkpoints are read from safetensors only:"
-                f" {_RESAVE}"
-            )
-    return tuple(folder / name for name in sorted(names))
 
 
 def _stored(
