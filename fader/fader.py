@@ -33,7 +33,7 @@ from fader.profiles import load_alignment
 from fader.request import Lookahead, PolicySpec, Preferences, Request, Sampling, Search
 from fader.rewards.reward import NOTHING, Resources
 from fader.schema import parse
-from fader.vectors.store import find
+from fader.vectors.store import open_vector
 from fader.vectors.vector import Vector, mixture
 
 RequestLike = str | Mapping[str, Any] | Request
@@ -124,7 +124,7 @@ class Fader:
         it does not fit the model."""
         vector = self._vectors.get(name)
         if vector is None:
-            vector = self._vectors.setdefault(name, find(name))
+            vector = self._vectors.setdefault(name, open_vector(name))
         vector.check(backbone or self.backbones[self.model])
         return vector
 

@@ -32,9 +32,9 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from fader.engine import builtin
 from fader.engine.backbone import fingerprint_of
 from fader.engine.loading import weight_files
+from fader.vectors.peft_folder import CONFIG
 from fader.vectors.vector import (
     CARD,
-    CONFIG,
     Kept,
     Vector,
     balanced,
@@ -215,9 +215,9 @@ def adopt(
     vector = Vector.load(adapter, name)
     plain = open_checkpoint(base)
     mark = plain.fingerprint()
-    vector.check_model(plain.name, mark, plain.layers)
+    vector.check_model(plain.name, mark, plain.layers, plain.read)
     card = {"kind": "LoRA", **vector.card, "base_model": str(base)}
-    vector = replace(vector, name=name, base=mark, card=card)
+    vector = replace(vector, name=name, base=mark, card=card, base_weights={})
     return compress(vector, rank, energy)[0] if rank or energy else vector
 
 
@@ -286,11 +286,17 @@ def transfer(
         raise ValueError(
             f"onto: {onto} is the model that {vector.name} belongs to; use the vector as it is"
         )
-    vector.check_model(stage.name, vector.base or mark, stage.layers)
+    if vector.base_weights and base is None:
+        raise ValueError(
+            f"base: {vector.name} was saved with weights of its own model"
+            f" ({', '.join(vector.base_weights)}); give that model, so that they can be compared"
+        )
+    moving = replace(vector, base_weights={})
+    moving.check_model(stage.name, vector.base or mark, stage.layers, stage.read)
     moved: dict[str, dict[str, float]] | None = None
     if base is not None:
         origin = open_checkpoint(base)
-        vector.check_model(origin.name, origin.fingerprint(), origin.layers)
+        vector.check_model(origin.name, origin.fingerprint(), origin.layers, origin.read)
         _same_kind(stage, origin)
         moved = {
             module: _moved(vector, module, stage, origin) for module in track(list(vector.factors))
@@ -300,7 +306,7 @@ def transfer(
     }
     note = {"base_fingerprint": vector.base, **before, "moved": moved}
     return replace(
-        vector, base=mark, card={**vector.card, "base_model": str(onto), "transferred_from": note}
+        moving, base=mark, card={**vector.card, "base_model": str(onto), "transferred_from": note}
     )
 
 
@@ -417,7 +423,7 @@ def _check_mixture(plain: Checkpoint, wanted: Sequence[tuple[Vector, float]]) ->
     for vector, strength in wanted:
         if not math.isfinite(strength):
             raise ValueError(f"vectors.{vector.name}: the strength {strength} is not finite")
-        vector.check_model(plain.name, mark, plain.layers)
+        vector.check_model(plain.name, mark, plain.layers, plain.read)
         if shared := next(
             (module for module in vector.factors if f"{module}.weight" in tied), None
         ):
