@@ -3,7 +3,8 @@ that way while it decodes."""
 
 from fader.answer import Answer, Chunk, Likelihood, Result
 from fader.endpoint import Endpoint
-from fader.engine.backbone import TorchBackbone, load
+from fader.engine.backbone import TorchBackbone
+from fader.engine.loading import load
 from fader.engine.protocols import Backbone
 from fader.engine.running import Busy, Cancelled, Running
 from fader.fader import Fader

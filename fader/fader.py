@@ -24,8 +24,9 @@ from fader.profiles import load_alignment
 from fader.request import Alignment, Request, RequestLike
 from fader.rewards.reward import NOTHING, Resources
 from fader.schema import Faults, Invalid, parse
+from fader.vectors.peft_folder import CONFIG
 from fader.vectors.store import available
-from fader.vectors.vector import CONFIG, Vector
+from fader.vectors.vector import Vector
 
 
 class Fader:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fader.answer import Chunk, Likelihood, Result
 from fader.engine import builtin
-from fader.engine.backbone import load
+from fader.engine.loading import load
 from fader.engine.loop import Engine, Needs, Stats
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Program, UsageSoFar, together
@@ -121,8 +121,7 @@ class Local:
         requests; running ones keep theirs."""
         vector = vector.named(name) if name else vector
         if not any(_fits(vector, backbone) for backbone in self.backbones.values()):
-            with at("vectors", vector.name):
-                vector.check(self.backbones[self.model])
+            vector.check(self.backbones[self.model])
         if vector.name in self._vectors:
             self.remove_vector(vector.name)
         self._vectors[vector.name] = vector
@@ -176,6 +175,8 @@ class Local:
         written = [plan.backbone.encode(answer) for answer in answers]
         if not all(written):
             raise Invalid("has no tokens; give a text to score", "answer")
+        with at("answer"):
+            plan.backbone.check_tokens([token for ids in written for token in ids])
         longest, size = max(map(len, written), default=0), max(len(written), 1)
         while size > 1 and not self.engine.fits(plan.needs(longest, size)):
             size = -(-size // 2)
@@ -190,7 +191,7 @@ class Local:
         faults = Faults()
         backbone = self._backbone(request.model, "model")
         alignment = request.alignment
-        own = self._mixture(alignment.vectors, backbone, faults.inside("alignment", "vectors"))
+        own = self._mixture(alignment.vectors, backbone, faults.inside("alignment"))
         policies: dict[tuple[Any, ...], Policy] = {}
 
         def resolve(
@@ -208,7 +209,7 @@ class Local:
             if spec.vectors is not None or reader is not backbone:
                 named = alignment.vectors if spec.vectors is None else spec.vectors
                 inner = Faults()
-                vectors = self._mixture(named, reader, inner.inside(field, "vectors"))
+                vectors = self._mixture(named, reader, inner.inside(field))
                 inner.raise_any()
             preferences = alignment.preferences if spec.preferences is None else spec.preferences
             text = conversation(
@@ -217,6 +218,8 @@ class Local:
             ids = tuple(reader.encode(text, special=reader.tokenizer.chat_template is None))
             if not ids:
                 raise Invalid("the prompt has no tokens; write something", "messages")
+            with at("messages"):
+                reader.check_tokens(ids)
             key = (reader.name, ids, vectors)
             return policies.setdefault(key, Policy(*key))
 
@@ -251,7 +254,7 @@ class Local:
     ) -> tuple[tuple[Vector, float], ...]:
         found = []
         for name, strength in strengths.items():
-            with faults.at(name):
+            with faults.at():
                 found.append((self.vector(name, backbone), strength))
         return mixture(found)
 
