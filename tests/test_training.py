@@ -85,7 +85,7 @@ def test_pairs_in_every_common_form(tmp_path):
         ('{"chosen": "a", "rejected": "b"}', "data.jsonl:1: prompt must be"),
         (
             json.dumps({"chosen": "\n\nHuman: q\n\nAssistant: ", "rejected": "b"}),
-            "data.jsonl:1: chosen: must be a text",
+            "data.jsonl:1: chosen.1.content: must not be empty",
         ),
         (
             '{"prompt": [{"role": "robot", "content": "x"}], "chosen": "a", "rejected": "b"}',

@@ -11,7 +11,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fader.cli.show import AsJson, commands, needing, print_json, screen, table
+from fader.cli.show import (
+    AsJson,
+    Rating,
+    SkipBad,
+    commands,
+    needing,
+    print_json,
+    screen,
+    table,
+)
 
 if TYPE_CHECKING:
     from fader.data.rounds import Cost
@@ -137,12 +146,14 @@ def check_command(
         str,
         typer.Argument(
             help=(
-                "JSONL of levels (query, avoidance, generic, expert) or of pairs (prompt, chosen,"
-                " rejected)."
+                "Level data (query, avoidance, generic, expert) or pairs in any common form: JSONL,"
+                " JSON, CSV, parquet, a folder, or a data set's hub id."
             )
         ),
     ],
     language: Language = "en",
+    rating: Rating = None,
+    skip_bad: SkipBad = 0,
     as_json: AsJson = False,
 ) -> None:
     """Hold level data or pairs against the rules. Exit status 0 without a fault, 1 with one, 2 if
@@ -150,7 +161,9 @@ def check_command(
     with needing("checking data", "data"):
         from fader.data.check import RULES, check
 
-    report = check(file, language)
+    report = check(file, language, rating, skip_bad)
+    for note in report.notes:
+        messages.print(note, markup=False, highlight=False, soft_wrap=True)
     if as_json:
         findings = [
             {"line": found.line, "field": found.field, **asdict(found.fault)}
