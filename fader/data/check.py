@@ -36,7 +36,9 @@ RULES = {
     "refusal": "a generic or expert answer does not decline (English only)",
     "vague": "an expert answer holds a figure or a name",
     "same": "the answers of one record differ",
-    "duplicate": "no text nearly repeats an earlier record's; of pairs, question and answers together",
+    "duplicate": (
+        "no text nearly repeats an earlier record's; of pairs, the question with its answers"
+    ),
 }
 RANGES = {
     "persona": (4, 45),
