@@ -61,6 +61,9 @@ from fader.vectors.vector import CONFIG, Vector, check_place
 FORMAT = 1
 """Raise it by hand when a change of the code changes what a training gives: vectors of another
 format are not taken for what the same data and settings give."""
+DATED = ("base_identity", "format")
+"""What of a card may differ in a vector that is trained anew by the same command: it is out of
+date, and no other vector."""
 log = logging.getLogger(__name__)
 
 
@@ -176,13 +179,20 @@ def _trained(
         "format": FORMAT,
     }
     numbers = getattr(torch, dtype)
-    if there := _trained_before(folders, run, numbers):
+    there = _there(folders)
+    if len(there) == len(folders) and all(_as_asked(one, run, numbers) for one in there):
         return there
-    for folder in folders.values():
-        if (folder / CONFIG).is_file() and not force:
+    for one in there:
+        if not (force or _as_asked(one, {**run, **{key: one.card.get(key) for key in DATED}})):
             raise ValueError(
-                f"out: {folder} holds a vector of other data, settings or model; replace it with"
-                " --force, or give another folder"
+                f"out: {folders[one.name]} holds a vector of other data, settings or model; replace"
+                " it with --force, or give another folder"
+            )
+        if not force:
+            log.warning(
+                "%s is trained anew: since it was, the model's tokenizer, chat template or settings"
+                " or the way of training have changed",
+                folders[one.name],
             )
     same_run_or_fresh(work, run)
     checkpoint = last_checkpoint(work)
@@ -233,28 +243,26 @@ def _trained(
     return found
 
 
-def _trained_before(
-    folders: Mapping[str, Path], run: Mapping[str, Any], numbers: torch.dtype
-) -> list[Vector]:
-    """The vectors in these folders, if all of them are what the same lessons and settings gave;
-    else none."""
-    found = []
-    for name, folder in folders.items():
-        if not (folder / CONFIG).is_file():
-            return []
-        vector = Vector.load(folder, name)
-        card = {
-            **vector.card,
-            "vectors": vector.card.get("trained_with"),
-            "base_fingerprint": vector.base,
-        }
-        same = all(card.get(key) == value for key, value in json.loads(json.dumps(run)).items())
-        if not same or any(
-            factor.dtype != numbers for pair in vector.factors.values() for factor in pair
-        ):
-            return []
-        found.append(vector)
-    return found
+def _there(folders: Mapping[str, Path]) -> list[Vector]:
+    """The vectors that are in these folders already."""
+    return [
+        Vector.load(folder, name) for name, folder in folders.items() if (folder / CONFIG).is_file()
+    ]
+
+
+def _as_asked(vector: Vector, run: Mapping[str, Any], numbers: torch.dtype | None = None) -> bool:
+    """Whether a vector is what these lessons and settings give, in these numbers where they are
+    said."""
+    card = {
+        **vector.card,
+        "vectors": vector.card.get("trained_with"),
+        "base_fingerprint": vector.base,
+    }
+    return all(
+        card.get(key) == value for key, value in json.loads(json.dumps(run)).items()
+    ) and not any(
+        numbers and factor.dtype != numbers for pair in vector.factors.values() for factor in pair
+    )
 
 
 def _conversation(lesson: Lesson) -> list[dict[str, str]]:
