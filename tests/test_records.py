@@ -5,8 +5,10 @@ import csv
 import gzip
 import json
 import logging
+from dataclasses import replace
 
 import pytest
+from test_cli import run
 
 from fader.data.records import Pair, pair_of, read, read_any, read_pairs
 from fader.request import Message
@@ -440,3 +442,22 @@ def test_a_check_compares_questions_and_answers_not_what_stands_above_them(tmp_p
     found = check(written(tmp_path, *rows, rows[0], {**rows[1], "rejected": texts[1][1]}))
     assert [(one.line, one.fault.rule) for one in found.findings] == [(3, "duplicate"), (4, "same")]
     assert found.items == 4
+
+
+def test_any_data_is_marked_and_written_as_what_is_read_again(tmp_path):
+    rows = [
+        {"question": f"Why {place // 2}?", "system": "Be brief.", **SAME} for place in range(40)
+    ]
+    file, out = written(tmp_path, *rows), tmp_path / "marked.jsonl"
+    done = run("data", "split", str(file), "--out", str(out), "--json")
+    assert json.loads(done.stdout)["splits"] == {"train": 24, "dev": 6, "test": 10}
+    found = read_pairs(out)
+    assert [replace(one, split="train") for one in found] == read_pairs(file)
+    assert all(one.split == two.split for one, two in zip(found[::2], found[1::2], strict=True))
+    for wrong, said in (
+        ([str(file), "--out", str(out)], "is there already"),
+        ([str(out), "--out", str(tmp_path / "more.jsonl")], "are marked already"),
+        ([str(file), "--out", "x.jsonl", "--splits", "1,1,0"], "sum to 1"),
+    ):
+        done = run("data", "split", *wrong)
+        assert (done.returncode, said in done.stderr) == (2, True)

@@ -18,7 +18,7 @@ from fader.evaluation.pairs import pairs
 from fader.evaluation.suite import Suite
 from fader.evaluation.tune import alone, curves, top1
 from fader.fader import Fader
-from fader.vectors.vector import Vector
+from fader.vectors.vector import CONFIG, Vector
 
 STRENGTHS = (-1.0, -0.35, 0.0, 0.5, 1.0)
 
@@ -44,7 +44,7 @@ def note_effect(
         if held_out:
             suite = Suite(cache, pairs=held_out, vectors={"": vector.name})
             found["held_out"] = [asdict(metric) for metric in pairs(suite, STRENGTHS)]
-    if Vector.load(folder).digest != vector.digest:
+    if (folder / CONFIG).is_file() and Vector.load(folder).digest != vector.digest:
         raise ValueError(f"out: {folder} holds another vector by now; nothing was written into it")
     noted = replace(vector, card={**vector.card, "effect": found})
     noted.save(folder)

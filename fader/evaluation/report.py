@@ -176,14 +176,14 @@ def pairs_against_strength(figures: Sequence[Metric]) -> str | None:
         return None
     canvas, panels = pyplot.subplots(1, 2, figsize=(8.4, 3.4))
     for panel, metric in zip(panels, ("accuracy", "margin"), strict=True):
-        for split in dict.fromkeys(figure.case for figure in found):
+        for name in dict.fromkeys(_vector_and_case(figure) for figure in found):
             line = sorted(
                 (_amount(figure), figure.value, figure.low, figure.high)
                 for figure in found
-                if (figure.case, figure.metric) == (split, metric)
+                if (_vector_and_case(figure), figure.metric) == (name, metric)
             )
             x, y, low, high = zip(*line, strict=True)
-            panel.plot(x, y, marker="o", markersize=3, label=split)
+            panel.plot(x, y, marker="o", markersize=3, label=name)
             panel.fill_between(x, low, high, alpha=0.15)
         panel.set(xlabel="strength", ylabel=metric)
     panels[0].set_ylim(-0.02, 1.02)
@@ -199,6 +199,10 @@ DRAWINGS: Mapping[str, Callable[[Sequence[Metric]], str | None]] = {
     "Cost against quality of generated answers": cost_and_quality,
     "Pairs: the chosen answer is the likelier one": pairs_against_strength,
 }
+
+
+def _vector_and_case(figure: Metric) -> str:
+    return f"{figure.method.rpartition('=')[0]}, {figure.case}"
 
 
 def _amount(figure: Metric) -> float:
