@@ -199,6 +199,7 @@ def suite(fader: Fader, tmp_path: Path) -> Suite:
         ResultCache(fader, tmp_path / "ledger.jsonl", quiet=True),
         dict.fromkeys((*DOMAINS, "other"), level_items()),
         styles=["warm"],
+        pairs=[item.pair() for item in level_items()],
         limit=3,
     )
 

@@ -42,6 +42,9 @@ class Backend(Protocol):
     def score(self, request: Request, answers: Sequence[str]) -> Running[list[Likelihood]]:
         """How likely each of some given answers is. Raises `Invalid` before anything runs."""
 
+    def identity(self, model: str) -> str:
+        """A hash of all that a model's answers depend on besides the request."""
+
     def stats(self) -> Stats:
         """What the backend is doing at present."""
 

@@ -91,6 +91,10 @@ class Local:
         """Cancel what runs and free the engine's thread."""
         self.engine.close()
 
+    def identity(self, model: str) -> str:
+        """A hash of all that a model's answers depend on besides the request."""
+        return self.backbones[model].identity
+
     def stats(self) -> Stats:
         """What the engine is doing at present."""
         return self.engine.stats()

@@ -28,7 +28,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from fader.engine import builtin
-from fader.engine.backbone import fingerprint_of
+from fader.engine.identity import fingerprint_of
 from fader.engine.loading import weight_files
 from fader.files import whole_folder
 from fader.vectors.peft_folder import CONFIG
