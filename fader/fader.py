@@ -26,8 +26,9 @@ from fader.engine.program import Program, together
 from fader.methods.decode import Task, decode, token_logprobs
 from fader.methods.guidance import GuidedPolicy, next_scores, sequence_scores, terms
 from fader.methods.objective import Objective, objective
-from fader.methods.prompt import conversation
+from fader.methods.prompt import prompt_ids
 from fader.methods.search import rows, search
+from fader.methods.tokens import stop_tokens, text_ids
 from fader.profiles import load_alignment
 from fader.request import Lookahead, PolicySpec, Preferences, Request, Sampling, Search
 from fader.rewards.reward import NOTHING, Resources
@@ -293,7 +294,8 @@ class Fader:
     ) -> Iterator[tuple[_Plan, list[int], list[list[int]]]]:
         """The answers at these places to one request as token ids, in as few readings as memory
         allows. Raises ValueError for what cannot be read."""
-        written = [plan.backbone.encode(pairs[place][1]) for place in places]
+        tokenizer, continuing = plan.backbone.tokenizer, plan.request.prefill is not None
+        written = [text_ids(pairs[place][1], tokenizer, continuing=continuing) for place in places]
         if not all(written):
             raise ValueError("answer: has no tokens; give a text to score")
         longest, size = max(map(len, written)), len(written)
@@ -365,8 +367,9 @@ class Fader:
                 (self.vector(name, reader), strength) for name, strength in wanted.items()
             )
             prompt = request.alignment.preferences if spec.preferences is None else spec.preferences
-            text = conversation(request.messages, (prompt, told), reader.tokenizer, request.prefill)
-            ids = tuple(reader.encode(text, special=reader.tokenizer.chat_template is None))
+            ids = tuple(
+                prompt_ids(request.messages, (prompt, told), reader.tokenizer, request.prefill)
+            )
             if not ids:
                 raise ValueError("messages: the prompt has no tokens; write something")
             return policies.setdefault(
@@ -376,12 +379,17 @@ class Fader:
         base = resolve(PolicySpec())
         with _under("guides"):
             guided = GuidedPolicy(base, terms(request.alignment.guides, resolve))
+        stopping = stop_tokens(request.sampling.stop, backbone.tokenizer)
         end_tokens = frozenset(
-            token for token in backbone.end_tokens if token < backbone.vocabulary
+            token for token in backbone.end_tokens | stopping if token < backbone.vocabulary
         )
         context = base.prompt[-8:] if request.prefill else ()
         seen = base.prompt if request.sampling.repetition_penalty != 1 else ()
-        task = Task(request.sampling, end_tokens, backbone.decode, seen, backbone.encode, context)
+
+        def encode(text: str, continuing: bool) -> list[int]:
+            return text_ids(text, backbone.tokenizer, continuing=continuing)
+
+        task = Task(request.sampling, end_tokens, backbone.decode, seen, encode, context)
         wanted = request.alignment.search
         if wanted is None:
             return _Plan(request, guided, backbone, task)

@@ -51,7 +51,7 @@ class Sampling(Frozen):
     stop: Annotated[
         tuple[Annotated[str, AfterValidator(not_empty)], ...], BeforeValidator(listed)
     ] = ()
-    """The answer ends before the first of these strings."""
+    """The answer ends before the first of these strings; one may be a special token."""
     n: int = Field(1, ge=1, le=128)
     """How many answers to draw."""
     logprobs: int | None = Field(None, ge=0, le=100)
@@ -164,7 +164,7 @@ class Mix(_Guide):
 
 
 class Personalized(_Guide):
-    """A personalised reward model (PAD, arXiv 2410.04070 eq. 12) told the user's principle."""
+    """A personalised reward model (PAD, arXiv 2410.04070, eq. 13) told the user's principle."""
 
     kind: Literal["personalized"]
     principle: Text

@@ -383,13 +383,12 @@ class Tree:
         """What rewards propose after this text, as first token and those after it; no more of them
         than there are candidates."""
         found: dict[int, tuple[int, ...]] = {}
+        task = self.context.task
         for proposal in self.context.objective.propose(text)[: self.spec.top_k]:
             if proposal == END:
-                tokens = sorted(self.context.task.end_tokens, key=lambda token: -float(log[token]))[
-                    :1
-                ]
+                tokens = sorted(task.end_tokens, key=lambda token: -float(log[token]))[:1]
             else:
-                tokens = self.context.task.encode(proposal)
+                tokens = task.encode(proposal, bool(text or task.context))
             if tokens:
                 found.setdefault(tokens[0], tuple(tokens[1:]))
         return found
