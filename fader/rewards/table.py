@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fader.rewards.json_schema import json_schema
 from fader.rewards.reward import NOTHING, Interval, Resources, Reward
 from fader.rewards.specs import (
     ClassifierSpec,
@@ -25,7 +26,6 @@ from fader.rewards.specs import (
 from fader.rewards.text import (
     classifier,
     forbidden,
-    json_schema,
     judge,
     keywords,
     length,
