@@ -55,7 +55,7 @@ class Sampling(Frozen):
     stop: Annotated[
         tuple[Annotated[str, AfterValidator(not_empty)], ...], BeforeValidator(listed)
     ] = ()
-    """The answer ends before the first of these strings."""
+    """The answer ends before the first of these strings; one may be a special token."""
     n: int = Field(1, ge=1, le=128)
     """How many answers to draw."""
     logprobs: int | None = Field(None, ge=0, le=100)
@@ -168,7 +168,7 @@ class Mix(_Guide):
 
 
 class Personalized(_Guide):
-    """A personalised reward model (PAD, arXiv 2410.04070 eq. 12) told the user's principle."""
+    """A personalised reward model (PAD, arXiv 2410.04070, eq. 13) told the user's principle."""
 
     kind: Literal["personalized"]
     principle: Text
@@ -265,7 +265,8 @@ class BestOfN(_Search):
 
 class Blockwise(_Search):
     """Draw `n` blocks, keep the `beams` drafts of the highest reward, and so on (blockwise
-    controlled decoding, arXiv 2310.17022)."""
+    controlled decoding, arXiv 2310.17022, without its trained prefix scorer: the rewards judge the
+    unfinished text)."""
 
     kind: Literal["blockwise"]
     n: int = Field(4, ge=1, le=128)
@@ -290,14 +291,27 @@ class Segments(_Search):
     kind: Literal["segments"]
     entropy: Positive = 3.0
     """A segment ends where the next token's distribution has at least this entropy, in nats."""
-    longest: int = Field(32, ge=1)
+    shortest: int = Field(4, ge=1)
+    """A segment has at least this many tokens, unless the answer ends."""
+    longest: int = Field(64, ge=1)
     """A segment has at most this many tokens."""
-    tries: int = Field(8, ge=1, le=128)
+    tries: int = Field(20, ge=1, le=128)
     """After as many rejections, the best of them is kept."""
     target: Finite = 1.0
-    """The reward at which a segment is always kept."""
+    """The threshold at `max_tokens`: the reward that the whole answer is to have."""
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Where the threshold begins: 0 at the reward of nothing written, 1 at the target. It rises
+    evenly from there."""
     softness: Positive = 0.1
-    """One that misses the target by d is kept with probability exp(-d / softness)."""
+    """A segment that misses the threshold by d is kept with probability exp(-d / softness)."""
+
+    @model_validator(mode="after")
+    def _shortest_first(self) -> Segments:
+        if self.shortest > self.longest:
+            raise ValueError(
+                f"shortest ({self.shortest}) must not be more than longest ({self.longest})"
+            )
+        return self
 
 
 Optimization = Literal["reuse", "prune", "skip", "speculate"]

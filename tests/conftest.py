@@ -84,11 +84,15 @@ def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
 
 
 def make_model(
-    folder: Path, architecture: str = "llama", template: str | None = TEMPLATE, seed: int = 0
+    folder: Path,
+    architecture: str = "llama",
+    template: str | None = TEMPLATE,
+    seed: int = 0,
+    words: PreTrainedTokenizerFast | None = None,
 ) -> Path:
     """Write a tiny random model of that architecture, its logits peaked enough that ties do not
-    happen."""
-    words = tokenizer(template)
+    happen; `words`: another tokenizer."""
+    words = words or tokenizer(template)
     config = AutoConfig.for_model(
         architecture,
         **ARCHITECTURES[architecture],

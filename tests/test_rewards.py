@@ -3,6 +3,7 @@ is appended."""
 
 import json
 import math
+import resource
 import socket
 import sys
 import threading
@@ -23,9 +24,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from fader import endpoint as endpoints
 from fader.endpoint import Endpoint
 from fader.rewards import models as reward_models
+from fader.rewards.json_schema import json_schema
 from fader.rewards.judge import LLMJudge, read_mark
 from fader.rewards.reward import ANY, END, Resources
-from fader.rewards.specs import TextRewardSpec
+from fader.rewards.specs import JsonSchemaSpec, TextRewardSpec
 from fader.rewards.table import REWARDS, make, weighted_sum
 from fader.rewards.text import count
 from fader.rewards.words import rest, settled
@@ -390,9 +392,10 @@ def test_ahead_says_something():
     assert ahead("the dogs", "keywords", **dogs) == (0, 1)
     assert ahead("run dog. ", "keywords", **dogs, ordered=True) == (0.5, 1)
     assert ahead("run dog. ", "keywords", **dogs, hard=True) == (1, 1)
-    assert ahead("a dog.", "forbidden", **dogs) == (0, 0)
+    assert ahead("a dog,", "forbidden", **dogs) == (0, 0)
     assert ahead("a dog", "forbidden", **dogs) == (0, 1)
-    assert ahead("a dog.", "forbidden", **dogs, hard=False) == (0, 0.5)
+    assert ahead("a dog.", "forbidden", **dogs) == (0, 1)  # dog.com
+    assert ahead("a dog. ", "forbidden", **dogs, hard=False) == (0, 0.5)
     assert ahead("a b c d", "length", at_most=2) == (0, 0.5)
     assert ahead("a b c", "length", at_least=4) == (0.75, 1)
     assert ahead("a b c", "length", about=4) == (0, 1)
@@ -495,7 +498,8 @@ def test_what_is_settled():
         for text in (
             "the dog",
             "the dog ",
-            "the dog.",
+            "the dog,",
+            "a well-\u2019",
             "do\ufffd",
             "a e\u0301",
             "一只狗",
@@ -504,7 +508,8 @@ def test_what_is_settled():
     ] == [
         "the ",
         "the dog ",
-        "the dog.",
+        "the dog,",
+        "a ",
         "",
         "a ",
         "一只狗",
@@ -585,6 +590,87 @@ def test_json_by_its_schema():
     assert reward.score([""] * len(texts), texts) == [1, 1, 1, 1, 0.5, 0.5, 0, 0, 0, 0, 0]
     assert value(make(spec("json-schema", of={"multipleOf": 0.5})), "1" + "0" * 400) in (0.5, 1)
     assert value(make(spec("json-schema", of={"$ref": "#"})), "1") == 0.5
+
+
+BOMB = r"(?:(?:(?:a|b){1000}){1000}){1000}"
+
+
+def test_a_pattern_that_eats_the_machine_is_refused_while_it_is_compiled():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for one in (
+        spec("regex", pattern=BOMB),
+        spec("json-schema", of={"properties": {"a": {"pattern": BOMB}}}),
+        spec("json-schema", of={"x": {"y": {"pattern": BOMB}}, "$ref": "#/x/y"}),
+    ):
+        with pytest.raises(ValueError, match=f"rewards.{one.kind}.*seconds or 256 MB to compile"):
+            make(one)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # kilobytes
+
+
+def test_patterns_of_schemas_are_those_of_the_regex_reward():
+    letters = make(spec("json-schema", of={"pattern": r"^\p{Lu}(?i:x)*+$"}))
+    assert letters.score([""] * 2, ['"Axx"', '"ax"']) == [1, 0.5]
+    for kind in ({"pattern": "("}, {"of": {"items": {"pattern": "("}}}):
+        with pytest.raises(ValueError, match="no regular expression: missing"):
+            make(spec("regex" if "pattern" in kind else "json-schema", **kind))
+
+
+def test_a_schema_is_bounded_while_it_validates():
+    twice = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(40)}
+    reward = make(spec("json-schema", of={"$ref": "#/$defs/a0", "$defs": {**twice, "a40": {}}}))
+    unique = make(spec("json-schema", of={"uniqueItems": True}))
+    start = time.perf_counter()
+    assert value(reward, "1") == 0.5
+    assert value(unique, json.dumps([{"a": i} for i in range(20_000)])) == 1
+    assert time.perf_counter() - start < 5
+    deep = {}
+    for _ in range(2000):
+        deep = {"not": deep}
+    with pytest.raises(ValueError, match="nested too deeply"):
+        json_schema(JsonSchemaSpec.model_construct(kind="json-schema", of=deep), Resources())
+
+
+def test_numbers_of_json_are_decimals():
+    tenths = make(spec("json-schema", of={"multipleOf": 0.1}))
+    texts = ["0.3", "1.1", "4.35", "7", "1e2", "-0.7", "1e999999999", "1e-999999999", "true", "0"]
+    assert tenths.score([""] * 10, texts) == [1, 1, 0.5, 1, 1, 1, 0.5, 0.5, 1, 1]
+    cents = make(spec("json-schema", of={"multipleOf": 0.01, "minimum": 0.1, "maximum": 8.2}))
+    assert cents.score([""] * 5, ["4.35", "0.1", "8.2", "8.21", "0.105"]) == [1, 1, 1, 0.5, 0.5]
+    for of, right, wrong in [
+        ({"const": 0.1}, ["0.1", "0.10", "1e-1"], ["0.1000000000000000055", "true"]),
+        ({"enum": [1, {"a": [1.5, None]}]}, ["1", "1.0", '{"a": [1.50, null]}'], ["true", "1.5"]),
+        ({"type": "integer"}, ["1", "1.0", "1e3", "-2"], ["1.5", "true", '"1"']),
+        ({"uniqueItems": True}, ["[1, true, 0, false]", "3"], ["[1, 1.0]", '[{"a": 1}, {"a": 1}]']),
+        ({"exclusiveMaximum": 0.3}, ["0.29999999999999999999"], ["0.3"]),
+    ]:
+        reward = make(spec("json-schema", of=of))
+        assert [value(reward, text) for text in right] == [1.0] * len(right), of
+        assert [value(reward, text) for text in wrong] == [0.5] * len(wrong), of
+    assert value(make(spec("json-schema", of={"multipleOf": 0.5})), "1" + "0" * 400) == 1
+    assert value(tenths, "1e99999999999999999999999") == 0.5
+
+
+def test_data_in_a_schema_is_no_schema():
+    data = {"$ref": "https://nowhere.example/x", "patternProperties": {"(": 1}, "pattern": "("}
+    for of in (
+        {"const": data},
+        {"enum": [data]},
+        {"default": data, "examples": [data]},
+        {"properties": {name: {"const": data} for name in ("$ref", "pattern", "enum")}},
+        {"properties": {"patternProperties": {"type": "integer"}}, "required": ["pattern"]},
+        {"x-note": {"items": data}},
+    ):
+        make(spec("json-schema", of=of))
+    assert value(make(spec("json-schema", of={"const": data})), json.dumps(data)) == 1
+    named = make(spec("json-schema", of={"properties": {"patternProperties": {"minimum": 3}}}))
+    assert value(named, '{"patternProperties": 2}') == 0.5
+    for of, fault in (
+        ({"$defs": {"a": {"items": {"$ref": "other.json"}}}}, "leads out of the schema"),
+        ({"$ref": "#/x", "x": {"not": {"$ref": "other.json"}}}, "leads out of the schema"),
+        ({"additionalProperties": {"patternProperties": {}}}, "patternProperties"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            make(spec("json-schema", of=of))
 
 
 def test_sentiment_of_long_texts_is_the_mean():
@@ -851,7 +937,7 @@ def test_a_function_is_checked(returned):
         ),
         (
             {"kind": "json-schema", "of": {"properties": {"a": {"pattern": "("}}}},
-            r"of: no JSON Schema: \$.properties.a.pattern",
+            r"json-schema.of: no regular expression: missing \)",
         ),
         ({"kind": "json-schema", "of": {"patternProperties": {}}}, "not supported"),
         ({"kind": "length"}, "give `at_most`, `at_least` or `about`"),

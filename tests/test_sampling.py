@@ -42,7 +42,8 @@ def test_draws_follow_the_distribution():
     assert (drawn.bincount(minlength=4) / 4000).tolist() == pytest.approx(
         [0.1, 0.2, 0.3, 0.4], abs=0.03
     )
-    assert draw(scores, Sampling(temperature=1e-6), (), 0.5) == 3
+    for cold in (1e-6, 1e-44, 1e-46, 1e-300):
+        assert draw(scores, Sampling(temperature=cold), (), 0.5) == 3
     assert draw(scores, Sampling(), (), 0.0) == 3
     assert draw(torch.tensor([float("-inf"), 0.0]), how, (), 0.0) == 1
 

@@ -76,7 +76,10 @@ def test_what_streams_is_what_is_returned_alone_and_in_a_batch(tiny, spec):
 
 @pytest.mark.parametrize(
     "spec",
-    [{"kind": "blockwise", "n": 1, "block": 3}, {"kind": "segments", "tries": 1, "longest": 2}],
+    [
+        {"kind": "blockwise", "n": 1, "block": 3},
+        {"kind": "segments", "tries": 1, "shortest": 1, "longest": 2},
+    ],
     ids=str,
 )
 def test_a_single_proposal_is_plain_sampling(tiny, spec):
@@ -131,6 +134,37 @@ def test_where_nothing_can_be_gained_nothing_more_is_read(tiny):
     )
     assert found.answers[0].token_ids == plain.answers[0].token_ids == slow.answers[0].token_ids
     assert found.usage.rows == plain.usage.rows < slow.usage.rows
+
+
+def test_the_threshold_of_segments_rises_from_nothing_written_to_the_target(tiny_folder):
+    def even(prompts, texts):
+        return [0.0 if not text else 0.3 if text.count("e") % 2 else 0.6 for text in texts]
+
+    search = {
+        "kind": "segments",
+        "entropy": 1e-6,  # every token is unsure enough, so segments have their shortest length
+        "softness": 1e-6,
+        "rewards": [{"kind": "python", "name": "even"}],
+    }
+    sampling = {"max_tokens": 16, "temperature": 1.5}
+    firsts = {0.0: 0, 1.0: 0}
+    with Fader(load(str(tiny_folder)), resources=Resources(callables={"even": even})) as fader:
+        for seed in range(12):
+            plain = fader.generate("the sea", **sampling, seed=seed).answers[0]
+            for alpha, same in firsts.items():
+                found = fader.generate(
+                    "the sea",
+                    **sampling,
+                    seed=seed,
+                    alignment={"search": {**search, "alpha": alpha}},
+                ).answers[0]
+                decode = fader.backend.backbones[fader.model].decode
+                firsts[alpha] = same + (found.token_ids[:4] == plain.token_ids[:4])
+                # from token 8 on the threshold is above 0.3, at alpha 1 from the beginning
+                for end in range(8 if alpha == 0 else 4, len(found.token_ids) + 1, 4):
+                    assert even([""], [decode(found.token_ids[:end])]) == [0.6]
+    assert firsts[0.0] == 12  # at token 4 it is a quarter of the target: the first draft is kept
+    assert firsts[1.0] < 12
 
 
 def test_more_blocks_find_more(tiny):
@@ -464,6 +498,11 @@ def test_a_search_works_on_a_guided_policy(moved):
             {"kind": "lookahead", "rollout": "sampled"},
             {},
             r"sampling.temperature: 0 draws the same",
+        ),
+        (
+            {"kind": "segments", "shortest": 5, "longest": 4},
+            {},
+            r"shortest \(5\) must not be more than longest \(4\)",
         ),
         (
             {"kind": "blockwise", "n": 2, "beams": 3},

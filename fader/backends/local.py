@@ -22,8 +22,9 @@ from fader.engine.running import Running
 from fader.methods.decode import Task, decode, token_logprobs
 from fader.methods.guidance import GuidedPolicy, next_scores, sequence_scores, terms
 from fader.methods.objective import Objective, objective
-from fader.methods.prompt import conversation
+from fader.methods.prompt import prompt_ids
 from fader.methods.search import rows, search
+from fader.methods.tokens import stop_tokens, text_ids
 from fader.request import Lookahead, PolicySpec, Preferences, Request, Sampling, Search
 from fader.rewards.reward import NOTHING, Resources
 from fader.schema import Faults, Invalid, at
@@ -176,7 +177,11 @@ class Local:
         for answer in answers:
             if not isinstance(answer, str):
                 raise Invalid(f"must be a text to score (got {answer!r})", "answer")
-        written = [plan.backbone.encode(answer) for answer in answers]
+        begun = request.prefill is not None
+        with at("answer"):
+            written = [
+                text_ids(answer, plan.backbone.tokenizer, continuing=begun) for answer in answers
+            ]
         if not all(written):
             raise Invalid("has no tokens; give a text to score", "answer")
         with at("answer"):
@@ -216,10 +221,12 @@ class Local:
                 vectors = self._mixture(named, reader, inner.inside(field))
                 inner.raise_any()
             preferences = alignment.preferences if spec.preferences is None else spec.preferences
-            text = conversation(
-                request.messages, (preferences, told), reader.tokenizer, request.prefill
-            )
-            ids = tuple(reader.encode(text, special=reader.tokenizer.chat_template is None))
+            with at("messages"):
+                ids = tuple(
+                    prompt_ids(
+                        request.messages, (preferences, told), reader.tokenizer, request.prefill
+                    )
+                )
             if not ids:
                 raise Invalid("the prompt has no tokens; write something", "messages")
             with at("messages"):
@@ -274,12 +281,16 @@ def _needs(plan: Plan) -> dict[str, tuple[int, int]]:
 
 
 def _task(request: Request, base: Policy, backbone: Backbone) -> Task:
+    def encode(text: str, continuing: bool) -> list[int]:
+        return text_ids(text, backbone.tokenizer, continuing=continuing)
+
+    ends = backbone.end_tokens | stop_tokens(request.sampling.stop, backbone.tokenizer)
     return Task(
         request.sampling,
-        frozenset(token for token in backbone.end_tokens if token < backbone.vocabulary),
+        frozenset(token for token in ends if token < backbone.vocabulary),
         backbone.decode,
         seen=base.prompt if request.sampling.repetition_penalty != 1 else (),
-        encode=backbone.encode,
+        encode=encode,
         context=base.prompt[-8:] if request.prefill else (),
     )
 

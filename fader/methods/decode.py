@@ -23,10 +23,13 @@ class Task:
 
     sampling: Sampling
     end_tokens: frozenset[int]
+    """The model's own, and the stop strings that are special tokens."""
     decode: Callable[[Sequence[int]], str]
     seen: tuple[int, ...]
     """The prompt's tokens, for the repetition penalty."""
-    encode: Callable[[str], list[int]] = lambda _: []
+    encode: Callable[[str, bool], list[int]] = lambda text, continuing: []
+    """encode(text, continuing): the token ids of a text that a search proposes, at the beginning of
+    the answer or continuing it."""
     context: tuple[int, ...] = ()
     """The prompt's last tokens where the answer continues a forced beginning: they decide whether
     it starts with a space."""

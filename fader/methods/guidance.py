@@ -1,39 +1,29 @@
 """Guidance of next-token scores: one log-linear form, and the presets that are settings of it.
 
-    score(a) = log pi(a|s) + sum over i of w_i * (log pi_i(a|s_i) - log pi_ref,i(a|s_i))      over
-                                                                                              the
-                                                                                              plausible
-                                                                                              tokens
-                                                                                              a
+    score(a) = log pi(a|s) + sum over i of w_i * (log pi_i(a|s_i) - log pi_ref,i(a|s_i))
 
-where s_i is the conversation as policy i is told it. The presets, with pi the request's own policy:
+over the plausible tokens a, where s_i is the conversation as policy i is told it. The
+presets, with pi the request's own policy:
 
-| preset       | source             | pi_i           | pi_ref,i                 | plausible
-|
-|--------------|--------------------|----------------|--------------------------|-------------------|
-| contrast     | Linear Alignment,  | pi told the    | pi, or told the opposite | top-p 0.8 of pi_i
-|
-|              | arXiv 2401.11458   | principle      |                          |
-|
-| realign      | DeRa, 2402.02992   | aligned model  | pi                       | all
-|
-| mix          | MOD, 2406.18853    | each           | pi (cancels, for the w_i | all
-|
-|              |                    | objective's    | add to 1)                |
-|
-| personalized | PAD, 2410.04070    | reward model,  | the same without         | top-k 10 of pi
-|
-|              | eq. 13             | told           | vectors, or pi           |
-|
-| proxy        | proxy tuning,      | small tuned    | small untuned model      | all
-|
-|              | 2401.08565         | model          |                          |
-|
-| ratio        | the form itself    | any            | any                      | all
-|
+| preset       | source            | pi_i          | pi_ref,i                 | plausible         |
+| ------------ | ----------------- | ------------- | ------------------------ | ----------------- |
+| contrast     | Linear Alignment, | pi told the   | pi, or told the opposite | top-p 0.8 of pi_i |
+|              | arXiv 2401.11458  | principle     |                          |                   |
+| realign      | DeRa, 2402.02992  | aligned model | pi                       | all               |
+| mix          | MOD, 2406.18853   | each          | pi (cancels, for the w_i | all               |
+|              |                   | objective's   | add to 1)                |                   |
+| personalized | PAD, 2410.04070   | reward model, | the same without         | top-k 10 of pi    |
+|              | equation (13)     | told          | vectors, or pi           |                   |
+| proxy        | proxy tuning,     | small tuned   | small untuned model      | all               |
+|              | 2401.08565        | model         |                          |                   |
+| ratio        | the form itself   | any           | any                      | all               |
+
+Of PAD's equations the policy is (11), the bound of Theorem 1 is (12), and what is done here, the
+decoding rule, is (13). ARGS (2402.01694) is no guide but a setting of the look-ahead search: see
+`lookahead.py`.
 
 The scores are renormalised over the plausible tokens, so that log-probabilities are those of the
-guided distribution.
+guided distribution. Raises ValueError where they are no numbers, naming the guide or the strength.
 """
 
 from __future__ import annotations
@@ -123,6 +113,7 @@ def sequence_scores(guided: GuidedPolicy, prefix: Prefix, length: int) -> Progra
 def combine(guided: GuidedPolicy, logits: Mapping[Policy, Tensor]) -> GuidedLogits:
     """The log-linear form over the logits [positions, vocabulary] of every policy."""
     if not guided.terms:
+        _refuse_unusable(guided, logits, logits[guided.base])
         return GuidedLogits(logits[guided.base], {})
     size = min(
         scores.shape[-1] for scores in logits.values()
@@ -132,10 +123,38 @@ def combine(guided: GuidedPolicy, logits: Mapping[Policy, Tensor]) -> GuidedLogi
         term.label: term.weight * (log[term.policy] - log[term.reference]) for term in guided.terms
     }
     scores = log[guided.base] + torch.stack(list(added.values())).sum(0)
+    _refuse_unusable(guided, logits, scores)
     plausible = torch.zeros_like(scores, dtype=torch.bool)
     for term in guided.terms:
         plausible |= _plausible(term.plausible, log[guided.base], log[term.policy])
     return GuidedLogits(scores.masked_fill(~plausible, float("-inf")), added)
+
+
+def _refuse_unusable(guided: GuidedPolicy, logits: Mapping[Policy, Tensor], scores: Tensor) -> None:
+    """Raises ValueError, naming what made them so, for scores [positions, vocabulary] that are no
+    distribution: the greatest is not finite, or one is no number."""
+
+    def usable(found: Tensor) -> bool:
+        return bool(found.amax(-1).isfinite().all())  # the greatest of what is no number is none
+
+    if usable(scores):
+        return
+    for policy, found in logits.items():
+        if not usable(found):
+            raise ValueError(
+                f"scores: those of {named(policy)} are no finite numbers; take smaller strengths,"
+                " or another model"
+            )
+    weights = ", ".join(f"{term.label} ({term.weight:g})" for term in guided.terms)
+    raise ValueError(
+        f"guides: their scores are no finite numbers at the weights of {weights}; take smaller ones"
+    )
+
+
+def named(policy: Policy) -> str:
+    """A policy as errors name it: its model, and the strengths of its vectors."""
+    strengths = ", ".join(f"{vector.name} at {strength:g}" for vector, strength in policy.vectors)
+    return policy.backbone + (f" with the vectors {strengths}" if strengths else "")
 
 
 def _plausible(plausible: Plausible | None, base: Tensor, policy: Tensor) -> Tensor:

@@ -83,6 +83,8 @@ class SearchContext:
     objective: Objective
     spent: Spent
     index: int
+    start: float = 0.0
+    """h of nothing written, where the search asks for it."""
 
     def scored(self, hypotheses: Sequence[Hypothesis]) -> Program:
         """The drafts with their rewards."""

@@ -9,8 +9,8 @@ Candidates are the top-k of the request's policy (vectors and guides inside) and
 propose. One token is committed a step: z only judges. The `beams` best are kept.
 
 The paper leaves speed to future work. Here drafts are a tree whose nodes are read once, and
-shortcuts, each of which can be switched off and none of which changes a token, decide which nodes
-are read:
+optimizations, each of which can be switched off and none of which changes a token, decide which
+nodes are read:
 
     reuse      the look-ahead of the committed candidate is the beginning of those of the next step
     prune      log P and the reward's bounds tell which candidates can still win; a single one is
@@ -19,6 +19,8 @@ are read:
                gained, decoding is plain
     speculate  the positions after the leading candidate are looked into as well, in the same
                forwards (one beam)
+
+ARGS (arXiv 2402.01694) is this search with a look-ahead of 0, k = 10 and a weight of about 1.5.
 
 Deviation from the paper: a look-ahead never goes beyond `max_tokens`, so h judges only what can be
 written.
@@ -383,13 +385,12 @@ class Tree:
         """What rewards propose after this text, as first token and those after it; no more of them
         than there are candidates."""
         found: dict[int, tuple[int, ...]] = {}
+        task = self.context.task
         for proposal in self.context.objective.propose(text)[: self.spec.top_k]:
             if proposal == END:
-                tokens = sorted(self.context.task.end_tokens, key=lambda token: -float(log[token]))[
-                    :1
-                ]
+                tokens = sorted(task.end_tokens, key=lambda token: -float(log[token]))[:1]
             else:
-                tokens = self.context.task.encode(proposal)
+                tokens = task.encode(proposal, bool(text or task.context))
             if tokens:
                 found.setdefault(tokens[0], tuple(tokens[1:]))
         return found

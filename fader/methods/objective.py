@@ -20,7 +20,7 @@ import torch
 
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Ask, NextLogits, Program, Score, SequenceLogits
-from fader.methods.guidance import Resolve
+from fader.methods.guidance import Resolve, named
 from fader.request import ImplicitSpec, RewardSpec
 from fader.rewards.reward import ANY, Interval, Resources, Reward
 from fader.rewards.table import WeightedSum, make
@@ -51,9 +51,16 @@ class Implicit:
             * self.sums[prefix]
             / (max(1, prefix.length) if self.spec.length_normalized else 1)
         )
-        return self.spec.weight * (
+        value = self.spec.weight * (
             1 / (1 + math.exp(-max(-500.0, total))) if self.spec.squash else total
         )
+        if not math.isfinite(value):
+            raise ValueError(
+                f"rewards.implicit: gave {value!r}, which is no finite number; take smaller"
+                f" strengths, `weight` or `beta` (policy {named(self.policy)}, reference"
+                f" {named(self.reference)})"
+            )
+        return value
 
     def read(self, prefixes: Sequence[Prefix]) -> Program:
         """Read what is new of these prefixes, by both policies, in one pass each."""

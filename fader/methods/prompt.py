@@ -6,25 +6,45 @@ preferences between <User Info> tags. The tiers and their tags are the paper's; 
 conflict rule is ours: avoiding harm comes first, then the provider, then the user.
 
 PAD (arXiv 2410.04070) and Linear Alignment tell the model a principle; `principle` is that
-rendering, with the same three section titles.
+rendering: one user turn with the paper's three section titles, the question after the last of them.
 
 Implicit preferences are facts about the user, or a history of answers they chose and rejected, from
 which the model is to infer.
+
+What people write is text, whatever it looks like. The tags and titles of a rendering that stand in
+it get other brackets, so that no text can close its tier and open another. Control tokens in it are
+read as the characters they are written with: only the chat template ends a turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import regex  # type: ignore[import-untyped]
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from fader.methods.tokens import marked, template_ids, text_ids
 from fader.request import Message, Preferences
 
 CONFLICT_RULE = (
     "If these instructions disagree: avoiding harm to anyone comes first, then the provider's"
     " guidelines, then the user's preferences. Follow each of them as far as the ones before it"
     " allow."
+)
+
+
+# `<System Info>`, `</User Info>` and the titles of `principle`, in any case and spacing.
+_GAP = r"[\s\p{Cf}_-]*+"
+_TAG = regex.compile(
+    rf"[<\uff1c]({_GAP}[/\uff0f]?{_GAP}(?:{_GAP.join('systeminfo')}|{_GAP.join('userinfo')}))"
+    rf"(?![\p{{L}}\p{{N}}])({_GAP})[>\uff1e]?",
+    regex.IGNORECASE,
+)
+_TITLES = "|".join(map(_GAP.join, ("guidelines", "principles", "instruction")))
+_TITLE = regex.compile(
+    rf"\[({_GAP}(?:{_TITLES}){_GAP})\]",
+    regex.IGNORECASE,
 )
 
 
@@ -46,30 +66,83 @@ def conversation(
     """The text that the model reads: the messages under the preferences, in the model's chat
     template, ready for the assistant to answer.
 
-    Where the template has no system role, system text goes above the last user turn; a model
-    without a template reads plain paragraphs.
+    A principle stands in the last user turn, other preferences in the system turn. Where the
+    template has no system role, system text goes above the last user turn; a model without a
+    template reads plain paragraphs. Raises ValueError where the template refuses the conversation.
     """
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    if above := "\n\n".join(render(one) for one in preferences if not one.empty):
-        if turns[0]["role"] == "system":
-            turns[0] = {"role": "system", "content": f"{turns[0]['content']}\n\n{above}"}
-        else:
-            turns.insert(0, {"role": "system", "content": above})
+    return _written(_turns(messages, preferences, tokenizer), tokenizer) + (prefill or "")
+
+
+def prompt_ids(
+    messages: Sequence[Message],
+    preferences: Sequence[Preferences],
+    tokenizer: PreTrainedTokenizerBase,
+    prefill: str | None = None,
+) -> list[int]:
+    """`conversation` as token ids, in which the template's control tokens are tokens, and those
+    that are spelled in messages, preferences and prefill are text. A model without a template gets
+    its begin tokens. Raises ValueError as `conversation` does."""
+    turns = _turns(messages, preferences, tokenizer)
     if tokenizer.chat_template is None:
-        return "\n\n".join(turn["content"] for turn in turns) + "\n\n" + (prefill or "")
-    if turns[0]["role"] == "system" and not has_system_role(tokenizer):
-        said = turns.pop(0)["content"]
-        last = max(
-            (place for place, turn in enumerate(turns) if turn["role"] == "user"), default=None
-        )
-        if last is None:
-            turns.insert(0, {"role": "user", "content": said})
-        else:
-            turns[last] = {"role": "user", "content": f"{said}\n\n{turns[last]['content']}"}
+        return text_ids(_written(turns, tokenizer) + (prefill or ""), tokenizer, begin=True)
+    marks: dict[str, str] = {}
+    turns = [
+        {"role": turn["role"], "content": marked(turn["content"], marks, tokenizer)}
+        for turn in turns
+    ]
+    text = _written(turns, tokenizer) + marked(prefill or "", marks, tokenizer)
+    return template_ids(text, marks, tokenizer)
+
+
+def _turns(
+    messages: Sequence[Message],
+    preferences: Sequence[Preferences],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[dict[str, str]]:
+    """The turns that the template gets."""
+    told = [one for one in preferences if not one.empty]
+    principles = [one for one in told if one.rendering == "principle"]
+    above = "\n\n".join(render(one) for one in told if one not in principles)
+    neutral: list[Callable[[str], str]] = [_untitled] if principles else []
+    if any(one.rendering == "meta" for one in told):
+        neutral.append(_untagged)
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    for turn in turns:
+        for change in neutral:
+            turn["content"] = change(turn["content"])
+    if principles:
+        _above_the_question(turns, render(_together(principles)), " ")
+    if above and turns[0]["role"] == "system":
+        turns[0]["content"] += f"\n\n{above}"
+    elif above:
+        turns.insert(0, {"role": "system", "content": above})
+    if (
+        turns[0]["role"] == "system"
+        and tokenizer.chat_template is not None
+        and not has_system_role(tokenizer)
+    ):
+        _above_the_question(turns, turns.pop(0)["content"], "\n\n")
+    return turns
+
+
+def _above_the_question(turns: list[dict[str, str]], text: str, between: str) -> None:
+    """Put a text into the last user turn, before what the user says."""
+    last = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
+    if last is None:
+        place = 1 if turns and turns[0]["role"] == "system" else 0
+        turns.insert(place, {"role": "user", "content": text})
+    else:
+        last["content"] = f"{text}{between}{last['content']}"
+
+
+def _written(turns: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The turns in the model's chat template, up to where the assistant begins."""
+    if tokenizer.chat_template is None:
+        return "\n\n".join(turn["content"] for turn in turns) + "\n\n"
     try:
         return str(
-            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        ) + (prefill or "")
+            tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
+        )
     except TemplateError as error:
         raise ValueError(
             f"messages: the model's chat template refuses this conversation: {error}"
@@ -88,24 +161,55 @@ def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _meta(preferences: Preferences) -> str:
     provider = "\n".join([*preferences.provider, CONFLICT_RULE])
     user = "\n".join([*preferences.user, *_implicit(preferences)])
-    return f"<System Info>\n{provider}\n</System Info>" + (
-        f"\n<User Info>\n{user}\n</User Info>" if user else ""
+    return f"<System Info>\n{_untagged(provider)}\n</System Info>" + (
+        f"\n<User Info>\n{_untagged(user)}\n</User Info>" if user else ""
     )
 
 
 def _system(preferences: Preferences) -> str:
-    lines = [*preferences.provider, *preferences.user, *_implicit(preferences)]
-    if preferences.provider and len(lines) > len(preferences.provider):
-        lines.append(CONFLICT_RULE)
-    return "\n".join(lines)
+    return "\n".join(_lines(preferences))
 
 
 def _principle(preferences: Preferences) -> str:
-    principles = " ".join([*preferences.provider, *preferences.user, *_implicit(preferences)])
     return (
         "[Guidelines] Write your response so that it follows the principle below. [Principles]"
-        f" {principles} [Instruction]"
+        f" {_untitled(' '.join(_lines(preferences)))} [Instruction]"
     )
+
+
+def _lines(preferences: Preferences) -> list[str]:
+    """Both tiers one after the other, with the rule that keeps them apart where there are two."""
+    lines = [*preferences.provider, *preferences.user, *_implicit(preferences)]
+    if preferences.provider and len(lines) > len(preferences.provider):
+        lines.append(CONFLICT_RULE)
+    return lines
+
+
+def _together(preferences: Iterable[Preferences]) -> Preferences:
+    """Several preferences as one, to be rendered as a principle."""
+    all_of_them = list(preferences)
+    return Preferences(
+        provider=tuple(text for one in all_of_them for text in one.provider),
+        user=tuple(text for one in all_of_them for text in one.user),
+        facts=tuple(text for one in all_of_them for text in one.facts),
+        history=tuple(choice for one in all_of_them for choice in one.history),
+        rendering="principle",
+    )
+
+
+def _untagged(text: str) -> str:
+    """The text with [] for the <> of MetaAlign's tags."""
+
+    def changed(tag: regex.Match[str]) -> str:
+        closed = tag[0][-1] in ">\uff1e"
+        return f"[{tag[1]}{tag[2]}" + ("]" if closed else "")
+
+    return str(_TAG.sub(changed, text))
+
+
+def _untitled(text: str) -> str:
+    """The text with () for the [] of PAD's section titles."""
+    return str(_TITLE.sub(r"(\1)", text))
 
 
 def _implicit(preferences: Preferences) -> list[str]:

@@ -70,9 +70,10 @@ def draw(scores: Tensor, how: Sampling, seen: Sequence[int], chance: float) -> i
     scores = penalize(scores, seen, how.repetition_penalty)
     if how.temperature == 0:
         return int(scores.argmax())
-    # shifted first: a temperature near 0 must not overflow
-    scores = truncate((scores - scores.max()) / how.temperature, how.top_k, how.top_p, how.min_p)
-    cumulated = scores.double().softmax(-1).cumsum(-1)
+    # shifted first, and in doubles: a temperature near 0 must neither overflow nor become 0
+    scores = (scores - scores.max()).double() / how.temperature
+    scores = truncate(scores, how.top_k, how.top_p, how.min_p)
+    cumulated = scores.softmax(-1).cumsum(-1)
     return int(
         torch.searchsorted(cumulated, chance * float(cumulated[-1]), right=True).clamp(
             max=scores.shape[-1] - 1

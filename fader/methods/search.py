@@ -1,33 +1,36 @@
 """Search over sequences: which continuation is kept, by a reward. One core, propose - score - keep,
 and the methods that are settings of it.
 
-| kind      | source                   | proposes                     | keeps
-|
-|-----------|--------------------------|------------------------------|------------------------------|
-| best-of-n | -                        | n whole answers              | the best
-|
-| blockwise | controlled decoding,     | n blocks after what was kept | the `beams` best
-|
-|           | arXiv 2310.17022         |                              |
-|
-| segments  | CARDS, 2406.16306        | segments that end where      | the first that is near
-|
-|           |                          | unsure                       | enough to the target
-|
-| lookahead | DeAL, 2402.06147         | likely tokens and what       | the best by log P + weight *
-|
-|           |                          | would follow                 | h, one token more
-|
+| kind      | source               | proposes                      | keeps                       |
+| --------- | -------------------- | ----------------------------- | --------------------------- |
+| best-of-n |                      | n whole answers               | the best                    |
+| blockwise | controlled decoding, | n blocks after what was kept  | the `beams` best            |
+|           | arXiv 2310.17022     |                               |                             |
+| segments  | CARDS, 2406.16306    | segments that end where the   | the first that reaches a    |
+|           |                      | model is unsure               | threshold, which rises      |
+| lookahead | DeAL, 2402.06147     | likely tokens and what would  | the best by log P + weight  |
+|           |                      | follow                        | * h, one token more         |
 
 The last has a file of its own (`lookahead.py`), for it shares look-aheads between steps. Draws
-depend on (seed, draft, position) alone. Deviation from CARDS: the tries of a segment are drawn side
-by side instead of one after the other, with the same result.
+depend on (seed, draft, position) alone.
+
+Deviations. Blockwise: controlled decoding keeps the blocks that a prefix scorer likes best, which
+was trained to foresee the reward of the whole answer; here the reward judges the unfinished text
+as it is, so a reward that only whole answers earn says nothing on the way. Segments, after CARDS's
+released code: a segment of 4 to 64 tokens that ends at position t is kept with probability
+
+    exp(min(0, h - tau(t)) / softness),  tau(t) = r_0 + t * (target - r_0) / max_tokens,
+    r_0 = (1 - alpha) * h(nothing written) + alpha * target
+
+and the best of 20 where none is; its tries are drawn side by side instead of one after the other,
+with the same result.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,6 +65,9 @@ def search(
     """Write one answer as `spec` says, emitting a `Chunk` for each decided token; returns the
     `Answer`. `index` tells a request's samples apart."""
     context = SearchContext(guided, root, task, objective, Spent(spec.budget), index)
+    if isinstance(spec, Segments):
+        [nothing] = yield from context.scored([Hypothesis(root)])
+        context = replace(context, start=nothing.reward)
     if isinstance(spec, Lookahead):
         return (yield from lookahead(spec, context))
     return (yield from propose_score_keep(spec, context, *KINDS[type(spec)]))
@@ -151,7 +157,14 @@ def _keep_beams(
 def _segments(spec: Segments, context: SearchContext, kept: Sequence[Hypothesis]) -> Program:
     full = _new_tokens(spec.longest)
     tries = [
-        write(context, kept[0], context.index * spec.tries + place, full, spec.entropy)
+        write(
+            context,
+            kept[0],
+            context.index * spec.tries + place,
+            full,
+            spec.entropy,
+            spec.shortest,
+        )
         for place in range(spec.tries)
     ]
     return (yield from together(tries))
@@ -166,9 +179,17 @@ def _keep_accepted(
             -1 - context.index * spec.tries - place,
             hypothesis.prefix.length,
         )
-        if chance < math.exp(min(0.0, hypothesis.reward - spec.target) / spec.softness):
+        missing = hypothesis.reward - threshold(spec, context, hypothesis.prefix.length)
+        if chance < math.exp(min(0.0, missing) / spec.softness):
             return [hypothesis]
     return _best(hypotheses, 1)
+
+
+def threshold(spec: Segments, context: SearchContext, position: int) -> float:
+    """The reward at which a segment that ends at this position is always kept: it rises from
+    between that of nothing written and the target to the target."""
+    first = (1 - spec.alpha) * context.start + spec.alpha * spec.target
+    return first + position * (spec.target - first) / context.task.sampling.max_tokens
 
 
 KINDS: Mapping[type, tuple[Propose, Keep]] = {
@@ -188,14 +209,15 @@ def write(
     stream: int,
     full: Full = lambda hypothesis, start: False,
     entropy: float = math.inf,
+    least: int = 1,
 ) -> Program:
     """The draft continued by draws of this stream until it is finished, `full(draft, start)`, or
-    the next token's entropy (nats) is reached."""
+    the next token's entropy (nats) is reached after at least so many tokens."""
     sampling, start = context.task.sampling, hypothesis
     while hypothesis.finish is None and not context.spent.exhausted:
         reading = yield from next_scores(context.guided, [hypothesis.prefix])
         new = hypothesis.prefix.length - start.prefix.length
-        if new and entropy < math.inf and _entropy(reading.scores[0]) >= entropy:
+        if new >= least and entropy < math.inf and _entropy(reading.scores[0]) >= entropy:
             break
         written = hypothesis.prefix.tokens if sampling.repetition_penalty != 1 else ()
         token = draw(

@@ -42,6 +42,8 @@ class Reward:
     slow: bool = False
     """Whether a call may take long: the engine does not wait for it. No second call is made before
     the first has answered."""
+    name: str = "rewards"
+    """What it is called in an error."""
 
     def __post_init__(self) -> None:
         if self.prefix_bounds is _unknown:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fader.rewards.json_schema import json_schema
 from fader.rewards.reward import NOTHING, Interval, Resources, Reward
 from fader.rewards.specs import (
     ClassifierSpec,
@@ -25,7 +26,6 @@ from fader.rewards.specs import (
 from fader.rewards.text import (
     classifier,
     forbidden,
-    json_schema,
     judge,
     keywords,
     length,
@@ -35,7 +35,6 @@ from fader.rewards.text import (
     sentiment,
     similarity,
 )
-from fader.schema import short
 
 REWARDS: Mapping[type, Callable[[Any, Resources], Reward]] = {
     KeywordsSpec: keywords,
@@ -61,7 +60,7 @@ def make(spec: Any, resources: Resources = NOTHING) -> Reward:
     settings = spec.model_copy(update={"weight": 1.0}).model_dump_json()
     reward = resources.made.get(settings)
     if reward is None:
-        reward = REWARDS[type(spec)](spec, resources)
+        reward = replace(REWARDS[type(spec)](spec, resources), name=_name(spec))
         if not getattr(spec, "propose", False):
             reward = replace(reward, propose=None)
         with (
@@ -69,6 +68,13 @@ def make(spec: Any, resources: Resources = NOTHING) -> Reward:
         ):  # of two that were made at once, one serves both; nobody waits while a model loads
             reward = resources.made.setdefault(settings, reward)
     return reward
+
+
+def _name(spec: Any) -> str:
+    """A reward as errors name it: its kind, and what it asks."""
+    asked = (getattr(spec, field, None) for field in ("model", "judge", "name"))
+    of = next(filter(None, asked), None)
+    return f"rewards.{spec.kind}" + (f" ({of})" if of else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +88,16 @@ class WeightedSum:
         return self.total([reward.score(prompts, texts) for _, reward in self.terms], len(texts))
 
     def total(self, columns: Sequence[Sequence[float]], count: int) -> list[float]:
-        """The sums for `count` texts, from what each reward gives them. Raises ValueError where one
-        is no number."""
+        """The sums for `count` texts, from what each reward gives them. Raises ValueError, naming
+        the reward, where one is no finite number."""
+        for (weight, reward), column in zip(self.terms, columns, strict=True):
+            for value in column:
+                if not math.isfinite(weight * value):
+                    times = f" times its weight {weight:g}" if math.isfinite(value) else ""
+                    raise ValueError(
+                        f"{reward.name}: gave {value!r}{times}, which is no finite number, so"
+                        " nothing can be compared by it; mend the reward or leave it out"
+                    )
         sums = [
             sum(
                 (
@@ -95,10 +109,7 @@ class WeightedSum:
             for i in range(count)
         ]
         if not all(map(math.isfinite, sums)):
-            raise ValueError(
-                f"rewards: a reward is no finite number (got {short(sums)}), so nothing can be"
-                " compared by it"
-            )
+            raise ValueError("rewards: their sum is no finite number; take smaller weights")
         return sums
 
     @property

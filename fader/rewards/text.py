@@ -1,17 +1,16 @@
-"""The rewards that ship, and the one table of their names.
+"""The rewards that ship.
 
 A reward says of each text how good it is as an answer to its prompt: one float per text, higher is
 better, each text judged by itself so that a batch equals its members. It states its bounds where it
 has them, and what any continuation of a text can still get: searches leave out what can no longer
-win. To add one: its settings in `reward_specs.py`, a function here that makes it from them, and one
-line in `REWARDS`.
+win. To add one: its settings in `specs.py`, a function here that makes it from them, and one line
+in `table.py`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,11 +18,11 @@ import regex  # type: ignore[import-untyped]
 
 from fader.rewards.judge import marks
 from fader.rewards.models import load, package
+from fader.rewards.patterns import SECONDS, compiled
 from fader.rewards.reward import ANY, END, UNIT, Interval, Resources, Reward
 from fader.rewards.specs import (
     ClassifierSpec,
     ForbiddenSpec,
-    JsonSchemaSpec,
     JudgeSpec,
     KeywordsSpec,
     LengthSpec,
@@ -123,8 +122,6 @@ def length(spec: LengthSpec, resources: Resources) -> Reward:
     return Reward(_each(lambda text: score(count(text, spec.unit))), UNIT, prefix_bounds, propose)
 
 
-SECONDS = 0.1
-"""So long a pattern may take for one text."""
 # With these in a pattern, `regex` takes some beginnings of matching texts for hopeless: groups with
 # a question mark, \b, back references, ...
 _UNSURE = regex.compile(r"\(\?(?!:)|\\[^dDwWsSntpP\W]|[*+?}]\+|\{[^\d,}]")
@@ -132,12 +129,7 @@ _UNSURE = regex.compile(r"\(\?(?!:)|\\[^dDwWsSntpP\W]|[*+?}]\+|\{[^\d,}]")
 
 def pattern(spec: RegexSpec, resources: Resources) -> Reward:
     """1 for a text that the pattern matches, else 0."""
-    try:
-        found = regex.compile(spec.pattern)
-    except (regex.error, RecursionError, OverflowError) as error:
-        raise ValueError(
-            f"rewards.regex.pattern: no regular expression: {error} (got {short(spec.pattern)})"
-        ) from None
+    [found] = compiled([spec.pattern], "rewards.regex.pattern")
 
     def value(text: str) -> float:
         try:
@@ -164,42 +156,6 @@ def pattern(spec: RegexSpec, resources: Resources) -> Reward:
         UNIT,
         prefix_bounds if spec.match == "fullmatch" and not _UNSURE.search(spec.pattern) else whole,
     )
-
-
-_FENCED = regex.compile(
-    r"\s*```(?:json)?[ \t]*\n(.*)\n[ \t]*```\s*", regex.DOTALL | regex.IGNORECASE
-)
-
-
-def json_schema(spec: JsonSchemaSpec, resources: Resources) -> Reward:
-    """1 for JSON that is valid by the schema, 0.5 for other JSON, 0 for what is none."""
-    jsonschema, referencing = package("jsonschema"), package("referencing.jsonschema")
-    kind = jsonschema.validators.validator_for(spec.of, default=jsonschema.Draft202012Validator)
-    try:
-        kind.check_schema(spec.of)
-    except jsonschema.SchemaError as error:
-        raise ValueError(
-            f"rewards.json-schema.of: no JSON Schema: {error.json_path}: {error.message}"
-        ) from None
-    written_for = referencing.specification_with(kind.META_SCHEMA["$schema"])
-    within = referencing.Registry().resolver_with_root(written_for.create_resource(spec.of))
-    _refuse_far(spec.of, within.lookup)
-    validator = jsonschema.validators.extend(kind, {"pattern": _pattern_in_time})(
-        spec.of, registry=referencing.Registry()
-    )
-
-    def value(text: str) -> float:
-        fenced = _FENCED.fullmatch(text)
-        try:
-            content = json.loads(fenced[1] if fenced else text, parse_constant=_no_number)
-        except (ValueError, RecursionError):
-            return 0.0
-        try:
-            return 1.0 if validator.is_valid(content) else 0.5
-        except (RecursionError, OverflowError):
-            return 0.5
-
-    return Reward(_each(value), UNIT)
 
 
 def readability(spec: ReadabilitySpec, resources: Resources) -> Reward:
@@ -348,48 +304,6 @@ def _named(kind: str, name: str, resources: Mapping[str, Any], argument: str) ->
             f" Fader(declared=Resources({argument}={{...}}))"
         )
     return resources[name]
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
-
-
-def _refuse_far(schema: Any, lookup: Callable[[str], Any]) -> None:
-    """Raises ValueError for a part of a schema that leads out of it, or whose patterns could not be
-    stopped."""
-    parts = (
-        schema.items()
-        if isinstance(schema, dict)
-        else enumerate(schema)
-        if isinstance(schema, list)
-        else ()
-    )
-    for key, part in parts:
-        where = f"rewards.json-schema.of: {key} {short(part)}"
-        if key == "patternProperties":
-            raise ValueError(
-                f"{where}: not supported; use `properties`, or `propertyNames` with a `pattern`"
-            )
-        if key in ("$ref", "$dynamicRef") and isinstance(part, str):
-            try:
-                lookup(part)
-            except Exception:
-                raise ValueError(
-                    f"{where} leads out of the schema; put what is meant under $defs and refer to"
-                    " it as #/$defs/NAME"
-                ) from None
-        _refuse_far(part, lookup)
-
-
-def _pattern_in_time(
-    validator: Any, wanted: str, instance: Any, schema: Any
-) -> Iterator[Exception]:
-    try:
-        fits = not isinstance(instance, str) or regex.search(wanted, instance, timeout=SECONDS)
-    except (TimeoutError, regex.error):
-        fits = False
-    if not fits:
-        yield package("jsonschema").ValidationError(f"{short(instance)} does not match {wanted!r}")
 
 
 @lru_cache(maxsize=1)
