@@ -94,7 +94,12 @@ def load(
         )
     model, tokenizer = read(name, numbers)
     on_device: Any = model.to(torch.device(device))  # type: ignore[arg-type]
-    return Backbone(name, on_device, tokenizer, kv_bytes)
+    try:
+        return Backbone(name, on_device, tokenizer, kv_bytes)
+    except (RuntimeError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(
+            f"model: {name} ({on_device.config.model_type}) does not run: {_first_line(error)}"
+        ) from error
 
 
 def read(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -103,7 +108,7 @@ def read(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedToke
     Raises ValueError for what is not whole or cannot be read, OSError for what cannot be had.
     """
     source = _source(name)
-    with _one_message(name), _quiet():
+    with one_message(name), quiet():
         config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
     if config.is_encoder_decoder:
         raise ValueError(
@@ -116,7 +121,7 @@ def read(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedToke
             f"model: {name} is quantised ({_method(quantised).get('quant_method')}), which"
             " transformers does not know; give one in full precision, or a GGUF file"
         )
-    with _one_message(name, quantised), _quiet():
+    with one_message(name, quantised), quiet():
         found: Any = AutoModelForCausalLM.from_pretrained(
             **source,
             dtype=dtype,
@@ -127,8 +132,8 @@ def read(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedToke
             output_loading_info=True,
         )
     model, report = found
-    _refuse_by_report(name, report)
-    with _one_message(f"{name}: its tokenizer"), _quiet():
+    refuse_by_report(name, report)
+    with one_message(f"{name}: its tokenizer"), quiet():
         tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     if "gguf_file" in source:
         model.generation_config.eos_token_id = _gguf_ends(Path(name), tokenizer)
@@ -216,7 +221,7 @@ def _refuse_pointer(file: Path) -> None:
 
 
 @contextmanager
-def _one_message(name: str, quantised: Any = None) -> Iterator[None]:
+def one_message(name: str, quantised: Any = None) -> Iterator[None]:
     """Whatever a reader of files raises becomes one sentence: OSError stays one, all else is a
     ValueError."""
     try:
@@ -249,7 +254,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' own bars, reports and warnings: what they say is refused or said
     here."""
     bars, level = (
@@ -268,7 +273,7 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _refuse_by_report(name: str, report: dict[str, Any]) -> None:
+def refuse_by_report(name: str, report: dict[str, Any]) -> None:
     """Raises ValueError for weights that are missing, of another shape, or without a place."""
     if mismatched := sorted(report["mismatched_keys"]):
         weight, stored, wanted = mismatched[0]
