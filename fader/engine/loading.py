@@ -27,12 +27,18 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+)
 from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import logging as transformers_logging
 
 from fader.engine import builtin
 from fader.engine.backbone import Backbone
 
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 KNOWN = (
     f"the built-in {builtin.NAME!r}, a folder with config.json and weights, a .gguf file, or a hub"
     " id"
@@ -133,10 +139,19 @@ def read(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedToke
         )
     model, report = found
     refuse_by_report(name, report)
+    _refuse_broken_numbers(name, model)
     with one_message(f"{name}: its tokenizer"), quiet():
         tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     if "gguf_file" in source:
-        model.generation_config.eos_token_id = _gguf_ends(Path(name), tokenizer)
+        with one_message(name):
+            reader = GGUFReader(name)
+            unread = _gguf_unread(reader, model)
+        if unread:
+            raise ValueError(
+                f"model: {name} holds {_some(unread)}, which transformers does not read from GGUF"
+                " files; give the model as a folder of safetensors"
+            )
+        model.generation_config.eos_token_id = _gguf_ends(reader, tokenizer)
     else:
         _say_of_an_adapter(name, Path(source["pretrained_model_name_or_path"]))
     _say_what_is_not_applied(name, model.generation_config)
@@ -300,15 +315,40 @@ def _some(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + more
 
 
-def _gguf_ends(file: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _refuse_broken_numbers(name: str, model: PreTrainedModel) -> None:
+    for weight, values in model.named_parameters():
+        if values.dtype in FLOATS and not torch.isfinite(values.sum(dtype=torch.float32)):
+            raise ValueError(
+                f"model: {name}: {weight} holds NaN or infinite numbers in {values.dtype}; get the"
+                " files again, or give another dtype"
+            )
+
+
+def _gguf_ends(reader: GGUFReader, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """All tokens that end an answer or a turn by the file's own metadata; transformers reads only
     the first kind."""
     found = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
-    for key, field in GGUFReader(file).fields.items():
+    for key, field in reader.fields.items():
         if re.fullmatch(r"tokenizer\.ggml\.(eos|eot|eom|eog)_token_ids?", key):
             value = field.contents()
             found.update(int(token) for token in (value if isinstance(value, list) else [value]))
     return sorted(found)
+
+
+def _gguf_unread(reader: GGUFReader, model: PreTrainedModel) -> list[str]:
+    """The tensors of a GGUF file that transformers leaves out without a word, such as the factors
+    by which Llama 3.1 scales its positions."""
+    kind = reader.fields["general.architecture"].contents()
+    processors: dict[str, Any] = TENSOR_PROCESSORS
+    processor = processors.get(kind, TensorProcessor)(config=model.config.to_dict())
+    known = get_gguf_hf_weights_map(model, processor)
+    return [
+        tensor.name
+        for tensor in reader.tensors
+        if tensor.name not in known
+        and "_exps." not in tensor.name  # stacked experts have rules of their own
+        and not (tensor.name == "rope_freqs.weight" and (tensor.data == 1).all())
+    ]
 
 
 def _say_of_an_adapter(name: str, folder: Path) -> None:

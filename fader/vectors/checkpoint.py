@@ -38,7 +38,7 @@ from transformers.core_model_loading import (
 
 from fader.engine import builtin
 from fader.engine.backbone import fingerprint_of
-from fader.engine.loading import one_message, quiet, refuse_by_report, weight_files
+from fader.engine.loading import FLOATS, one_message, quiet, refuse_by_report, weight_files
 from fader.vectors.peft_folder import CONFIG
 from fader.vectors.vector import (
     CARD,
@@ -113,7 +113,7 @@ class Checkpoint:
     def _read_part(self, file: Path, key: str) -> Tensor:
         with safe_open(file, framework="pt") as opened:
             tensor: Tensor = opened.get_tensor(key)
-        if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        if tensor.dtype not in FLOATS:
             raise ValueError(
                 f"{file}: {key} is stored as {tensor.dtype}; give a checkpoint in float32, bfloat16"
                 " or float16"
