@@ -1,18 +1,216 @@
 """The engine: jobs, faults, memory, figures."""
 
 import asyncio
+import hashlib
 import logging
+import random
 import threading
+from collections import deque
 
 import pytest
-from conftest import until
+import torch
+from conftest import tokenizer, until
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fader import Busy, Cancelled, Fader, load
+from fader import Busy, Cancelled, Fader, Vector, load
 from fader.engine.loop import Engine, Stats
 from fader.engine.prefix import Policy, Prefix
-from fader.engine.program import Emit, NextLogits, Score, UsageSoFar
+from fader.engine.program import Emit, NextLogits, Score, SequenceLogits, UsageSoFar
 
 POLICY_PROMPT = (7, 8, 9)
+
+
+class Slots:
+    """The `Memory` of `Remembering`: each slot is the tokens it holds. A slot that is freed is
+    cleared by the engine's thread, when it is next asked."""
+
+    def __init__(self, slots: int, budget: int) -> None:
+        self.budget, self.slots = budget, slots
+        self.holds: dict[int, list] = {}
+        self._returned: deque[int] = deque()
+
+    @property
+    def used(self):
+        return 8 * sum(map(len, list(self.holds.values())))
+
+    @property
+    def reserved(self):
+        return 8 * self.budget
+
+    def area(self, slots, length):
+        return slots * max(length, self.budget // self.slots)
+
+    def fits(self, slots, length):
+        return self.area(slots, length) <= self.budget
+
+    def reserve(self, slots, length):
+        pass
+
+    def allocate(self):
+        while self._returned:
+            del self.holds[self._returned.popleft()]
+        if len(self.holds) == self.slots:
+            raise MemoryError(f"all {self.slots} slots are taken")
+        slot = min(set(range(self.slots)) - self.holds.keys())
+        self.holds[slot] = []
+        return slot
+
+    def free(self, slot):
+        self._returned.append(slot)
+
+    def fork(self, slot, length):
+        copy = self.allocate()
+        self.holds[copy] = self.holds[slot][:length]
+        assert len(self.holds[copy]) == length
+        return copy
+
+
+class Remembering:
+    """A second `Backbone`, which keeps to the Protocol and has nothing else in common with the one
+    on PyTorch: its logits are drawn anew for each text and mixture, so that any position that was
+    read wrongly, or not at all, shows. Holds callers to the contract of `forward`."""
+
+    def __init__(self, name="remembering", slots=16, budget=4096, max_batch_tokens=512) -> None:
+        self.name, self.fingerprint, self.dtype = name, "0123456789abcdef", "none"
+        self.vocabulary, self.max_length, self.end_tokens = 400, 256, frozenset({1, 2})
+        self.max_batch_tokens, self.layers = max_batch_tokens, {"all": (4, 4)}
+        self.tokenizer, self.memory = tokenizer(), Slots(slots, budget)
+        self.seen: set = set()
+
+    def forward(self, segments):
+        assert len({segment.slot for segment in segments}) == len(segments)
+        assert sum(len(segment.tokens) for segment in segments) <= self.max_batch_tokens
+        return [self._read(segment) for segment in segments]
+
+    def _read(self, segment):
+        held = self.memory.holds[segment.slot]
+        assert segment.start <= len(held)
+        assert 0 <= segment.keep <= len(segment.tokens) > 0
+        mixture = tuple((vector.name, strength) for vector, strength in segment.vectors)
+        self.seen |= {vector for vector, _ in segment.vectors}
+        held[segment.start :] = [(token, mixture) for token in segment.tokens]
+        ends = range(len(held) - segment.keep + 1, len(held) + 1)
+        return torch.stack([self.logits(held[:end]) for end in ends] or [torch.empty(400)])[
+            : segment.keep
+        ]
+
+    def logits(self, text):
+        """The next-token logits after a text of (token, mixture)."""
+        digest = hashlib.sha256(repr(list(text)).encode()).digest()
+        noise = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+        return torch.randn(self.vocabulary, generator=noise)
+
+    def forget(self, vector):
+        self.seen.discard(vector)
+
+    def encode(self, text, special=False):
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def decode(self, tokens):
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+
+class TestAnotherBackbone:
+    def truth(self, backbone, policy, prefix, back=0):
+        text = [*policy.prompt, *prefix.tokens]
+        mixture = tuple((vector.name, strength) for vector, strength in policy.vectors)
+        return backbone.logits([(token, mixture) for token in text[: len(text) - back]])
+
+    @settings(max_examples=60, deadline=None)
+    @given(seed=st.integers(0, 2**32), budget=st.sampled_from([3, 16, 512]), jobs=st.integers(1, 4))
+    def test_every_answer_is_of_the_text_that_was_asked(self, seed, budget, jobs):
+        """Random asks of growing, forking, dying prefixes, several of one prefix at a time, read
+        again from farther back while longer ones live, beside jobs that are cancelled."""
+        backbone = Remembering(slots=256, budget=2**15, max_batch_tokens=budget)
+        engine = Engine({backbone.name: backbone}, token_budget=64)
+        vector = Vector("v", {"all": (torch.zeros(1, 4), torch.zeros(4, 1))})
+
+        def program(dice):
+            policies = [
+                Policy(backbone.name, (5, 6, 7, 8)),
+                Policy(backbone.name, (9, 10), ((vector, 0.5),)),
+            ]
+            alive = [Prefix()]
+            for _ in range(12):
+                tail = [dice.randrange(10, 400) for _ in range(dice.randint(1, 4))]
+                alive.append(dice.choice(alive).then(*tail))
+                if len(alive) > 3:
+                    alive.pop(dice.randrange(len(alive)))
+                asks = []
+                for _ in range(dice.randint(1, 4)):
+                    policy, prefix = dice.choice(policies), dice.choice(alive)
+                    if dice.random() < 0.5:
+                        asks.append(NextLogits(policy, dice.choices(alive, k=2)))
+                    else:
+                        longest = len(policy.prompt) + prefix.length - 1
+                        asks.append(SequenceLogits(policy, prefix, dice.randint(0, longest)))
+                for ask, found in zip(asks, (yield asks), strict=True):
+                    if isinstance(ask, NextLogits):
+                        pairs = [(prefix, 0) for prefix in ask.prefixes]
+                    else:
+                        pairs = [(ask.prefix, back) for back in range(ask.length, 0, -1)]
+                    assert len(found) == len(pairs)
+                    for (prefix, back), mine in zip(pairs, found, strict=True):
+                        assert torch.equal(mine, self.truth(backbone, ask.policy, prefix, back))
+
+        needs = {backbone.name: (64, 60)}
+        dice = random.Random(seed)
+        running = [
+            engine.run(program(random.Random(f"{seed} {job}")), needs) for job in range(jobs)
+        ]
+        cancelled = [one for one in running[1:] if dice.random() < 0.3 and one.cancel()]
+        for one in running:
+            error = one.exception(timeout=60)
+            assert error is None or (one in cancelled and isinstance(error, Cancelled)), error
+        engine.close()
+        assert len(backbone.memory.holds) == len(backbone.memory._returned)
+
+    def test_it_serves_requests_with_guides_vectors_and_searches(self):
+        backbone = Remembering(slots=64, budget=2**14)
+        vector = Vector("v", {"all": (torch.ones(1, 4), torch.ones(4, 1))})
+        words = {"kind": "length", "at_most": 3}
+        with Fader(backbone) as fader:
+            fader.add_vector(vector)
+            alignments = [
+                {},
+                {"vectors": {"v": 0.5}},
+                {"guides": [{"kind": "contrast", "principle": "be brief", "weight": 2}]},
+                {"search": {"kind": "lookahead", "lookahead": 3, "rewards": [words]}},
+                {"search": {"kind": "best-of-n", "n": 3, "rewards": [words]}},
+            ]
+            requests = [
+                {
+                    "prompt": "the sea",
+                    "alignment": alignment,
+                    "sampling": {
+                        "max_tokens": 8,
+                        "temperature": 1.0 if "best-of-n" in str(alignment) else 0,
+                    },
+                }
+                for alignment in alignments
+            ]
+            together = fader.batch(requests)
+            for request, result in zip(requests, together, strict=True):
+                assert fader.generate(request).answers == result.answers
+            assert len({result.answers[0].token_ids for result in together}) > 2
+            bare = together[0].answers[0].token_ids
+            text = [(token, ()) for token in backbone.encode("<|user|>the sea<|end|><|assistant|>")]
+            for token in bare:
+                assert token == int(backbone.logits(text).argmax())
+                text.append((token, ()))
+            assert backbone.seen == {vector}
+            fader.remove_vector("v")
+            until(lambda: not backbone.seen)
+
+    def test_what_it_can_never_hold_is_refused(self):
+        backbone = Remembering(slots=4, budget=256)
+        engine = Engine({backbone.name: backbone})
+        assert engine.fits({backbone.name: (4, 64)})
+        for needs in ((5, 10), (4, 65)):
+            assert not engine.fits({backbone.name: needs})
+            with pytest.raises(ValueError, match=r"the budget of remembering is 256"):
+                engine.run(counting(backbone.name), {backbone.name: needs})
 
 
 def counting(model, steps=10**6):
