@@ -166,6 +166,33 @@ class TestAnotherBackbone:
         engine.close()
         assert len(backbone.memory.holds) == len(backbone.memory._returned)
 
+    def test_a_row_that_is_read_in_pieces_begins_anew_where_another_one_cut_its_slot(self):
+        backbone = Remembering(max_batch_tokens=3)
+        engine = Engine({backbone.name: backbone})
+        policy, needs = Policy(backbone.name, (5, 6, 7, 8)), {backbone.name: (4, 60)}
+        root = Prefix().then(*range(10, 16))
+        long = root.then(*range(20, 30))
+        forward, forwards, beside = backbone.forward, [], []
+
+        def program(ask):
+            return (yield ask)
+
+        def watched(segments):
+            forwards.append(segments)
+            if len(forwards) == 6:  # 4 for the root: the long one is in its midst
+                beside.append(engine.run(program(NextLogits(policy, [root])), needs))
+            return forward(segments)
+
+        engine.run(program(NextLogits(policy, [root])), needs).result(timeout=30)
+        backbone.forward = watched
+        forwards += [None] * 4
+        found = engine.run(program(SequenceLogits(policy, long, 12)), needs).result(timeout=30)
+        assert len(forwards) > 10
+        for back in range(1, 13):
+            assert torch.equal(found[-back], self.truth(backbone, policy, long, back))
+        assert torch.equal(beside[0].result(timeout=30)[0], self.truth(backbone, policy, root))
+        engine.close()
+
     def test_it_serves_requests_with_guides_vectors_and_searches(self):
         backbone = Remembering(slots=64, budget=2**14)
         vector = Vector("v", {"all": (torch.ones(1, 4), torch.ones(4, 1))})
