@@ -4,7 +4,9 @@ import asyncio
 import hashlib
 import logging
 import random
+import re
 import threading
+import time
 from collections import deque
 
 import pytest
@@ -188,6 +190,7 @@ class TestAnotherBackbone:
         forwards += [None] * 4
         found = engine.run(program(SequenceLogits(policy, long, 12)), needs).result(timeout=30)
         assert len(forwards) > 10
+        assert len(found) == 12
         for back in range(1, 13):
             assert torch.equal(found[-back], self.truth(backbone, policy, long, back))
         assert torch.equal(beside[0].result(timeout=30)[0], self.truth(backbone, policy, root))
@@ -351,6 +354,188 @@ def test_stats_say_what_was_read(tiny_folder):
     del children, running
     until(lambda: engine.stats().kv_used == 0)
     engine.close()
+
+
+def greedy(model, steps=12, prompt=POLICY_PROMPT, vectors=()):
+    """The likeliest tokens, one after the other."""
+    policy, prefix = Policy(model, prompt, vectors), Prefix()
+    for _ in range(steps):
+        logits = yield NextLogits(policy, [prefix])
+        prefix = prefix.then(int(logits[0].argmax()))
+    return prefix.tokens
+
+
+def once(ask):
+    """A program that asks one thing."""
+    return (yield ask)
+
+
+class Stubborn:
+    """An iterator that will not be closed."""
+
+    def send(self, _):
+        raise SystemExit("leave")
+
+    def close(self):
+        raise SystemError("no")
+
+
+def vector_for(fader, name="huge", size=1.0):
+    torch.manual_seed(3)
+    return Vector(
+        name,
+        {
+            layer: (torch.randn(2, inner) * size, torch.randn(out, 2) * size)
+            for layer, (out, inner) in fader.backbones[fader.model].layers.items()
+            if layer.endswith(("v_proj", "down_proj"))
+        },
+    )
+
+
+def bad_jobs(fader):
+    """Programs that cannot go on, by what their error says."""
+    model = fader.model
+    huge, prompt = vector_for(fader), Policy(model, POLICY_PROMPT)
+
+    def asks(**changes):
+        return once(NextLogits(**{"policy": prompt, "prefixes": [Prefix()], **changes}))
+
+    def score(reward, prompts=("p",), texts=("t",)):
+        return once(Score(reward, prompts, texts))
+
+    def leave(prompts, texts):
+        raise SystemExit("leave")
+
+    def raising():
+        yield NextLogits(prompt, [Prefix()])
+        raise SystemExit("leave")
+
+    def stubborn():
+        try:
+            yield NextLogits(prompt, [Prefix()])
+            yield 3
+        finally:
+            yield 4
+
+    infinite = vector_for(fader, "infinite", size=float("inf"))
+    return {
+        r"not finite with \{huge: 1e\+38\}": greedy(model, vectors=((huge, 1e38),)),
+        r"not finite with \{huge: -inf\}": greedy(model, vectors=((huge, float("-inf")),)),
+        r"vectors.infinite: its factors for .* are not finite": greedy(
+            model, vectors=((infinite, 1.0),)
+        ),
+        "float|str|sequence": greedy(model, vectors=((huge, "much"),)),
+        "token 400 is none of the 400": asks(prefixes=[Prefix().then(400)]),
+        "token -1 is none": asks(prefixes=[Prefix().then(10, -1)]),
+        "token 'sea' is none": asks(policy=Policy(model, ("sea", 3))),
+        "no attribute 'length'": asks(prefixes=[None]),
+        "not iterable": asks(prefixes=3),
+        "no attribute 'backbone'": asks(policy=None),
+        "1 of the 0 positions": asks(policy=Policy(model, ())),
+        "announced rows of at most 64": asks(prefixes=[Prefix().then(*range(10, 80))]),
+        "5 of the 4 positions": once(SequenceLogits(prompt, Prefix().then(9), 4)),
+        "it may ask": once(None),
+        "a program ended with SystemExit": raising(),
+        "it may ask NextLogits": stubborn(),
+        r"a program ended with SystemExit\('leave'": Stubborn(),
+        "no attribute 'send'": [1, 2],
+        r"reward .* ended with SystemExit": score(leave),
+        "'int' object is not callable": score(3),
+        "object is not iterable": score(lambda prompts, texts: None),
+        "real number": score(lambda prompts, texts: ["good"]),
+        "gave nan for 't'": score(lambda prompts, texts: [float("nan")]),
+        "gave 2 scores for 1 texts": score(lambda prompts, texts: [1.0, 2.0]),
+        "'NoneType' object is not iterable": score(len, texts=None),
+    }
+
+
+class TestIsolation:
+    @pytest.mark.parametrize("budget", [5, 512])
+    def test_what_cannot_go_on_ends_alone(self, tiny, monkeypatch, budget):
+        """Every kind of fault, all at once, between good jobs: each ends with its own error, and
+        the good ones are as if they were alone."""
+        monkeypatch.setattr(logging.getLogger("fader"), "disabled", True)
+        monkeypatch.setattr(tiny.engine, "token_budget", budget)
+        needs = {tiny.model: (2, 64)}
+        prompts = [tuple(range(10, 12 + place)) for place in range(8)]
+        mild = ((vector_for(tiny, "mild", 0.2), 0.5),)
+        good = [(prompt, mild if len(prompt) % 2 else ()) for prompt in prompts]
+
+        def start(prompt, vectors):
+            return tiny.engine.run(greedy(tiny.model, 12, prompt, vectors), needs)
+
+        alone = [start(*one).result(timeout=60) for one in good]
+        bad = bad_jobs(tiny)
+        running = {}
+        for place, (said, program) in enumerate(bad.items()):
+            running[said] = tiny.engine.run(program, needs)
+            if place % 3 == 0:
+                running[place] = start(*good[place // 3 % len(good)])
+        for said, one in running.items():
+            if isinstance(said, int):
+                assert one.result(timeout=60) == alone[said // 3 % len(good)]
+            else:
+                error = one.exception(timeout=60)
+                assert isinstance(error, Exception)
+                assert re.search(said, str(error)), (said, error)
+        assert [start(*one).result(timeout=60) for one in good] == alone  # in the same slots
+        del running, one, error
+        until(lambda: tiny.engine.stats().kv_used == 0)
+
+    def test_no_prefixes_are_no_rows(self, tiny):
+        found = tiny.engine.run(
+            once(NextLogits(Policy(tiny.model, (7,)), [])), {tiny.model: (1, 64)}
+        ).result(timeout=30)
+        assert found.shape == (0, 400)
+
+    def test_a_row_that_was_not_finite_leaves_nothing_behind(self, tiny_folder):
+        """Attention gives positions beyond a row's end the weight 0, and 0 times NaN is NaN: so a
+        short row beside a longer one, in a slot that a broken row had, tells."""
+        with Fader(load(str(tiny_folder))) as fader:
+            needs = {fader.model: (2, 64)}
+            huge = ((vector_for(fader), 1e38),)
+            long, short = tuple(range(10, 50)), (7, 8)
+            broken = [fader.engine.run(greedy(fader.model, 9, long, huge), needs) for _ in range(2)]
+            for one in broken:
+                with pytest.raises(ValueError, match="not finite"):
+                    one.result(timeout=30)
+            del broken, one
+            both = [fader.engine.run(greedy(fader.model, 9, it), needs) for it in (short, long)]
+            found = [one.result(timeout=30) for one in both]
+        with Fader(load(str(tiny_folder))) as fader:
+            for prompt, tokens in zip((short, long), found, strict=True):
+                running = fader.engine.run(greedy(fader.model, 9, prompt), needs)
+                assert running.result(timeout=30) == tokens
+
+    def test_a_forward_without_memory_is_made_in_parts(self, tiny, monkeypatch):
+        backbone = tiny.backbones[tiny.model]
+        forward = backbone.forward
+
+        def small(segments):
+            if len(segments) > 1:
+                raise RuntimeError("out of memory")
+            return forward(segments)
+
+        needs = {tiny.model: (1, 64)}
+        expected = tiny.engine.run(greedy(tiny.model), needs).result(timeout=30)
+        monkeypatch.setattr(backbone, "forward", small)
+        both = [tiny.engine.run(greedy(tiny.model), needs) for _ in range(3)]
+        assert [one.result(timeout=30) for one in both] == [expected] * 3
+
+    def test_memory_that_another_thread_lets_go_of_lets_a_job_begin(self, tiny_folder):
+        with Fader(load(str(tiny_folder), kv_bytes=128 * 768)) as fader:
+
+            def keep():
+                prefixes = [Prefix().then(token) for token in (10, 11)]
+                yield NextLogits(Policy(fader.model, (7,)), prefixes)
+                return prefixes
+
+            held = fader.engine.run(keep(), {fader.model: (2, 64)}).result(timeout=30)
+            later = fader.engine.run(greedy(fader.model, 100), {fader.model: (1, 128)})
+            time.sleep(0.05)
+            assert fader.engine.stats().waiting == len(held) - 1
+            held.clear()
+            assert len(later.result(timeout=30)) == 100
 
 
 class TestFaultsEndTheirJobOnly:
