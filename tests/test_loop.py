@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fader import Busy, Cancelled, Fader, Vector, load
-from fader.engine.loop import Engine, Stats
+from fader.engine.loop import Engine
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Emit, NextLogits, Score, SequenceLogits, UsageSoFar
+from fader.engine.stats import Stats
 
 POLICY_PROMPT = (7, 8, 9)
 
