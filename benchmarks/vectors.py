@@ -31,7 +31,7 @@ def random_vector(name: str, fader: Fader, seed: int) -> Vector:
             torch.randn(RANK, inner, generator=noise) * 0.02,
             torch.randn(out, RANK, generator=noise) * 0.02,
         )
-        for module, (out, inner) in fader.backbones[fader.model].layers.items()
+        for module, (out, inner) in fader.backend.backbones[fader.model].layers.items()
         if module.endswith(TARGETS)
     }
     return Vector(name, factors)

@@ -20,9 +20,9 @@ def lookahead(policy: Policy, prefix: Prefix, width: int, length: int) -> Progra
 
 
 with Fader() as fader:
-    backbone = fader.backbones[fader.model]
+    backbone = fader.backend.backbones[fader.model]
     policy = Policy(fader.model, tuple(backbone.encode("The old lighthouse keeper")))
     needs = {fader.model: (4, len(policy.prompt) + 16)}  # rows, and positions of the longest
-    running = fader.engine.run(lookahead(policy, Prefix(), 3, 8), needs)
+    running = fader.backend.engine.run(lookahead(policy, Prefix(), 3, 8), needs)
     for tokens in running.result():
         print(backbone.decode(tokens))

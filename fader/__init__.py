@@ -2,7 +2,9 @@
 that way while it decodes."""
 
 from fader.answer import Answer, Chunk, Likelihood, Result
-from fader.engine.backbone import TorchBackbone, load
+from fader.endpoint import Endpoint
+from fader.engine.backbone import TorchBackbone
+from fader.engine.loading import load
 from fader.engine.protocols import Backbone
 from fader.engine.running import Busy, Cancelled, Running
 from fader.fader import Fader
@@ -19,6 +21,7 @@ __all__ = [
     "Busy",
     "Cancelled",
     "Chunk",
+    "Endpoint",
     "Fader",
     "LLMJudge",
     "Likelihood",

@@ -1,18 +1,62 @@
-"""Files that are whole or not there."""
+"""Files and folders that are whole or not there. Only this module renames things into place."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
+
+SCRATCH = ".*.tmp"
+"""What is still being written, as a pattern; without a writer, a killed process left it behind."""
 
 
-def write_whole(file: Path, text: str, folder: Path) -> None:
-    """Write a file in `folder` (on the same disk), then rename it into its place: it is whole or
-    not there, and a failed write leaves nothing."""
-    scratch = folder / f"{file.name}.tmp"
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file beside its place and rename it there: it is whole or as it was before, and a
+    failed write leaves nothing. Its folder is made where it is missing.
+
+    Raises OSError naming the file.
+    """
+    place = file.resolve()
+    scratch = _scratch(place)
     try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(file)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        scratch.replace(place)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(file)) from error
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
+    """An empty folder beside `folder`, renamed there when the block ends well; a failure leaves
+    nothing. With `replace` a folder that is there gives way to it then, not before.
+
+    Raises OSError if something is there when the block ends, and may not be replaced.
+    """
+    place = folder.resolve()
+    scratch, old = _scratch(place), _scratch(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+        if replace and place.exists():
+            place.rename(old)
+        try:
+            scratch.rename(place)
+        except OSError as error:
+            if old.exists():
+                old.rename(place)
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _scratch(place: Path) -> Path:
+    """A name beside a place that no other writer has, in this process or another."""
+    return place.with_name(f".{place.name[:60]}-{uuid4().hex}.tmp")

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from platformdirs import user_config_path
 
+from fader.files import write_whole
 from fader.request import Alignment
 from fader.schema import (
     parse,
@@ -71,16 +72,6 @@ def save_profile(name: str, alignment: Alignment) -> Path:
     """Write an alignment into the project's profile folder, where requests find it by name. Written
     beside its place and renamed."""
     file = profile_file(name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{name}.part")
-    try:
-        scratch.write_text(
-            yaml.safe_dump(
-                alignment.model_dump(mode="json", exclude_defaults=True), sort_keys=False
-            ),
-            encoding="utf-8",
-        )
-        scratch.replace(file)
-    finally:
-        scratch.unlink(missing_ok=True)
+    said = alignment.model_dump(mode="json", exclude_defaults=True)
+    write_whole(file, yaml.safe_dump(said, sort_keys=False))
     return file

@@ -144,12 +144,33 @@ def level_items() -> list[LevelItem]:
     ]
 
 
+def random_vector(
+    fader: Fader,
+    name: str,
+    seed: int,
+    rank: int = 4,
+    targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj"),
+) -> Vector:
+    noise = torch.Generator().manual_seed(seed)
+    return Vector(
+        name,
+        {
+            module: (
+                torch.randn(rank, inner, generator=noise) * 0.2,
+                torch.randn(out, rank, generator=noise) * 0.2,
+            )
+            for module, (out, inner) in fader.backend.backbones[fader.model].layers.items()
+            if module.endswith(targets)
+        },
+    )
+
+
 def random_vectors(fader: Fader, folder: Path, names: list[str]) -> dict[str, Path]:
     """Vectors of random factors for a tiny model, saved by name."""
     torch.manual_seed(1)
     layers = {
         name: sizes
-        for name, sizes in fader.backbones[fader.model].layers.items()
+        for name, sizes in fader.backend.backbones[fader.model].layers.items()
         if name.endswith(("down_proj", "o_proj"))
     }
     for name in names:

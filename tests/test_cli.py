@@ -52,7 +52,7 @@ def rows(done: Done) -> list[dict]:
     ("arguments", "said"),
     [
         (["generate"], "PROMPT: nothing to answer"),
-        (["generate", ""], "messages.0.content: must not be empty"),
+        (["generate", ""], "messages[0].content: must not be empty"),
         (
             ["generate", "x", "--align", '{"vectors": {"nope": 1}}'],
             "alignment.vectors.nope: no such vector",
@@ -61,7 +61,7 @@ def rows(done: Done) -> list[dict]:
             ["generate", "x", "--align", '{"vectors": {"medical": .nan}}'],
             "Input should be a finite number",
         ),
-        (["generate", "x", "--align", '{"guides": [{"kind": "magic"}]}'], "alignment.guides.0"),
+        (["generate", "x", "--align", '{"guides": [{"kind": "magic"}]}'], "alignment.guides[0]"),
         (["generate", "x", "--align", "{a: ["], "not valid YAML or JSON"),
         (["generate", "x", "--align", "nowhere.yaml"], "neither JSON, nor a file, nor a profile"),
         (["generate", "--input", "nowhere.jsonl"], "nowhere.jsonl"),

@@ -37,7 +37,7 @@ def test_cancelling_a_task_cancels_the_request(tiny):
 
     asyncio.run(run())
     tiny.generate("a", max_tokens=1)
-    assert tiny.backbones[tiny.model].memory.taken == 0
+    assert tiny.backend.backbones[tiny.model].memory.taken == 0
 
 
 def test_closing_cancels_what_runs(tiny_folder):
@@ -61,7 +61,7 @@ def test_requests_in_every_form(tiny):
     assert [result.answers for result in tiny.batch(forms)] == [expected] * 3
     with pytest.raises(ValueError, match="max_tokens: give these inside the Request"):
         tiny.generate(forms[2], max_tokens=3)
-    with pytest.raises(ValueError, match=r"request 2: messages.0.content"):
+    with pytest.raises(ValueError, match=r"request 2: messages\[0\].content"):
         tiny.batch(["fine", " "])
     with pytest.raises(ValueError, match="no such field"):
         tiny.generate("x", max_token=3)
@@ -88,7 +88,7 @@ def test_a_failing_reward_ends_its_job_only(tiny, monkeypatch):
     def broken(prompts, texts):
         raise RuntimeError("the judge is out")
 
-    monkeypatch.setattr(tiny, "resources", Resources(callables={"broken": broken}))
+    monkeypatch.setattr(tiny.backend, "resources", Resources(callables={"broken": broken}))
     search = {"kind": "best-of-n", "n": 2, "rewards": [{"kind": "python", "name": "broken"}]}
     with pytest.raises(RuntimeError, match="the judge is out"):
         tiny.generate("the sea", max_tokens=3, temperature=1.0, alignment={"search": search})
@@ -129,15 +129,15 @@ def test_a_principle_is_told_beside_the_requests_own_tiers(tiny):
             "guides": [{"kind": "contrast", "principle": "be kind"}],
         },
     )
-    guided = tiny._plan(request).guided
-    told = tiny.backbones[tiny.model].tokenizer.decode(guided.terms[0].policy.prompt)
+    guided = tiny.backend.plan(request).guided
+    told = tiny.backend.backbones[tiny.model].tokenizer.decode(guided.terms[0].policy.prompt)
     assert "be brief" in told
     assert "be kind" in told
     assert guided.terms[0].reference == guided.base
 
 
 def test_a_batch_that_is_refused_starts_nothing(tiny, monkeypatch):
-    monkeypatch.setattr(tiny.engine, "run", lambda *_: pytest.fail("nothing may start"))
+    monkeypatch.setattr(tiny.backend.engine, "run", lambda *_: pytest.fail("nothing may start"))
     with pytest.raises(ValueError, match=r"request 2: messages: prompt and answer may take"):
         tiny.batch(
             [
@@ -158,7 +158,7 @@ def test_a_slow_reward_does_not_hold_up_the_others(tiny, monkeypatch):
         assert answered.wait(timeout=30), "the engine waited for the reward"
         return [0.0] * len(texts)
 
-    monkeypatch.setattr(tiny, "resources", Resources(callables={"think": think}))
+    monkeypatch.setattr(tiny.backend, "resources", Resources(callables={"think": think}))
     search = {"kind": "best-of-n", "n": 2, "rewards": [{"kind": "python", "name": "think"}]}
     ask = partial(
         tiny.generate,
@@ -181,12 +181,12 @@ def test_a_slow_reward_does_not_hold_up_the_others(tiny, monkeypatch):
 
 def test_a_stream_closed_before_its_first_chunk_is_cancelled(tiny):
     tiny.stream("the sea", max_tokens=400, temperature=1.0).close()
-    until(lambda: not tiny.engine.stats().live)
+    until(lambda: not tiny.backend.engine.stats().live)
     assert tiny.generate("the sea", max_tokens=1).usage.tokens_read < 100
 
 
 def test_a_vector_that_could_not_be_stacked_is_stacked_anew(fader, monkeypatch):
-    mixer = fader.backbones[fader.model]._mixer
+    mixer = fader.backend.backbones[fader.model]._mixer
     wish = {"alignment": {"vectors": {"medical": 1.0}}}
     expected, medical = fader.score("the sea", " wide", **wish).mean, fader.vector("medical")
     fader.remove_vector("medical")
@@ -243,16 +243,18 @@ def test_more_answers_than_fit_are_scored_in_parts(tiny_folder):
         Fader(load(str(tiny_folder), kv_bytes=3 * 64 * 3 * 2 * 2 * 16 * 4)) as little,
         Fader(str(tiny_folder)) as much,
     ):
-        assert little.backbones[little.model].memory.budget == 3 * 64
+        assert little.backend.backbones[little.model].memory.budget == 3 * 64
         pairs = [("the", answer) for answer in answers]
         found = [one.mean for one in little.score_batch(pairs)]
         assert found == pytest.approx([one.mean for one in much.score_batch(pairs)], abs=1e-4)
 
 
 def test_what_cannot_be_scored_starts_nothing(tiny, monkeypatch):
-    monkeypatch.setattr(tiny.engine, "run", lambda *_: pytest.fail("nothing may start"))
+    monkeypatch.setattr(tiny.backend.engine, "run", lambda *_: pytest.fail("nothing may start"))
     with pytest.raises(ValueError, match="answer: has no tokens"):
         tiny.score_batch([("the sea", " wide"), ("a cat", "")])
+    with pytest.raises(ValueError, match="answer: must be a text to score"):
+        tiny.score("the sea", None)
     with pytest.raises(ValueError, match=r"alignment.search: chooses what is written"):
         tiny.score(
             "the sea",

@@ -4,12 +4,12 @@ import random
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, NO_SYSTEM, TEXT, make_model
+from conftest import ARCHITECTURES, NO_SYSTEM, TEXT, make_model, random_vector
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from fader import Cancelled, Fader, Vector, load
+from fader import Cancelled, Fader, load
 from fader.engine.backbone import quick_dtype
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import NextLogits, SequenceLogits
@@ -23,29 +23,8 @@ QUICK = settings(
 questions = st.lists(st.sampled_from(WORDS), min_size=1, max_size=60).map(" ".join)
 
 
-def random_vector(
-    fader: Fader,
-    name: str,
-    seed: int,
-    rank: int = 4,
-    targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj"),
-) -> Vector:
-    noise = torch.Generator().manual_seed(seed)
-    return Vector(
-        name,
-        {
-            module: (
-                torch.randn(rank, inner, generator=noise) * 0.2,
-                torch.randn(out, rank, generator=noise) * 0.2,
-            )
-            for module, (out, inner) in fader.backbones[fader.model].layers.items()
-            if module.endswith(targets)
-        },
-    )
-
-
 def ids(fader: Fader, question: str) -> list[int]:
-    backbone = fader.backbones[fader.model]
+    backbone = fader.backend.backbones[fader.model]
     return backbone.encode(
         conversation(fader.request(question).messages, (), backbone.tokenizer), special=False
     )
@@ -53,7 +32,7 @@ def ids(fader: Fader, question: str) -> list[int]:
 
 def ask(fader: Fader, program):
     """Run one program on the engine; its result."""
-    return fader.engine.run(program, {fader.model: (8, 400)}).result(timeout=60)
+    return fader.backend.engine.run(program, {fader.model: (8, 400)}).result(timeout=60)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -119,9 +98,9 @@ def test_zero_is_off(tiny):
 @QUICK
 @given(company=st.lists(questions, min_size=1, max_size=9), budget=st.sampled_from([7, 64, 512]))
 def test_a_row_alone_equals_the_row_in_any_batch(tiny, company, budget):
-    tiny.engine.token_budget = budget
+    tiny.backend.engine.token_budget = budget
     together = tiny.batch(company, max_tokens=12)
-    tiny.engine.token_budget = 512
+    tiny.backend.engine.token_budget = 512
     for question, result in zip(company, together, strict=True):
         assert (
             tiny.generate(question, max_tokens=12).answers[0].token_ids
@@ -186,7 +165,7 @@ def test_forks_keep_apart(tiny):
 
 
 def test_memory_returns(tiny):
-    memory = tiny.backbones[tiny.model].memory
+    memory = tiny.backend.backbones[tiny.model].memory
     tiny.batch(["the sea", "a cat"], max_tokens=8, n=3, temperature=1.0)
     stream = tiny.stream("one two", max_tokens=200, temperature=1.0)
     next(stream)
@@ -232,11 +211,11 @@ def test_a_per_row_mixture_equals_the_merged_weights(architecture, tmp_path):
                 )
             )
         prompt = ids(fader, "the sea")
-        said = fader.backbones[fader.model].encode(answer)
+        said = fader.backend.backbones[fader.model].encode(answer)
         found = fader.score_batch(
             [({"prompt": "the sea", "alignment": {"vectors": mix}}, answer) for mix in mixtures]
         )
-        vectors = dict(fader._vectors)
+        vectors = dict(fader.backend._vectors)
     for mix, mine in zip(mixtures, found, strict=True):
         merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         tied = merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
@@ -277,7 +256,7 @@ def test_laws_2_3_and_5_hold_on_every_device_in_every_type(tiny_folder, device, 
     with Fader(load(str(tiny_folder), device=device, dtype=dtype)) as fader:
         one, two = random_vector(fader, "one", 31), random_vector(fader, "two", 32)
         mixtures = [(), ((one, 0.7),), ((one, -0.5), (two, 0.4)), ((two, 0.6),)]
-        said = fader.backbones[fader.model].encode("rivers bend slowly through")
+        said = fader.backend.backbones[fader.model].encode("rivers bend slowly through")
         policies = [
             Policy(fader.model, tuple(ids(fader, " ".join(WORDS[: 1 + 9 * place]))), mixture)
             for place, mixture in enumerate(mixtures)
@@ -298,7 +277,9 @@ def test_laws_2_3_and_5_hold_on_every_device_in_every_type(tiny_folder, device, 
 
         alone = [ask(fader, at_once([policy]))[0] for policy in policies]
         together, steps = (
-            fader.engine.run(program(policies), {fader.model: (60, 400)}).result(timeout=120)
+            fader.backend.engine.run(program(policies), {fader.model: (60, 400)}).result(
+                timeout=120
+            )
             for program in (at_once, stepwise)
         )
     for policy, *found in zip(policies, alone, together, steps, strict=True):
@@ -322,7 +303,7 @@ def test_a_guide_is_its_formula(tiny):
     tiny.add_vector(vector)
 
     def log(prompt=None, vectors=()):
-        backbone = tiny.backbones[tiny.model]
+        backbone = tiny.backend.backbones[tiny.model]
         text = conversation(
             tiny.request("the sea").messages,
             (Preferences.model_validate(prompt or {}),),
@@ -501,7 +482,7 @@ class TestStops:
             assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
 
     def test_a_forced_beginning_is_continued(self, tiny):
-        backbone = tiny.backbones[tiny.model]
+        backbone = tiny.backend.backbones[tiny.model]
         prompt = conversation(tiny.request("the sea").messages, (), backbone.tokenizer, "is wide")
         assert prompt.endswith("<|assistant|>is wide")
         with_prefill = tiny.generate("the sea", max_tokens=5, prefill="is wide")
@@ -580,10 +561,10 @@ def test_stress_many_join_leave_and_are_cancelled(tiny):
         }
         for place in range(64)
     ]
-    plans = [tiny._plan(tiny.request(request)) for request in requests]
+    plans = [tiny.backend.plan(tiny.request(request)) for request in requests]
     submitted = []
     for place, plan in enumerate(plans):
-        submitted.append(tiny._submit(plan))
+        submitted.append(tiny.backend.submit(plan.request))
         if dice.random() < 0.3:
             (
                 submitted[place // 2].exception() if dice.random() < 0.2 else None
@@ -601,7 +582,7 @@ def test_stress_many_join_leave_and_are_cancelled(tiny):
         assert tiny.generate(request).answers == found.answers
     assert survivors > 20
     assert cancelled > 0
-    assert tiny.backbones[tiny.model].memory.taken == 0
+    assert tiny.backend.backbones[tiny.model].memory.taken == 0
 
 
 def test_vectors_come_and_go_while_requests_run(tiny):
@@ -623,7 +604,7 @@ def test_vectors_come_and_go_while_requests_run(tiny):
 def test_a_template_without_system_role_folds_the_tiers_into_the_user_turn(tmp_path):
     folder = make_model(tmp_path / "gemma", "gemma2", NO_SYSTEM)
     with Fader(load(str(folder))) as fader:
-        backbone = fader.backbones[fader.model]
+        backbone = fader.backend.backbones[fader.model]
         text = conversation(
             fader.request("the sea").messages,
             (Preferences(provider=("be brief",)),),

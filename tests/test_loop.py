@@ -107,6 +107,12 @@ class Remembering:
     def forget(self, vector):
         self.seen.discard(vector)
 
+    def weight(self, name):
+        raise KeyError(name)
+
+    def check_tokens(self, ids):
+        assert all(0 <= token < self.vocabulary for token in ids)
+
     def encode(self, text, special=False):
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
@@ -257,7 +263,9 @@ def counting(model, steps=10**6):
 class TestRunning:
     def test_it_gives_the_result_the_items_and_the_cost(self, tiny):
         items = []
-        running = tiny.engine.run(counting(tiny.model, 5), {tiny.model: (1, 64)}, items.append)
+        running = tiny.backend.engine.run(
+            counting(tiny.model, 5), {tiny.model: (1, 64)}, items.append
+        )
         usage = running.result(timeout=30)
         assert items == [0, 1, 2, 3, 4]
         assert (usage.rows, usage.forward_passes, usage.tokens_read) == (5, 5, 3 + 4)
@@ -267,7 +275,7 @@ class TestRunning:
 
     def test_cancelled_while_it_runs(self, tiny):
         begun = threading.Event()
-        running = tiny.engine.run(
+        running = tiny.backend.engine.run(
             counting(tiny.model), {tiny.model: (1, 500)}, lambda item: begun.set()
         )
         assert begun.wait(30)
@@ -275,14 +283,14 @@ class TestRunning:
         with pytest.raises(Cancelled):
             running.result(timeout=30)
         assert not running.cancel()
-        assert tiny.backbones[tiny.model].memory.taken == 0
+        assert tiny.backend.backbones[tiny.model].memory.taken == 0
 
     def test_cancelled_while_it_waits_and_after_the_end_of_the_engine(self, tiny_folder):
         with Fader(load(str(tiny_folder), kv_bytes=64 * 768)) as fader:  # one row of 64 positions
             needs = {fader.model: (1, 64)}
-            first = fader.engine.run(counting(fader.model), needs)
-            second = fader.engine.run(counting(fader.model), needs)
-            third = fader.engine.run(counting(fader.model), needs)
+            first = fader.backend.engine.run(counting(fader.model), needs)
+            second = fader.backend.engine.run(counting(fader.model), needs)
+            third = fader.backend.engine.run(counting(fader.model), needs)
             assert second.cancel()
             with pytest.raises(Cancelled):
                 second.result(timeout=30)
@@ -291,11 +299,11 @@ class TestRunning:
             assert isinstance(running.exception(timeout=30), Cancelled)
             assert not running.cancel()
         with pytest.raises(RuntimeError, match="closed"):
-            fader.engine.run(counting(fader.model), needs)
+            fader.backend.engine.run(counting(fader.model), needs)
 
     def test_a_cancelled_asyncio_task_cancels_it(self, tiny):
         async def run():
-            running = tiny.engine.run(counting(tiny.model), {tiny.model: (1, 500)})
+            running = tiny.backend.engine.run(counting(tiny.model), {tiny.model: (1, 500)})
             task = asyncio.wrap_future(running)
             await asyncio.sleep(0.01)
             task.cancel()
@@ -325,7 +333,7 @@ class TestRunning:
 
     def test_needs_of_an_unknown_backbone_are_refused(self, tiny):
         with pytest.raises(ValueError, match="needs: there is no backbone 'nowhere'"):
-            tiny.engine.run(counting("nowhere"), {"nowhere": (1, 64)})
+            tiny.backend.engine.run(counting("nowhere"), {"nowhere": (1, 64)})
 
 
 def test_stats_say_what_was_read(tiny_folder):
@@ -387,7 +395,7 @@ def vector_for(fader, name="huge", size=1.0):
         name,
         {
             layer: (torch.randn(2, inner) * size, torch.randn(out, 2) * size)
-            for layer, (out, inner) in fader.backbones[fader.model].layers.items()
+            for layer, (out, inner) in fader.backend.backbones[fader.model].layers.items()
             if layer.endswith(("v_proj", "down_proj"))
         },
     )
@@ -456,20 +464,20 @@ class TestIsolation:
         """Every kind of fault, all at once, between good jobs: each ends with its own error, and
         the good ones are as if they were alone."""
         monkeypatch.setattr(logging.getLogger("fader"), "disabled", True)
-        monkeypatch.setattr(tiny.engine, "token_budget", budget)
+        monkeypatch.setattr(tiny.backend.engine, "token_budget", budget)
         needs = {tiny.model: (2, 64)}
         prompts = [tuple(range(10, 12 + place)) for place in range(8)]
         mild = ((vector_for(tiny, "mild", 0.2), 0.5),)
         good = [(prompt, mild if len(prompt) % 2 else ()) for prompt in prompts]
 
         def start(prompt, vectors):
-            return tiny.engine.run(greedy(tiny.model, 12, prompt, vectors), needs)
+            return tiny.backend.engine.run(greedy(tiny.model, 12, prompt, vectors), needs)
 
         alone = [start(*one).result(timeout=60) for one in good]
         bad = bad_jobs(tiny)
         running = {}
         for place, (said, program) in enumerate(bad.items()):
-            running[said] = tiny.engine.run(program, needs)
+            running[said] = tiny.backend.engine.run(program, needs)
             if place % 3 == 0:
                 running[place] = start(*good[place // 3 % len(good)])
         for said, one in running.items():
@@ -481,10 +489,10 @@ class TestIsolation:
                 assert re.search(said, str(error)), (said, error)
         assert [start(*one).result(timeout=60) for one in good] == alone  # in the same slots
         del running, one, error
-        until(lambda: tiny.engine.stats().kv_used == 0)
+        until(lambda: tiny.backend.engine.stats().kv_used == 0)
 
     def test_no_prefixes_are_no_rows(self, tiny):
-        found = tiny.engine.run(
+        found = tiny.backend.engine.run(
             once(NextLogits(Policy(tiny.model, (7,)), [])), {tiny.model: (1, 64)}
         ).result(timeout=30)
         assert found.shape == (0, 400)
@@ -496,20 +504,25 @@ class TestIsolation:
             needs = {fader.model: (2, 64)}
             huge = ((vector_for(fader), 1e38),)
             long, short = tuple(range(10, 50)), (7, 8)
-            broken = [fader.engine.run(greedy(fader.model, 9, long, huge), needs) for _ in range(2)]
+            broken = [
+                fader.backend.engine.run(greedy(fader.model, 9, long, huge), needs)
+                for _ in range(2)
+            ]
             for one in broken:
                 with pytest.raises(ValueError, match="not finite"):
                     one.result(timeout=30)
             del broken, one
-            both = [fader.engine.run(greedy(fader.model, 9, it), needs) for it in (short, long)]
+            both = [
+                fader.backend.engine.run(greedy(fader.model, 9, it), needs) for it in (short, long)
+            ]
             found = [one.result(timeout=30) for one in both]
         with Fader(load(str(tiny_folder))) as fader:
             for prompt, tokens in zip((short, long), found, strict=True):
-                running = fader.engine.run(greedy(fader.model, 9, prompt), needs)
+                running = fader.backend.engine.run(greedy(fader.model, 9, prompt), needs)
                 assert running.result(timeout=30) == tokens
 
     def test_a_forward_without_memory_is_made_in_parts(self, tiny, monkeypatch):
-        backbone = tiny.backbones[tiny.model]
+        backbone = tiny.backend.backbones[tiny.model]
         forward = backbone.forward
 
         def small(segments):
@@ -518,9 +531,9 @@ class TestIsolation:
             return forward(segments)
 
         needs = {tiny.model: (1, 64)}
-        expected = tiny.engine.run(greedy(tiny.model), needs).result(timeout=30)
+        expected = tiny.backend.engine.run(greedy(tiny.model), needs).result(timeout=30)
         monkeypatch.setattr(backbone, "forward", small)
-        both = [tiny.engine.run(greedy(tiny.model), needs) for _ in range(3)]
+        both = [tiny.backend.engine.run(greedy(tiny.model), needs) for _ in range(3)]
         assert [one.result(timeout=30) for one in both] == [expected] * 3
 
     def test_memory_that_another_thread_lets_go_of_lets_a_job_begin(self, tiny_folder):
@@ -531,17 +544,19 @@ class TestIsolation:
                 yield NextLogits(Policy(fader.model, (7,)), prefixes)
                 return prefixes
 
-            held = fader.engine.run(keep(), {fader.model: (2, 64)}).result(timeout=30)
-            later = fader.engine.run(greedy(fader.model, 100), {fader.model: (1, 128)})
+            held = fader.backend.engine.run(keep(), {fader.model: (2, 64)}).result(timeout=30)
+            later = fader.backend.engine.run(greedy(fader.model, 100), {fader.model: (1, 128)})
             time.sleep(0.05)
-            assert fader.engine.stats().waiting == len(held) - 1
+            assert fader.backend.engine.stats().waiting == len(held) - 1
             held.clear()
             assert len(later.result(timeout=30)) == 100
 
 
 class TestFaultsEndTheirJobOnly:
     def ends_with(self, tiny, program, on_item=lambda item: None, rows=1):
-        error = tiny.engine.run(program, {tiny.model: (rows, 64)}, on_item).exception(timeout=30)
+        error = tiny.backend.engine.run(program, {tiny.model: (rows, 64)}, on_item).exception(
+            timeout=30
+        )
         assert tiny.generate("the sea", max_tokens=2).text is not None  # the engine lives
         return error
 
@@ -602,9 +617,9 @@ class TestFaultsEndTheirJobOnly:
                 return (yield Score(pick, ["p"], [text + "!"]))
 
             def start(text):
-                started[text] = tiny.engine.run(program(text), {tiny.model: (1, 64)})
+                started[text] = tiny.backend.engine.run(program(text), {tiny.model: (1, 64)})
 
-            tiny.engine._send(lambda: [start(text) for text in texts])
+            tiny.backend.engine._send(lambda: [start(text) for text in texts])
             until(lambda: len(started) == len(texts))
             return {
                 text: running.exception(timeout=30) or running.result()
@@ -631,12 +646,12 @@ class TestFaultsEndTheirJobOnly:
                 yield NextLogits(Policy(tiny.model, (7, 8, 9)), keep)
 
         assert isinstance(self.ends_with(tiny, program()), MemoryError)
-        assert tiny.backbones[tiny.model].memory.taken == 0
+        assert tiny.backend.backbones[tiny.model].memory.taken == 0
 
 
 def test_no_memory_for_a_job_ends_that_job_alone(tiny_folder, monkeypatch):
     with Fader(str(tiny_folder)) as fader:
-        memory = fader.backbones[fader.model].memory
+        memory = fader.backend.backbones[fader.model].memory
         reserve = memory.reserve
         monkeypatch.setattr(
             memory, "reserve", lambda *wanted: (_ for _ in ()).throw(RuntimeError("out of memory"))
@@ -652,7 +667,7 @@ def test_a_failed_forward_gives_its_memory_back(tiny_folder, monkeypatch):
         logging.getLogger("fader"), "disabled", True
     )  # here logged faults are kept, with all that their frames hold
     with Fader(str(tiny_folder)) as fader:
-        backbone = fader.backbones[fader.model]
+        backbone = fader.backend.backbones[fader.model]
         monkeypatch.setattr(
             backbone,
             "forward",
@@ -665,5 +680,5 @@ def test_a_failed_forward_gives_its_memory_back(tiny_folder, monkeypatch):
 
 
 def test_what_others_do_in_the_engines_thread_does_not_end_it(tiny):
-    tiny.engine._send(lambda: 1 / 0)
+    tiny.backend.engine._send(lambda: 1 / 0)
     assert tiny.generate("the sea", max_tokens=1).text

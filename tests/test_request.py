@@ -12,7 +12,7 @@ from fader.schema import parse
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ({"messages": ""}, "messages.0.content: must not be empty"),
+        ({"messages": ""}, "messages[0].content: must not be empty"),
         ({"messages": []}, "messages: "),
         ({"messages": "x", "colour": 1}, "colour: no such field (got 1)"),
         (
@@ -20,7 +20,7 @@ from fader.schema import parse
             "alignment.vectors.a: Input should be a finite number (got nan)",
         ),
         ({"messages": "x", "alignment": {"vectors": {"a": math.inf}}}, "alignment.vectors.a"),
-        ({"messages": "x", "alignment": {"guides": [{"kind": "magic"}]}}, "alignment.guides.0: "),
+        ({"messages": "x", "alignment": {"guides": [{"kind": "magic"}]}}, "alignment.guides[0]: "),
         (
             {
                 "messages": "x",
@@ -55,10 +55,10 @@ from fader.schema import parse
             {"messages": "x", "sampling": {"n": 0}},
             "sampling.n: Input should be greater than or equal to 1 (got 0)",
         ),
-        ({"messages": "x", "sampling": {"stop": [""]}}, "sampling.stop.0: must not be empty"),
+        ({"messages": "x", "sampling": {"stop": [""]}}, "sampling.stop[0]: must not be empty"),
         ({"messages": "x", "sampling": {"temperature": -1}}, "sampling.temperature"),
         ({"messages": "x", "sampling": {"top_p": 0}}, "sampling.top_p"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
     ],
 )
 def test_faults_are_named(value, said):

@@ -1,16 +1,14 @@
 """`TorchBackbone`: one causal language model that reads many rows at once, on PyTorch.
 
-Loads a hub id, a folder, a GGUF file or the built-in model; knows its tokenizer, its end tokens and
-how long it can read; forwards a pack of rows of any lengths. What it cannot run faithfully it
-refuses by name when it is loaded: a short text is read by the model's own attention and by ours,
-and the two must agree.
+Knows its tokenizer, its end tokens and how long it can read; forwards a pack of rows of any
+lengths. What it cannot run faithfully it refuses by name when it is made: a short text is read by
+the model's own attention and by ours, and the two must agree.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,16 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
-from fader.engine import attention, builtin
+from fader.engine import attention
 from fader.engine.adapters import AdapterMixer
 from fader.engine.memory import TorchMemory
 from fader.engine.protocols import Delta, Segment
@@ -90,6 +84,11 @@ class TorchBackbone:
         """Take a vector's factors out of the layers. A row that still uses it brings them back."""
         self._mixer.drop(vector)
 
+    def weight(self, name: str) -> Tensor:
+        """One of the model's weights by its name. Raises KeyError for a name that there is not."""
+        found: Tensor = self.model.state_dict()[name]
+        return found
+
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment]) -> list[Tensor]:
         """Read all segments in one forward; returns for each its wanted logits [keep, vocabulary],
@@ -145,7 +144,19 @@ class TorchBackbone:
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of `text`, with the tokenizer's own begin tokens where `special`."""
-        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        ids = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        self.check_tokens(ids)
+        return ids
+
+    def check_tokens(self, ids: Sequence[int]) -> None:
+        """Raises ValueError, with its text, for a token that the embedding has no row for."""
+        rows: int = self.model.get_input_embeddings().weight.shape[0]
+        if ids and (beyond := max(ids)) >= rows:
+            text = self.tokenizer.convert_ids_to_tokens(beyond)
+            raise ValueError(
+                f"{text!r} is token {beyond} of the tokenizer, but {self.name} has rows for"
+                f" {rows} tokens; leave it out, or resize the model's embedding"
+            )
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of `tokens`, special tokens left out."""
@@ -226,69 +237,6 @@ def quick_dtype() -> str:
         else torch.cpu._is_avx512_bf16_supported()
     )
     return "bfloat16" if fast else "float32"
-
-
-def load(
-    name: str = builtin.NAME,
-    device: str | None = None,
-    dtype: str | None = None,
-    kv_bytes: int | None = None,
-) -> TorchBackbone:
-    """A backbone from the built-in model's name, a folder, a GGUF file or a hub id.
-
-    `device` and `dtype`: chosen (cuda, else mps, else cpu; float32 on a CPU, else bfloat16) unless
-    given. `kv_bytes`: memory for keys and values. Raises ValueError for a model that cannot run,
-    OSError for one that cannot be had.
-    """
-    device = device or (
-        "cuda"
-        if torch.cuda.is_available()
-        else "mps"
-        if torch.backends.mps.is_available()
-        else "cpu"
-    )
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    numbers = getattr(torch, dtype, None)
-    if not isinstance(numbers, torch.dtype) or not numbers.is_floating_point:
-        raise ValueError(
-            f"dtype: {dtype!r} is not a floating-point type; give float32, bfloat16 or float16"
-        )
-    path = Path(name)
-    source: dict[str, Any] = {"pretrained_model_name_or_path": builtin.source(name)}
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ValueError(f"model: there is no file {name}")
-        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    elif path.exists() and not path.is_dir():
-        raise ValueError(
-            f"model: {name} is a file but not a .gguf; give a folder with config.json, a .gguf file"
-            " or a hub id"
-        )
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(**source)
-        if config.is_encoder_decoder:
-            raise ValueError(
-                f"model: {name} ({config.model_type}) is an encoder-decoder; fader runs causal"
-                " language models"
-            )
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            **source, dtype=numbers, attn_implementation="eager"
-        )
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-    except OSError as error:
-        known = (
-            f"the built-in {builtin.NAME!r}, a folder with config.json and weights, a .gguf file,"
-            " or a hub id"
-        )
-        raise OSError(
-            f"model: {name!r} could not be loaded: {str(error).splitlines()[0]} (known: {known})"
-        ) from error
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
-    return TorchBackbone(name, model.to(device), tokenizer, kv_bytes)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -40,6 +40,7 @@ from fader.engine.program import (
 from fader.engine.protocols import Backbone, Delta, Segment
 from fader.engine.running import Busy, Cancelled, Running
 from fader.engine.stats import Meter, Stats
+from fader.schema import Invalid
 
 T = TypeVar("T")
 
@@ -142,16 +143,18 @@ class Engine:
                 )
             memory, longest = self.backbones[name].memory, self.backbones[name].max_length
             if length > longest:
-                raise ValueError(
-                    f"messages: prompt and answer may take {length} tokens, {name} reads at most"
-                    f" {longest}; shorten the prompt or lower max_tokens"
+                raise Invalid(
+                    f"prompt and answer may take {length} tokens, {name} reads at most {longest};"
+                    " shorten the prompt or lower max_tokens",
+                    "messages",
                 )
             if memory.area(rows, length) > memory.budget:
-                raise ValueError(
-                    f"alignment: {rows} rows of up to {length} tokens need"
+                raise Invalid(
+                    f"{rows} rows of up to {length} tokens need"
                     f" {memory.area(rows, length)} positions of KV memory, the budget of {name} is"
                     f" {memory.budget}; lower max_tokens, n or the number of policies, or give a"
-                    " larger kv_bytes"
+                    " larger kv_bytes",
+                    "alignment",
                 )
 
     def run(

@@ -138,6 +138,13 @@ class Backbone(Protocol):
     def forget(self, vector: Delta) -> None:
         """Drop what is held for a vector. A row that still uses it brings it back."""
 
+    def weight(self, name: str) -> Tensor:
+        """One of the model's weights by its name, to be compared with what a vector was made on.
+        Raises KeyError for a name that there is not."""
+
+    def check_tokens(self, ids: Sequence[int]) -> None:
+        """Raises ValueError for a token that the model has no embedding for."""
+
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of `text`, with the tokenizer's own begin tokens where `special`."""
 

@@ -61,6 +61,7 @@ from fader.request import (
     Realign,
     Rendering,
 )
+from fader.schema import Faults, path_of
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,12 @@ def _plausible(plausible: Plausible | None, base: Tensor, policy: Tensor) -> Ten
 
 
 class Resolve(Protocol):
-    """Turns what a request says of a policy into one: fields left out are as in the request. `told`
-    is said beside its prompt."""
+    """Turns what a request says of a policy into one: fields left out are as in the request. A
+    model's name stands for that model without vectors."""
 
-    def __call__(self, spec: PolicySpec, told: Preferences = ...) -> Policy:
-        """The policy."""
+    def __call__(self, spec: PolicySpec | str, told: Preferences = ..., field: str = "") -> Policy:
+        """The policy, told `told` beside the request's preferences. Raises `Invalid` under `field`,
+        where the guide says it."""
 
 
 def _contrast(guide: Contrast, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
@@ -163,13 +165,17 @@ def _contrast(guide: Contrast, resolve: Resolve) -> list[tuple[float, Policy, Po
 
 
 def _realign(guide: Realign, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
-    return [(guide.weight, resolve(guide.aligned), resolve(PolicySpec()))]
+    return [(guide.weight, resolve(guide.aligned, field="aligned"), resolve(PolicySpec()))]
 
 
 def _mix(guide: Mix, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
     return [
-        (guide.weight * part.weight, resolve(part.policy), resolve(PolicySpec()))
-        for part in guide.components
+        (
+            guide.weight * part.weight,
+            resolve(part.policy, field=path_of("components", place, "policy")),
+            resolve(PolicySpec()),
+        )
+        for place, part in enumerate(guide.components)
     ]
 
 
@@ -185,14 +191,18 @@ def _personalized(guide: Personalized, resolve: Resolve) -> list[tuple[float, Po
 
 
 def _proxy(guide: Proxy, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
-    tuned, untuned = (
-        resolve(PolicySpec(model=name, vectors={})) for name in (guide.tuned, guide.untuned)
-    )
+    tuned, untuned = resolve(guide.tuned, field="tuned"), resolve(guide.untuned, field="untuned")
     return [(guide.weight, tuned, untuned)]
 
 
 def _ratio(guide: Ratio, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
-    return [(guide.weight, resolve(guide.policy), resolve(guide.reference))]
+    return [
+        (
+            guide.weight,
+            resolve(guide.policy, field="policy"),
+            resolve(guide.reference, field="reference"),
+        )
+    ]
 
 
 PRESETS: Mapping[type, Callable[[Any, Resolve], list[tuple[float, Policy, Policy]]]] = {
@@ -205,16 +215,17 @@ PRESETS: Mapping[type, Callable[[Any, Resolve], list[tuple[float, Policy, Policy
 }
 
 
-def terms(guides: Sequence[Guide], resolve: Resolve) -> tuple[Term, ...]:
+def terms(guides: Sequence[Guide], resolve: Resolve, faults: Faults) -> tuple[Term, ...]:
     """The terms of all guides. Those of weight 0, and those whose policy is its own reference, are
-    left out: zero is off."""
+    left out: zero is off. Guides that cannot be had are `faults`."""
     found = []
     for place, guide in enumerate(guides):
-        parts = PRESETS[type(guide)](guide, resolve)
-        for number, (weight, policy, reference) in enumerate(parts):
-            label = f"{place}:{guide.kind}" + (f".{number}" if len(parts) > 1 else "")
-            if weight != 0 and policy != reference:
-                found.append(Term(label, weight, policy, reference, guide.plausible))
+        with faults.at(place, guide.kind):
+            parts = PRESETS[type(guide)](guide, resolve)
+            for number, (weight, policy, reference) in enumerate(parts):
+                label = f"{place}:{guide.kind}" + (f".{number}" if len(parts) > 1 else "")
+                if weight != 0 and policy != reference:
+                    found.append(Term(label, weight, policy, reference, guide.plausible))
     return tuple(found)
 
 
