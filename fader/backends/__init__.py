@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from fader.answer import Chunk, Likelihood, Result
-from fader.engine.loop import Stats
 from fader.engine.running import Running
+from fader.engine.stats import Stats
 from fader.request import Request
 from fader.schema import Invalid
 

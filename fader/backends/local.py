@@ -14,11 +14,12 @@ from typing import Any
 from fader.answer import Chunk, Likelihood, Result
 from fader.engine import builtin
 from fader.engine.loading import load
-from fader.engine.loop import Engine, Needs, Stats
+from fader.engine.loop import Engine, Needs
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Program, UsageSoFar, together
 from fader.engine.protocols import Backbone
 from fader.engine.running import Running
+from fader.engine.stats import Stats
 from fader.methods.decode import Task, decode, token_logprobs
 from fader.methods.guidance import GuidedPolicy, next_scores, sequence_scores, terms
 from fader.methods.objective import Objective, objective
