@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from fader.engine import attention, builtin
 from fader.engine.adapters import AdapterMixer
+from fader.engine.linear import choose_dtype, choose_kernels
 from fader.engine.prefix import CacheSlot, Delta, Pool
 
 PROBE = 7  # tokens of the text that checks a freshly loaded model
@@ -224,11 +225,14 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     kv_bytes: int | None = None,
+    kernels: str | None = None,
 ) -> Backbone:
     """A backbone from the built-in model's name, a folder, a GGUF file or a hub id.
 
     `device` and `dtype`: chosen (cuda, else mps, else cpu; float32 on a CPU, else bfloat16) unless
-    given. `kv_bytes`: memory for keys and values. Raises ValueError for a model that cannot run,
+    given; `dtype="auto"` takes on a CPU the faster of float32 and bfloat16 and says so on standard
+    error. `kv_bytes`: memory for keys and values. `kernels`: "measured" (unless FADER_KERNELS says
+    otherwise) or "default", see docs/engine.md. Raises ValueError for a model that cannot run,
     OSError for one that cannot be had.
     """
     device = device or (
@@ -238,11 +242,14 @@ def load(
         if torch.backends.mps.is_available()
         else "cpu"
     )
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    auto = dtype == "auto" and device == "cpu"
+    if dtype is None or dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
     numbers = getattr(torch, dtype, None)
     if not isinstance(numbers, torch.dtype) or not numbers.is_floating_point:
         raise ValueError(
-            f"dtype: {dtype!r} is not a floating-point type; give float32, bfloat16 or float16"
+            f"dtype: {dtype!r} is not a floating-point type; give float32, bfloat16, float16 or"
+            " auto"
         )
     path = Path(name)
     source: dict[str, Any] = {"pretrained_model_name_or_path": builtin.source(name)}
@@ -264,6 +271,8 @@ def load(
                 f"model: {name} ({config.model_type}) is an encoder-decoder; fader runs causal"
                 " language models"
             )
+        if auto:
+            numbers = choose_dtype(config, kernels)
         model: Any = AutoModelForCausalLM.from_pretrained(
             **source, dtype=numbers, attn_implementation="eager"
         )
@@ -279,7 +288,9 @@ def load(
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-    return Backbone(name, model.to(device), tokenizer, kv_bytes)
+    backbone = Backbone(name, model.to(device), tokenizer, kv_bytes)
+    choose_kernels(backbone.mixer.products, kernels)
+    return backbone
 
 
 def fingerprint(model: nn.Module) -> str:
