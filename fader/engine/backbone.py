@@ -24,6 +24,7 @@ from transformers import (
 from fader.engine import attention
 from fader.engine.adapters import AdapterMixer
 from fader.engine.identity import fingerprint, identity
+from fader.engine.linear import choose_kernels
 from fader.engine.memory import TorchMemory
 from fader.engine.protocols import Delta, Segment
 
@@ -89,6 +90,11 @@ class TorchBackbone:
     def identity(self) -> str:
         """A hash of all that its answers depend on. Read once, and only where it is asked for."""
         return identity(self.model, self.tokenizer)
+
+    def choose_kernels(self, kernels: str | None = None) -> None:
+        """Multiply from now on with the kernels that are fastest here: "measured", or torch's own
+        ("default"); left out: as FADER_KERNELS says, else measured."""
+        choose_kernels(self._mixer.products, kernels)
 
     def weight(self, name: str) -> Tensor:
         """One of the model's weights by its name. Raises KeyError for a name that there is not."""

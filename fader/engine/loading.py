@@ -37,6 +37,7 @@ from transformers.utils import logging as transformers_logging
 
 from fader.engine import builtin
 from fader.engine.backbone import TorchBackbone
+from fader.engine.linear import choose_dtype
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 KNOWN = (
@@ -77,11 +78,14 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     kv_bytes: int | None = None,
+    kernels: str | None = None,
 ) -> TorchBackbone:
     """A backbone from the built-in model's name, a folder, a GGUF file or a hub id.
 
     `device` and `dtype`: chosen (cuda, else mps, else cpu; float32 on a CPU, else bfloat16) unless
-    given. `kv_bytes`: memory for keys and values. Raises ValueError for a model that cannot run,
+    given; `dtype="auto"` takes on a CPU the faster of float32 and bfloat16 and says so on standard
+    error. `kv_bytes`: memory for keys and values. `kernels`: "measured" (unless FADER_KERNELS says
+    otherwise) or "default", see docs/engine.md. Raises ValueError for a model that cannot run,
     OSError for one that cannot be had. What the model's generation_config asks for and a request
     does not do by itself is said in one line on standard error.
     """
@@ -92,20 +96,27 @@ def load(
         if torch.backends.mps.is_available()
         else "cpu"
     )
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    auto = dtype == "auto" and device == "cpu"
+    if dtype is None or dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
     numbers = getattr(torch, dtype, None)
     if not isinstance(numbers, torch.dtype) or not numbers.is_floating_point:
         raise ValueError(
-            f"dtype: {dtype!r} is not a floating-point type; give float32, bfloat16 or float16"
+            f"dtype: {dtype!r} is not a floating-point type; give float32, bfloat16, float16 or"
+            " auto"
         )
+    if auto:
+        numbers = choose_dtype(AutoConfig.from_pretrained(**_source(name)), kernels)
     model, tokenizer = read(name, numbers)
     on_device: Any = model.to(torch.device(device))  # type: ignore[arg-type]
     try:
-        return TorchBackbone(name, on_device, tokenizer, kv_bytes)
+        backbone = TorchBackbone(name, on_device, tokenizer, kv_bytes)
     except (RuntimeError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(
             f"model: {name} ({on_device.config.model_type}) does not run: {_first_line(error)}"
         ) from error
+    backbone.choose_kernels(kernels)
+    return backbone
 
 
 def read(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
