@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fader import Fader, Vector, load
 from fader.vectors import checkpoint
-from fader.vectors.checkpoint import adopt, extract, merge, open_checkpoint, transfer
+from fader.vectors.checkpoint import adopt, extract, merge, transfer
 from fader.vectors.vector import CARD, compress
+from fader.vectors.weights import open_checkpoint
 
 NOT_LINEAR = ("self_attn.q_proj.bias", "input_layernorm.weight", "post_attention_layernorm.weight")
 IDS = torch.tensor([[5, 90, 31, 200, 77, 8, 150]])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fader import Fader, load
-from fader.vectors.checkpoint import open_checkpoint
+from fader.vectors.weights import open_checkpoint
 
 WHOLE = "model.safetensors"
 LATENT = {
