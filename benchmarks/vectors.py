@@ -26,17 +26,13 @@ TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
 def random_vector(name: str, fader: Fader, seed: int) -> Vector:
     """A vector of small random factors on the layers that training adapts."""
     noise = torch.Generator().manual_seed(seed)
-    layers = {
-        m: layer
-        for m, layer in fader.backbones[fader.model].mixer.layers.items()
-        if m.endswith(TARGETS)
-    }
     factors = {
         module: (
-            torch.randn(RANK, layer.in_features, generator=noise) * 0.02,
-            torch.randn(layer.out_features, RANK, generator=noise) * 0.02,
+            torch.randn(RANK, inner, generator=noise) * 0.02,
+            torch.randn(out, RANK, generator=noise) * 0.02,
         )
-        for module, layer in layers.items()
+        for module, (out, inner) in fader.backend.backbones[fader.model].layers.items()
+        if module.endswith(TARGETS)
     }
     return Vector(name, factors)
 

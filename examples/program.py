@@ -1,11 +1,7 @@
 """A program of one's own: greedy continuations of a prefix by each of its likeliest tokens, all
 read in the same forwards."""
 
-from concurrent.futures import Future
-from typing import Any
-
 from fader import Fader
-from fader.engine.loop import Job
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import NextLogits, Program
 
@@ -24,17 +20,9 @@ def lookahead(policy: Policy, prefix: Prefix, width: int, length: int) -> Progra
 
 
 with Fader() as fader:
-    backbone = fader.backbones[fader.model]
+    backbone = fader.backend.backbones[fader.model]
     policy = Policy(fader.model, tuple(backbone.encode("The old lighthouse keeper")))
-    found: Future[Any] = Future()
-    needs = {fader.model: (4, len(policy.prompt) + 16)}
-    fader.engine.submit(
-        Job(
-            lookahead(policy, Prefix(), 3, 8),
-            needs,
-            lambda item: None,
-            lambda result, error: found.set_result(result),
-        )
-    )
-    for tokens in found.result():
+    needs = {fader.model: (4, len(policy.prompt) + 16)}  # rows, and positions of the longest
+    running = fader.backend.engine.run(lookahead(policy, Prefix(), 3, 8), needs)
+    for tokens in running.result():
         print(backbone.decode(tokens))

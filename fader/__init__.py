@@ -2,8 +2,11 @@
 that way while it decodes."""
 
 from fader.answer import Answer, Chunk, Likelihood, Result
-from fader.engine.backbone import Backbone, load
-from fader.engine.loop import Cancelled
+from fader.endpoint import Endpoint
+from fader.engine.backbone import TorchBackbone
+from fader.engine.loading import load
+from fader.engine.protocols import Backbone
+from fader.engine.running import Busy, Cancelled, Running
 from fader.fader import Fader
 from fader.request import Alignment, Request, Sampling
 from fader.rewards.judge import LLMJudge
@@ -15,15 +18,19 @@ __all__ = [
     "Alignment",
     "Answer",
     "Backbone",
+    "Busy",
     "Cancelled",
     "Chunk",
+    "Endpoint",
     "Fader",
     "LLMJudge",
     "Likelihood",
     "Request",
     "Resources",
     "Result",
+    "Running",
     "Sampling",
+    "TorchBackbone",
     "Vector",
     "load",
 ]

@@ -1,18 +1,78 @@
-"""Files that are whole or not there."""
+"""Files and folders that are whole or not there. Only this module renames things into place."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
+
+ENCODINGS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+"""Byte order marks, and the encodings that they say."""
+SCRATCH = ".*.tmp"
+"""What is still being written, as a pattern; without a writer, a killed process left it behind."""
 
 
-def write_whole(file: Path, text: str, folder: Path) -> None:
-    """Write a file in `folder` (on the same disk), then rename it into its place: it is whole or
-    not there, and a failed write leaves nothing."""
-    scratch = folder / f"{file.name}.tmp"
+def read_text(content: bytes, source: str) -> str:
+    """The text of a file in UTF-8, or in what its byte order mark says. Raises ValueError naming
+    `source` and the line for other bytes."""
+    encoding = next((name for mark, name in ENCODINGS if content.startswith(mark)), "utf-8")
     try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(file)
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{source}:{line}: byte {content[error.start]:#04x} is no {encoding.upper()}; save the"
+            " file as UTF-8"
+        ) from None
+
+
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file beside its place and rename it there: it is whole or as it was before, and a
+    failed write leaves nothing. Its folder is made where it is missing.
+
+    Raises OSError naming the file.
+    """
+    place = file.resolve()
+    scratch = _scratch(place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        scratch.replace(place)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(file)) from error
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
+    """An empty folder beside `folder`, renamed there when the block ends well; a failure leaves
+    nothing. With `replace` a folder that is there gives way to it then, not before.
+
+    Raises OSError if something is there when the block ends, and may not be replaced.
+    """
+    place = folder.resolve()
+    scratch, old = _scratch(place), _scratch(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+        if replace and place.exists():
+            place.rename(old)
+        try:
+            scratch.rename(place)
+        except OSError as error:
+            if old.exists():
+                old.rename(place)
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _scratch(place: Path) -> Path:
+    """A name beside a place that no other writer has, in this process or another."""
+    return place.with_name(f".{place.name[:60]}-{uuid4().hex}.tmp")

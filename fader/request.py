@@ -6,6 +6,7 @@ Unknown fields are refused with their path (`schema.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -14,6 +15,7 @@ from fader.rewards.specs import TextRewardSpec
 from fader.schema import (
     Finite,
     Frozen,
+    Invalid,
     Positive,
     Seed,
     Share,
@@ -21,6 +23,8 @@ from fader.schema import (
     Texts,
     listed,
     not_empty,
+    parse,
+    short,
 )
 
 Rendering = Literal["meta", "system", "principle"]
@@ -365,6 +369,64 @@ class Request(Frozen):
     """The model that answers; left out: the one that was loaded first."""
     prefill: Text | None = None
     """The assistant's answer is forced to begin with this text."""
+
+    @classmethod
+    def of(cls, prompt: RequestLike, **fields: Any) -> Request:
+        """A request from what a program has at hand: a prompt, a list of messages, or a mapping of
+        the request's fields, in which `prompt` may stand for `messages`.
+
+        `fields`: fields of the request or of its sampling (`max_tokens=8`), for what `prompt` does
+        not say. Raises `Invalid`.
+        """
+        given = {name: value for name, value in fields.items() if value is not None}
+        if isinstance(prompt, Request):
+            if given:
+                raise Invalid("give these inside the Request", ", ".join(given))
+            return prompt
+        value = _as_fields(prompt)
+        if "messages" in given and "messages" in value:
+            raise Invalid("given twice, for the prompt stands for them; give it once", "messages")
+        # the later ones win, field by field
+        said = [{name: given.pop(name) for name in list(given) if name in Sampling.model_fields}]
+        said += [_of_sampling(of.get("sampling", {})) for of in (given, value)]
+        sampling = {name: one for part in said for name, one in part.items()}
+        return parse(cls, {**given, **value, "sampling": sampling})
+
+
+RequestLike = str | Sequence[Mapping[str, Any] | Message] | Mapping[str, Any] | Request
+"""What `Request.of` takes."""
+
+
+def _as_fields(prompt: Any) -> dict[str, Any]:
+    if isinstance(prompt, str):
+        return {"messages": prompt}
+    if isinstance(prompt, Mapping):
+        value = {name: one for name, one in prompt.items() if one is not None}
+        if "prompt" in value and "messages" in value:
+            raise Invalid("stands for messages, which are given too; give one of the two", "prompt")
+        if "prompt" in value:
+            value["messages"] = value.pop("prompt")
+        return value
+    if isinstance(prompt, Sequence) and prompt and all(map(_is_message, prompt)):
+        return {"messages": [*prompt]}
+    raise Invalid(
+        "must be a text, a list of messages, a mapping of request fields, or a Request (got"
+        f" {short(prompt)}); several prompts at once go to `batch`",
+        "prompt",
+    )
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Message) or (isinstance(value, Mapping) and "role" in value)
+
+
+def _of_sampling(sampling: Any) -> dict[str, Any]:
+    """The fields of a sampling that were given. Raises `Invalid` for what is none."""
+    if isinstance(sampling, Sampling):
+        return sampling.model_dump(exclude_unset=True)
+    if not isinstance(sampling, Mapping):
+        raise Invalid(f"must be a mapping of its fields (got {short(sampling)})", "sampling")
+    return {name: value for name, value in sampling.items() if value is not None}
 
 
 def json_schema() -> dict[str, Any]:

@@ -7,9 +7,21 @@ error.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -39,43 +51,178 @@ Text = Annotated[str, AfterValidator(_not_blank)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(listed)]
 
 
+def _may_be_none(field: FieldInfo) -> bool:
+    return field.is_required() or NoneType in get_args(field.annotation)
+
+
 class Frozen(BaseModel):
-    """Immutable, and closed: a field that is not in the schema is an error."""
+    """Immutable, and closed: a field that is not in the schema is an error. None means "not given"
+    unless it is a value of the field."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_not_given(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        fields = cls.model_fields
+        return {
+            name: one
+            for name, one in value.items()
+            if one is not None or name not in fields or _may_be_none(fields[name])
+        }
+
+
+class Invalid(ValueError):
+    """A value that cannot be used. `path`: the field, as in `alignment.vectors.medical` (empty: the
+    value as a whole); `said`: what is wrong with it and the fix. `others`: further faults of the
+    same value; the text has a line for each."""
+
+    def __init__(self, said: str, path: str = "", others: Sequence[Invalid] = ()) -> None:
+        super().__init__(said, path, tuple(others))
+        self.said, self.path, self.others = said, path, tuple(others)
+
+    def __str__(self) -> str:
+        lines = (f"{one.path}: {one.said}" if one.path else one.said for one in self.faults)
+        return "\n".join(lines)
+
+    @property
+    def faults(self) -> list[Invalid]:
+        """Every fault by itself."""
+        return [self if not self.others else Invalid(self.said, self.path), *self.others]
+
+    def under(self, *parts: str | int) -> Invalid:
+        """The same faults, of a value that is a field of another one."""
+        first, *others = (Invalid(one.said, path_of(*parts, one.path)) for one in self.faults)
+        return Invalid(first.said, first.path, others)
+
+
+def path_of(*parts: str | int) -> str:
+    """The parts of a path as one text: `path_of("search", "rewards", 0)` is `search.rewards[0]`."""
+    named = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts if part != ""]
+    return "".join(named).removeprefix(".")
+
+
+@contextmanager
+def at(*parts: str | int) -> Iterator[None]:
+    """Around what is done with a field: a fault in it (a ValueError) comes out as `Invalid` under
+    the field's path."""
+    try:
+        yield
+    except ValueError as error:
+        fault = error if isinstance(error, Invalid) else Invalid(str(error))
+        raise fault.under(*parts) from None
+
+
+class Faults:
+    """Collects the faults of one value, so that all of them can be told at once."""
+
+    def __init__(self, *inside: str | int, found: list[Invalid] | None = None) -> None:
+        self._inside = inside
+        self.found: list[Invalid] = [] if found is None else found
+
+    def inside(self, *parts: str | int) -> Faults:
+        """The same collection, for what is done with one of the value's fields."""
+        return Faults(*self._inside, *parts, found=self.found)
+
+    @contextmanager
+    def at(self, *parts: str | int) -> Iterator[None]:
+        """Like `at`, but the fault is kept, and what comes after the block goes on."""
+        try:
+            with at(*self._inside, *parts):
+                yield
+        except Invalid as error:
+            known = {str(one) for one in self.found}
+            self.found += [one for one in error.faults if str(one) not in known]
+
+    def raise_any(self) -> None:
+        """Raise what was found, as one `Invalid`, if anything was."""
+        if self.found:
+            first, *others = self.found
+            raise Invalid(first.said, first.path, others)
 
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def parse(schema: type[Schema], value: Any, where: str = "") -> Schema:
-    """`value` as `schema`. Raises ValueError naming each faulty field, what is wrong with it and
-    the value given."""
+    """`value` as `schema`. Raises `Invalid` with each faulty field's path (under `where`), what is
+    wrong with it and the value given."""
+    _refuse_halves(value, [where] if where else [])
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        lines = []
-        faults = error.errors()
-        deepest = [
-            fault
-            for fault in faults
-            if not any(
-                f["loc"][: len(fault["loc"])] == fault["loc"] and f is not fault for f in faults
-            )
-        ]
-        for fault in deepest or faults:
-            path = (
-                ".".join(str(part) for part in (*filter(None, [where]), *fault["loc"]))
-                or schema.__name__.lower()
-            )
-            said = fault["msg"].removeprefix("Value error, ")
-            if fault["type"] == "extra_forbidden":
-                said = "no such field"
-            given = "" if fault["type"] == "missing" else f" (got {short(fault['input'])})"
-            lines.append(f"{path}: {said}{given}")
-        raise ValueError("\n".join(lines)) from None
+        found = error.errors()
+    starts = [fault["loc"][:length] for fault in found for length in range(len(fault["loc"]))]
+    faults = Faults()
+    for fault in found:
+        if fault["loc"] in starts:
+            continue  # one of its own fields says it better
+        said = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            said = "no such field"
+        given = "" if fault["type"] == "missing" else f" (got {short(fault['input'])})"
+        with faults.at(where, *_fields(value, fault["loc"])):
+            raise Invalid(said + given, "" if where or fault["loc"] else schema.__name__.lower())
+    faults.raise_any()
+    raise AssertionError("a validation error without a fault")
+
+
+def whole_characters(text: str) -> None:
+    """Raises `Invalid` for a text with half of a character (a lone surrogate), as programs write
+    that cut texts: no tokenizer and no file can hold it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Invalid(
+            f"character {error.start + 1} is half of one (U+{ord(text[error.start]):04X}); write"
+            f" the whole character (got {short(text)})"
+        ) from None
+
+
+def _refuse_halves(value: Any, path: list[str | int]) -> None:
+    if isinstance(value, str):
+        with at(*path):
+            whole_characters(value)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            with at(*path):
+                whole_characters(str(key))
+            _refuse_halves(part, [*path, str(key)])
+    elif isinstance(value, list | tuple):
+        for place, part in enumerate(value):
+            _refuse_halves(part, [*path, place])
+
+
+_TYPES = {"int", "float", "bool", "str", "none"}
+
+
+def _fields(value: Any, location: Sequence[str | int]) -> list[str | int]:
+    """The fields on the way to a fault. pydantic's location also names the branches of unions: the
+    `kind` of a value is kept in lists, where it helps to find the entry; the others are dropped."""
+    path: list[str | int] = []
+    branch = True  # whether the next part may name a branch: once at every value
+    for part in location:
+        if branch and isinstance(value, Mapping) and value.get("kind") == part:
+            path += [part] if path and isinstance(path[-1], int) else []
+            branch = False
+            continue
+        branch = True
+        if isinstance(value, Mapping):
+            path.append(part)
+            value = value.get(part)
+        elif isinstance(value, list | tuple) and isinstance(part, int):
+            path.append(part)
+            value = value[part] if part < len(value) else None
+        elif isinstance(value, BaseModel) and part in type(value).model_fields:
+            path.append(part)
+            value = getattr(value, str(part))
+        elif isinstance(part, int) or (part.isidentifier() and part not in _TYPES):
+            path.append(part)  # of what a validator has made of the value
+    return path
 
 
 def short(value: Any) -> str:

@@ -16,7 +16,8 @@ from fader.evaluation.effect import note_effect
 from fader.starter.shipped import AIMS, DOMAINS, STARTER, STYLES, starter_levels, starter_pairs
 from fader.training.lessons import Lesson, cotrain, from_levels, from_pairs
 from fader.training.vector import Recipe, train_vector, train_vectors
-from fader.vectors.vector import CONFIG, Vector
+from fader.vectors.peft_folder import CONFIG
+from fader.vectors.vector import Vector
 
 FOLDER = STARTER.parent / "vectors"
 SMOOTHER = Recipe(learning_rate=6e-4)

@@ -36,7 +36,6 @@ from typing import Any
 
 import numpy as np
 
-from fader import Fader
 from fader.data.records import Pair, pair_of, shuffled, split
 from fader.evaluation.cache import Measurement, Query
 from fader.evaluation.dual import reached, weight_for
@@ -567,7 +566,7 @@ def _covered(
         (words.prompt, one.text) for words, one in zip(sets, said, strict=True) if one.text.strip()
     ]
     asked = [
-        Query("commongen", method, case, str(place), Fader.request(prompt), text)
+        Query("commongen", method, case, str(place), Request.of(prompt), text)
         for place, (prompt, text) in enumerate(scored)
     ]
     read = suite.cache.ask(asked)

@@ -41,6 +41,8 @@ from fader.evaluation.metrics import Metric, average
 from fader.evaluation.suite import Suite
 from fader.evaluation.tasks import TASKS
 from fader.evaluation.tune import curves, strengths, top1, trial
+from fader.files import whole_folder
+from fader.request import Request
 from fader.starter.shipped import DOMAINS, STYLES, starter_levels, starter_pairs
 from fader.training.lessons import at_one, lessons_of
 from fader.training.vector import train_vector
@@ -127,7 +129,8 @@ def transfer(suite: Suite) -> Iterator[Metric]:
         for domain, name in suite.vectors.items():
             fader.add_vector(
                 replace(
-                    suite.cache.fader.vector(name), base=fader.backbones[fader.model].fingerprint
+                    suite.cache.fader.vector(name),
+                    base=fader.backend.backbones[fader.model].fingerprint,
                 ),
                 domain,
             )
@@ -182,26 +185,28 @@ def further(folder: Path, model_name: str, limit: int | None = None) -> Path:
             tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False
         )["input_ids"]
         rows.append({"input_ids": ids, "labels": ids})
-    scratch = folder.with_name(f"{folder.name}.part")
-    settings = TrainingArguments(
-        str(scratch),
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=8,
-        learning_rate=5e-5,
-        num_train_epochs=1,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-        bf16=quick_dtype() == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        seed=0,
-    )
-    trainer = Trainer(model, settings, train_dataset=rows)
-    trainer.remove_callback(PrinterCallback)  # it prints to standard output, where the figures go
-    trainer.train()
-    model.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
-    return scratch.rename(folder)
+    with whole_folder(folder) as scratch:
+        settings = TrainingArguments(
+            str(scratch),
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=8,
+            learning_rate=5e-5,
+            num_train_epochs=1,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            bf16=quick_dtype() == "bfloat16",
+            use_cpu=not torch.cuda.is_available(),
+            seed=0,
+        )
+        trainer = Trainer(model, settings, train_dataset=rows)
+        trainer.remove_callback(
+            PrinterCallback
+        )  # it prints to standard output, where the figures go
+        trainer.train()
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+    return folder
 
 
 def remedies(suite: Suite) -> Iterator[Metric]:
@@ -243,7 +248,7 @@ def public(suite: Suite) -> Iterator[Metric]:
                     f"{domain}={strength:g}",
                     name,
                     f"{place}:{side}",
-                    Fader.request(query, **fields),
+                    Request.of(query, **fields),
                     text,
                 )
                 for place, (query, *texts) in enumerate(pairs)

@@ -148,18 +148,39 @@ def level_items() -> list[LevelItem]:
     ]
 
 
+def random_vector(
+    fader: Fader,
+    name: str,
+    seed: int,
+    rank: int = 4,
+    targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj"),
+) -> Vector:
+    noise = torch.Generator().manual_seed(seed)
+    return Vector(
+        name,
+        {
+            module: (
+                torch.randn(rank, inner, generator=noise) * 0.2,
+                torch.randn(out, rank, generator=noise) * 0.2,
+            )
+            for module, (out, inner) in fader.backend.backbones[fader.model].layers.items()
+            if module.endswith(targets)
+        },
+    )
+
+
 def random_vectors(fader: Fader, folder: Path, names: list[str]) -> dict[str, Path]:
     """Vectors of random factors for a tiny model, saved by name."""
     torch.manual_seed(1)
     layers = {
-        name: layer
-        for name, layer in fader.backbones[fader.model].mixer.layers.items()
+        name: sizes
+        for name, sizes in fader.backend.backbones[fader.model].layers.items()
         if name.endswith(("down_proj", "o_proj"))
     }
     for name in names:
         factors = {
-            m: (torch.randn(2, layer.in_features) * 0.1, torch.randn(layer.out_features, 2) * 0.1)
-            for m, layer in layers.items()
+            name: (torch.randn(2, inner) * 0.1, torch.randn(out, 2) * 0.1)
+            for name, (out, inner) in layers.items()
         }
         Vector(name, factors).save(folder / name)
     return {name: folder / name for name in names}

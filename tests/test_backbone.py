@@ -6,7 +6,7 @@ from conftest import make_model, tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fader import Fader, load
-from fader.engine.backbone import Backbone, fingerprint
+from fader.engine.backbone import TorchBackbone, fingerprint
 
 
 def model_of(kind: str, **sizes):
@@ -19,13 +19,13 @@ def model_of(kind: str, **sizes):
 def test_recurrent_state_is_refused_by_name():
     model = model_of("mamba", hidden_size=32, num_hidden_layers=2, state_size=4)
     with pytest.raises(ValueError, match=r"tiny \(mamba\)"):
-        Backbone("tiny", model, tokenizer())
+        TorchBackbone("tiny", model, tokenizer())
 
 
 def test_attention_that_is_not_reproduced_is_refused_by_name():
     model = model_of("bloom", hidden_size=32, n_layer=2, n_head=2)  # ALiBi position biases
     with pytest.raises(ValueError, match=r"tiny \(bloom\)"):
-        Backbone("tiny", model, tokenizer())
+        TorchBackbone("tiny", model, tokenizer())
 
 
 def test_encoder_decoders_are_refused_by_name(tmp_path):

@@ -52,17 +52,17 @@ def rows(done: Done) -> list[dict]:
     ("arguments", "said"),
     [
         (["generate"], "PROMPT: nothing to answer"),
-        (["generate", ""], "messages.0.content: must not be empty"),
+        (["generate", ""], "messages[0].content: must not be empty"),
         (
             ["generate", "x", "--align", '{"vectors": {"nope": 1}}'],
             "alignment.vectors.nope: no such vector",
         ),
         (
-            ["generate", "x", "--align", '{"vectors": {"medical": .nan}}'],
+            ["generate", "x", "--align", '{"vectors": {"medical": NaN}}'],
             "Input should be a finite number",
         ),
-        (["generate", "x", "--align", '{"guides": [{"kind": "magic"}]}'], "alignment.guides.0"),
-        (["generate", "x", "--align", "{a: ["], "not valid YAML or JSON"),
+        (["generate", "x", "--align", '{"guides": [{"kind": "magic"}]}'], "alignment.guides[0]"),
+        (["generate", "x", "--align", "{a: ["], "not valid JSON at line 1"),
         (["generate", "x", "--align", "nowhere.yaml"], "neither JSON, nor a file, nor a profile"),
         (["generate", "--input", "nowhere.jsonl"], "nowhere.jsonl"),
         (["generate", "x", "--model", "no/such"], "model: 'no/such' could not be loaded"),
@@ -464,4 +464,4 @@ def test_as_a_process():
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("error: alignment: not valid YAML or JSON")
+    assert done.stderr.startswith("error: alignment: not valid JSON at line 1")

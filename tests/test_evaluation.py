@@ -13,10 +13,11 @@ from test_cli import rows, run
 
 from fader import Fader, Vector
 from fader.data.records import LEVELS
+from fader.endpoint import Endpoint
 from fader.engine.backbone import quick_dtype
 from fader.evaluation.cache import Query, ResultCache
 from fader.evaluation.effect import STRENGTHS, note_effect
-from fader.evaluation.judge import classifier, endpoint
+from fader.evaluation.judge import classifier, language_model
 from fader.evaluation.metrics import average, distinct, perplexity, worst_case
 from fader.evaluation.report import write_report
 from fader.evaluation.suite import Suite, Trial, mixed, named
@@ -31,6 +32,7 @@ from fader.evaluation.tune import (
     top1,
     tune,
 )
+from fader.request import Request
 from fader.starter.shipped import DOMAINS, starter_levels, starter_pairs
 
 
@@ -64,11 +66,11 @@ def test_the_ledger_asks_once(fader, tmp_path, monkeypatch):
             "m",
             "c",
             "0",
-            Fader.request("the sea", alignment={"vectors": {"medical": 0.5}}),
+            Request.of("the sea", alignment={"vectors": {"medical": 0.5}}),
             " wide",
         ),
-        Query("t", "m", "c", "1", Fader.request("the sea"), " wide"),
-        Query("t", "m", "c", "2", Fader.request("the sea", max_tokens=4)),
+        Query("t", "m", "c", "1", Request.of("the sea"), " wide"),
+        Query("t", "m", "c", "2", Request.of("the sea", max_tokens=4)),
     ]
     first = ResultCache(fader, file, quiet=True).ask(wanted)
     assert first[0].mean == pytest.approx(
@@ -94,7 +96,7 @@ def test_the_ledger_knows_a_vector_by_its_numbers(fader, tmp_path):
             "m",
             "c",
             "0",
-            Fader.request("the sea", alignment={"vectors": {"medical": 1.0}}),
+            Request.of("the sea", alignment={"vectors": {"medical": 1.0}}),
             " wide",
         )
     ]
@@ -290,40 +292,69 @@ def test_the_judge_knows_answers_on_subjects_it_was_not_trained_on(domain):
 
 
 class Judging(Speaking):
-    """Says which level the last word of an answer names."""
+    """Says which level the last word of an answer names; or, for `odd`, the server's body."""
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0][
             "content"
         ]
+        self.server.asked.append(asked)
         message = {"role": "assistant", "content": asked.split()[-1].title() + "."}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
         content = json.dumps({**reply, "choices": [choice]}).encode()
-        self.say(200, content)
+        self.say(200, self.server.body if asked.endswith("odd") else content)
 
 
-def test_a_model_behind_an_endpoint_judges():
+@pytest.fixture
+def judging():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Judging)
+    server.url, server.asked = f"http://127.0.0.1:{server.server_port}/v1", []
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        judge = endpoint(f"http://127.0.0.1:{server.server_port}/v1", "m")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_model_behind_an_endpoint_judges(judging, tmp_path):
+    judge = language_model(Endpoint(judging.url, "m", folder=tmp_path))
+    for _ in range(2):
         assert judge(["q", "q"], ["says expert", "says generic"]) == ["expert", "generic"]
         assert judge(["q"], ["says maybe"]) == [None]
-    finally:
-        server.shutdown()
-        server.server_close()
+    assert len(judging.asked) == 3  # the replies are kept
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"error": {"message": "no credit", "code": 402}}', "refuses the request .*no credit"),
+        (b'{"error": {"message": "slow down", "code": 429}}', "keeps failing .*slow down"),
+        (b'{"choices": []}', "keeps failing .*without a text"),
+        (b"<html>login</html>", "does not speak chat completions, it said '<html>login"),
+        (b'{"choices": [{"mess', "keeps failing .*half a reply"),
+        (
+            b'{"choices": [{"finish_reason": "length", "message": {"content": "expert or"}}]}',
+            "was cut off at 4096 tokens after 'expert or'",
+        ),
+    ],
+)
+def test_a_judge_of_levels_that_answers_in_an_odd_shape_is_one_message(judging, body, said):
+    judging.body = body
+    with pytest.raises((ValueError, ConnectionError), match=f"--judge: .*{said}") as caught:
+        language_model(Endpoint(judging.url, "m", retries=0))(["q"], ["odd"])
+    assert judging.url in str(caught.value)
+    assert "'m'" in str(caught.value)
 
 
 def test_a_judge_that_cannot_be_reached_is_one_message():
     with pytest.raises(
         ConnectionError,
         match=(
-            r"--judge: http://127.0.0.1:9/v1 cannot be reached .* start the server or correct the"
+            r"--judge: http://127.0.0.1:9/v1 cannot be reached .* start the server, correct the"
             r" address"
         ),
     ):
-        endpoint("http://127.0.0.1:9/v1", "m", retries=0)(["q"], ["says expert"])
+        language_model(Endpoint("http://127.0.0.1:9/v1", "m", retries=0))(["q"], ["says expert"])
 
 
 def test_a_file_that_is_no_ledger_is_left_alone(fader, tmp_path):
@@ -419,6 +450,10 @@ def test_tune_writes_a_profile_that_requests_find(arguments, tmp_path):
             ),
         ),
         (["eval", "levels", "--judge", "host#m"], "--judge: must be URL#MODEL (got 'host#m')"),
+        (
+            ["eval", "levels", "--judge", "http://host/v1#m", "--judge-timeout", "0"],
+            "endpoint.timeout: must be at least 0.001 (got 0.0)",
+        ),
         (["vectors", "tune", "legal=expert,legal=generic"], "WANT: names a domain twice"),
         (["vectors", "tune", "medical"], "DOMAIN=LEVEL: must be of this form (got 'medical')"),
         (

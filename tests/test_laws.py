@@ -1,16 +1,15 @@
 """The laws of docs/engine.md, with real forwards on tiny models."""
 
 import random
-import threading
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, NO_SYSTEM, TEXT, make_model
+from conftest import ARCHITECTURES, NO_SYSTEM, TEXT, make_model, random_vector
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from fader import Cancelled, Fader, Vector, load
+from fader import Cancelled, Fader, load
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import NextLogits, SequenceLogits
 from fader.methods.prompt import conversation
@@ -23,30 +22,8 @@ QUICK = settings(
 questions = st.lists(st.sampled_from(WORDS), min_size=1, max_size=60).map(" ".join)
 
 
-def random_vector(
-    fader: Fader,
-    name: str,
-    seed: int,
-    rank: int = 4,
-    targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj"),
-) -> Vector:
-    noise = torch.Generator().manual_seed(seed)
-    layers = fader.backbones[fader.model].mixer.layers
-    return Vector(
-        name,
-        {
-            module: (
-                torch.randn(rank, layer.in_features, generator=noise) * 0.2,
-                torch.randn(layer.out_features, rank, generator=noise) * 0.2,
-            )
-            for module, layer in layers.items()
-            if module.endswith(targets)
-        },
-    )
-
-
 def ids(fader: Fader, question: str) -> list[int]:
-    backbone = fader.backbones[fader.model]
+    backbone = fader.backend.backbones[fader.model]
     return backbone.encode(
         conversation(fader.request(question).messages, (), backbone.tokenizer), special=False
     )
@@ -54,24 +31,7 @@ def ids(fader: Fader, question: str) -> list[int]:
 
 def ask(fader: Fader, program):
     """Run one program on the engine; its result."""
-    from fader.engine.loop import Job
-
-    done = threading.Event()
-    found = []
-    needs = {fader.model: (8, 400)}
-    fader.engine.submit(
-        Job(
-            program,
-            needs,
-            lambda _: None,
-            lambda result, error: (found.append((result, error)), done.set()),
-        )
-    )
-    assert done.wait(60)
-    result, error = found[0]
-    if error:
-        raise error
-    return result
+    return fader.backend.engine.run(program, {fader.model: (8, 400)}).result(timeout=60)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -137,9 +97,9 @@ def test_zero_is_off(tiny):
 @QUICK
 @given(company=st.lists(questions, min_size=1, max_size=9), budget=st.sampled_from([7, 64, 512]))
 def test_a_row_alone_equals_the_row_in_any_batch(tiny, company, budget):
-    tiny.engine.token_budget = budget
+    tiny.backend.engine.token_budget = budget
     together = tiny.batch(company, max_tokens=12)
-    tiny.engine.token_budget = 512
+    tiny.backend.engine.token_budget = 512
     for question, result in zip(company, together, strict=True):
         assert (
             tiny.generate(question, max_tokens=12).answers[0].token_ids
@@ -204,13 +164,13 @@ def test_forks_keep_apart(tiny):
 
 
 def test_memory_returns(tiny):
-    pool = tiny.backbones[tiny.model].pool
+    memory = tiny.backend.backbones[tiny.model].memory
     tiny.batch(["the sea", "a cat"], max_tokens=8, n=3, temperature=1.0)
     stream = tiny.stream("one two", max_tokens=200, temperature=1.0)
     next(stream)
     stream.close()
     tiny.generate("three", max_tokens=1)
-    assert pool.taken == 0
+    assert memory.taken == 0
 
 
 def test_same_seed_same_text_whatever_else_runs(tiny):
@@ -250,11 +210,11 @@ def test_a_per_row_mixture_equals_the_merged_weights(architecture, tmp_path):
                 )
             )
         prompt = ids(fader, "the sea")
-        said = fader.backbones[fader.model].encode(answer)
+        said = fader.backend.backbones[fader.model].encode(answer)
         found = fader.score_batch(
             [({"prompt": "the sea", "alignment": {"vectors": mix}}, answer) for mix in mixtures]
         )
-        vectors = dict(fader._vectors)
+        vectors = dict(fader.backend._vectors)
     for mix, mine in zip(mixtures, found, strict=True):
         merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         tied = merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
@@ -280,7 +240,7 @@ def test_a_guide_is_its_formula(tiny):
     tiny.add_vector(vector)
 
     def log(prompt=None, vectors=()):
-        backbone = tiny.backbones[tiny.model]
+        backbone = tiny.backend.backbones[tiny.model]
         text = conversation(
             tiny.request("the sea").messages,
             (Preferences.model_validate(prompt or {}),),
@@ -459,7 +419,7 @@ class TestStops:
             assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
 
     def test_a_forced_beginning_is_continued(self, tiny):
-        backbone = tiny.backbones[tiny.model]
+        backbone = tiny.backend.backbones[tiny.model]
         prompt = conversation(tiny.request("the sea").messages, (), backbone.tokenizer, "is wide")
         assert prompt.endswith("<|assistant|>is wide")
         with_prefill = tiny.generate("the sea", max_tokens=5, prefill="is wide")
@@ -494,10 +454,10 @@ def test_usage_is_true(tiny):
 
 def test_more_than_fits_waits_and_too_much_is_refused(tiny_folder):
     backbone = load(str(tiny_folder), kv_bytes=4 * 64 * 3 * 2 * 32 * 4)  # 4 slots of 64 positions
-    assert backbone.pool.budget == 256
+    assert backbone.memory.budget == 256
     with Fader(backbone) as fader:
         results = fader.batch([" ".join(WORDS[i : i + 4]) for i in range(20)], max_tokens=20)
-        assert backbone.pool.slots * backbone.pool.capacity <= 256
+        assert backbone.memory.slots * backbone.memory.capacity <= 256
         with pytest.raises(ValueError, match=r"5 rows of up to .* the budget of"):
             fader.generate("the sea", max_tokens=20, temperature=1.0, n=5)
     with Fader(load(str(tiny_folder))) as roomy:
@@ -538,18 +498,18 @@ def test_stress_many_join_leave_and_are_cancelled(tiny):
         }
         for place in range(64)
     ]
-    plans = [tiny._plan(tiny.request(request)) for request in requests]
+    plans = [tiny.backend.plan(tiny.request(request)) for request in requests]
     submitted = []
     for place, plan in enumerate(plans):
-        submitted.append(tiny._submit(plan))
+        submitted.append(tiny.backend.submit(plan.request))
         if dice.random() < 0.3:
             (
-                submitted[place // 2][1].exception() if dice.random() < 0.2 else None
+                submitted[place // 2].exception() if dice.random() < 0.2 else None
             )  # sometimes wait for one
         if dice.random() < 0.25:
-            tiny.engine.cancel(submitted[dice.randrange(len(submitted))][0])
+            submitted[dice.randrange(len(submitted))].cancel()
     survivors = cancelled = 0
-    for request, (_, future) in zip(requests, submitted, strict=True):
+    for request, future in zip(requests, submitted, strict=True):
         try:
             found = future.result(timeout=120)
         except Cancelled:
@@ -559,7 +519,7 @@ def test_stress_many_join_leave_and_are_cancelled(tiny):
         assert tiny.generate(request).answers == found.answers
     assert survivors > 20
     assert cancelled > 0
-    assert tiny.backbones[tiny.model].pool.taken == 0
+    assert tiny.backend.backbones[tiny.model].memory.taken == 0
 
 
 def test_vectors_come_and_go_while_requests_run(tiny):
@@ -581,7 +541,7 @@ def test_vectors_come_and_go_while_requests_run(tiny):
 def test_a_template_without_system_role_folds_the_tiers_into_the_user_turn(tmp_path):
     folder = make_model(tmp_path / "gemma", "gemma2", NO_SYSTEM)
     with Fader(load(str(folder))) as fader:
-        backbone = fader.backbones[fader.model]
+        backbone = fader.backend.backbones[fader.model]
         text = conversation(
             fader.request("the sea").messages,
             (Preferences(provider=("be brief",)),),

@@ -16,13 +16,13 @@ WORDS = {"kind": "keywords", "words": ["sea", "dog", "at"], "match": "form"}
 def reference(fader, prompt, search, max_tokens, stop=()):
     """The paper's pseudo-code: every candidate's look-ahead read anew at every step, one prompt at
     a time, no cache. Returns the tokens."""
-    backbone = fader.backbones[fader.model]
+    backbone = fader.backend.backbones[fader.model]
     request = parse(Request, {"messages": prompt, "alignment": {"search": search}})
     spec, reward = (
         request.alignment.search,
         weighted_sum(request.alignment.search.rewards, Resources()),
     )
-    context = list(fader._plan(fader.request(prompt)).guided.base.prompt)
+    context = list(fader.backend.plan(fader.request(prompt)).guided.base.prompt)
 
     def log_probabilities(tokens):
         return backbone.model_reference(context + tokens).log_softmax(-1)
@@ -76,7 +76,7 @@ def plain_forward(tiny):
     """The tiny model's own forward over a whole sequence, the reference's only way to read."""
     from transformers import AutoModelForCausalLM
 
-    backbone = tiny.backbones[tiny.model]
+    backbone = tiny.backend.backbones[tiny.model]
     model = AutoModelForCausalLM.from_pretrained(tiny.model, attn_implementation="eager").eval()
 
     @torch.inference_mode()

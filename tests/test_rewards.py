@@ -4,7 +4,6 @@ is appended."""
 import json
 import math
 import resource
-import shutil
 import socket
 import sys
 import threading
@@ -22,10 +21,11 @@ from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from fader.rewards import judge as judge_reward
+from fader import endpoint as endpoints
+from fader.endpoint import Endpoint
 from fader.rewards import models as reward_models
 from fader.rewards.json_schema import json_schema
-from fader.rewards.judge import LLMJudge
+from fader.rewards.judge import LLMJudge, read_mark
 from fader.rewards.reward import ANY, END, Resources
 from fader.rewards.specs import JsonSchemaSpec, TextRewardSpec
 from fader.rewards.table import REWARDS, make, weighted_sum
@@ -79,10 +79,14 @@ class Script(Speaking):
             return self.connection.shutdown(socket.SHUT_RDWR)
         if "broken" in answer:
             return self.say(500, json.dumps({"error": {"message": "out of luck"}}).encode())
+        if answer == "odd":
+            return self.say(200, self.server.body)
         again = len(body["messages"]) > 2
         said = f"<think>7? 8?</think> {min(10, answer.count('good'))}/10."
         if "mute" in answer or ("shy" in answer and not again):
             said = "I would say 3 or 4."
+        if "thinking" in answer:
+            said = "<think>It might be 3"
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": said},
@@ -160,7 +164,7 @@ def resources(server, folders):
                 np.float32(sum(map(text.count, "aeiou"))) for text in texts
             ]
         },
-        judges={"kind": LLMJudge(server.url, "scripted", "right")},
+        judges={"kind": LLMJudge(Endpoint(server.url, "scripted", "right"))},
         classifiers={name: folders[name] for name in ("chat", "unpadded", "pair", "roberta")},
         embedders={"small": folders["embedder"]},
     )
@@ -747,37 +751,28 @@ def test_a_model_is_loaded_once(resources, monkeypatch):
     make(spec("classifier", model="chat"), resources)
 
 
-def judging(server, name="kind", criterion="Is it good?", **changes):
+def judging(server, name="kind", criterion="Is it good?", read=read_mark, **changes):
+    reached = Endpoint(server.url, "scripted", "right", **{"retries": 0} | changes)
     return make(
         spec("judge", judge=name, criterion=criterion),
-        Resources(
-            judges={name: LLMJudge(server.url, "scripted", "right", **{"retries": 0} | changes)}
-        ),
+        Resources(judges={name: LLMJudge(reached, read=read)}),
     )
 
 
 def test_a_judge_is_asked_once_for_each_text(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_reward, "_kept", {})
+    monkeypatch.setattr(endpoints, "_kept", {})
     server.asked.clear()
     texts = ["good one", "no", "good good", "good one"]
-    assert judging(server, folder=tmp_path).score(["q"] * 4, texts) == [0.1, 0, 0.2, 0.1]
-    assert judging(server).score(["q"] * 4, texts) == [0.1, 0, 0.2, 0.1]
-    assert set(server.asked.values()) == {1}
+    for folder in (tmp_path, tmp_path, None, None):
+        assert judging(server, folder=folder).score(["q"] * 4, texts) == [0.1, 0, 0.2, 0.1]
+    assert set(server.asked.values()) == {2}  # once for the folder, once for memory
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".json"] * 3
-    judging(server, folder=tmp_path / "other").score(
-        ["q"] * 4, texts
-    )  # known from memory, and kept in its folder all the same
-    assert len(list((tmp_path / "other").iterdir())) == 3
-    shutil.rmtree(tmp_path / "other")
-    monkeypatch.setattr(judge_reward, "_kept", {})
-    assert judging(server, folder=tmp_path).score(["q"] * 4, texts) == [0.1, 0, 0.2, 0.1]
-    assert set(server.asked.values()) == {1}
     judging(server, folder=tmp_path).score(["another"], texts[:1])
     judging(server, folder=tmp_path, criterion="Is it short?").score(["q"], texts[:1])
-    assert server.asked["good one"] == 3
-    monkeypatch.setattr(judge_reward, "MOST_KEPT", 2)
+    assert server.asked["good one"] == 4
+    monkeypatch.setattr(endpoints, "MOST_KEPT", 2)
     judging(server).score(["new"] * 4, texts)
-    assert len(judge_reward._kept) <= 2
+    assert len(endpoints._kept) <= 2
 
 
 def test_a_judge_is_asked_at_the_same_time_but_not_too_much(server, monkeypatch):
@@ -787,18 +782,56 @@ def test_a_judge_is_asked_at_the_same_time_but_not_too_much(server, monkeypatch)
     assert 2 <= server.most <= 3
 
 
-def test_a_judge_without_a_mark_is_asked_again(server):
+def test_a_judge_without_a_mark_is_asked_again(server, tmp_path):
     server.asked.clear()
-    assert value(judging(server), "shy good") == 0.1
+    for _ in range(2):
+        assert value(judging(server, folder=tmp_path), "shy good") == 0.1
     assert server.asked["shy good"] == 2
+    for _ in range(2):  # what holds no mark is not kept
+        with pytest.raises(
+            ValueError,
+            match=(
+                r"rewards.judge: 'kind' gives no whole number from 0 to 10, but 'I would say 3 or"
+                rf" 4.' \(finish reason 'stop', {server.url} with model 'scripted'\)"
+            ),
+        ):
+            value(judging(server, folder=tmp_path), "mute")
+    assert server.asked["mute"] == 4
     with pytest.raises(
         ValueError,
-        match=(
-            r"rewards.judge: 'kind' gives no whole number from 0 to 10, but 'I would say 3 or 4.'"
-        ),
+        match=r"was cut off at 4096 tokens before it said anything; raise .*`most_tokens`",
     ):
-        value(judging(server), "mute")
-    assert server.asked["mute"] == 2
+        value(judging(server), "thinking")
+
+
+def test_a_judge_may_be_told_otherwise_and_read_otherwise(server):
+    reward = judging(server, read=lambda text: float(text.split("/")[0]) / 2)
+    assert value(reward, "good good good") == 0.15
+
+
+SHAPES = {
+    "error": ({"error": {"message": "quota exceeded", "code": 429}}, "keeps failing .*quota"),
+    "error refused": ({"error": {"message": "too long", "code": 400}}, "refuses .*too long"),
+    "no message": ({"choices": [{}]}, "keeps failing .*without a text.*choices"),
+    "null message": ({"choices": [{"message": None}]}, "keeps failing .*without a text"),
+    "filtered": (
+        {"choices": [{"finish_reason": "content_filter", "message": None}]},
+        "gives no whole number .*content_filter",
+    ),
+    "no choices": ({"choices": []}, "keeps failing .*without a text"),
+    "list": ([1], "does not speak chat completions"),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_judge_that_answers_in_an_odd_shape_is_one_message(server, monkeypatch, tmp_path, shape):
+    body, said = SHAPES[shape]
+    monkeypatch.setattr(server, "body", json.dumps(body).encode(), raising=False)
+    with pytest.raises((ValueError, ConnectionError), match=said) as caught:
+        value(judging(server, folder=tmp_path), "odd")
+    for part in ("rewards.judge: 'kind'", server.url, "'scripted'"):
+        assert part in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -809,16 +842,15 @@ def test_a_judge_without_a_mark_is_asked_again(server):
         ("Mark: 8/10.", 8),
         ("**0**", 0),
         ("9 out of 10", 9),
-        ("<think>3</think>4", 4),
     ],
 )
 def test_marks_are_read(said, mark):
-    assert judge_reward._mark(said) == mark
+    assert read_mark(said) == mark
 
 
 @pytest.mark.parametrize("said", ["", "eleven", "11", "-3", "7.5", "100", "3 or 4", "0 to 10: 7"])
 def test_what_is_no_mark_is_not_read(said):
-    assert judge_reward._mark(said) is None
+    assert read_mark(said) is None
 
 
 @pytest.mark.parametrize(
@@ -833,9 +865,10 @@ def test_what_is_no_mark_is_not_read(said):
     ],
 )
 def test_a_judge_that_fails_says_why(server, changes, text, error, said):
-    reached = replace(LLMJudge(server.url, "scripted", "right", retries=0), **changes)
+    reached = replace(Endpoint(server.url, "scripted", "right", retries=0), **changes)
     reward = make(
-        spec("judge", judge="kind", criterion=f"{changes}"), Resources(judges={"kind": reached})
+        spec("judge", judge="kind", criterion=f"{changes}"),
+        Resources(judges={"kind": LLMJudge(reached)}),
     )
     with pytest.raises(error, match=f"rewards.judge: 'kind': .*{said}"):
         value(reward, text)
@@ -951,22 +984,6 @@ def test_a_missing_package_says_what_to_install(package, settings, resources, mo
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=r"pip install 'fader\[rewards\]'"):
         make(SPEC.validate_python(settings), resources)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"url": "localhost"},
-        {"model": " "},
-        {"timeout": 0},
-        {"timeout": math.nan},
-        {"concurrency": 0},
-        {"retries": -1},
-    ],
-)
-def test_a_judge_is_declared_rightly(wrong):
-    with pytest.raises(ValueError, match=f"judge.{next(iter(wrong))}: must"):
-        LLMJudge(**{"url": "http://a", "model": "m"} | wrong)
 
 
 def test_the_weighted_sum():

@@ -9,12 +9,13 @@ import torch
 from conftest import random_vectors
 
 from fader import Fader, Vector, load
+from fader.backends.local import _result as answering
 from fader.engine.prefix import Prefix
 from fader.engine.program import NextLogits
-from fader.fader import _samples
 from fader.methods.guidance import sequence_scores
 from fader.methods.hypothesis import Hypothesis
 from fader.methods.lookahead import Node, _branches, _nodes
+from fader.methods.search import rows
 from fader.rewards.reward import Resources
 from fader.rewards.specs import KeywordsSpec
 from fader.rewards.table import weighted_sum
@@ -259,8 +260,8 @@ def test_waiting_for_a_place_in_the_engine_costs_no_budget(tiny):
         "rewards": [LETTERS],
         "budget": {"seconds": 0.2},
     }
-    program = tiny._program(
-        tiny._plan(tiny.request("the sea", max_tokens=4, alignment={"search": search}))
+    program = answering(
+        tiny.backend.plan(tiny.request("the sea", max_tokens=4, alignment={"search": search}))
     )
     time.sleep(0.4)
     asked = program.send(None)
@@ -301,10 +302,12 @@ def test_a_search_takes_no_more_rows_than_it_announced(tiny_folder, moved, spec,
             },
         }
         assert fader.generate("the sea", **fields).answers[0].token_ids
-        plan = fader._plan(fader.request("the sea", **fields))
+        plan = fader.backend.plan(fader.request("the sea", **fields))
         assert (
-            fader.backbones[fader.model].pool.slots
-            <= plan.needs(40, _samples(plan.request))[fader.model][0]
+            fader.backend.backbones[fader.model].memory.slots
+            <= plan.needs(40, plan.request.sampling.n * rows(plan.request.alignment.search))[
+                fader.model
+            ][0]
         )
 
 
@@ -388,13 +391,13 @@ def implied(fader, prompt, ids):
     each."""
 
     def total(vectors):
-        plan = fader._plan(fader.request(prompt, alignment={"vectors": vectors}))
+        plan = fader.backend.plan(fader.request(prompt, alignment={"vectors": vectors}))
 
         def program():
             reading = yield from sequence_scores(plan.guided, Prefix().then(*ids), len(ids))
             return float(reading.scores.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum())
 
-        return fader._start(program(), plan.needs(len(ids), 1), lambda _, found: found)[1].result()
+        return fader.backend.engine.run(program(), plan.needs(len(ids), 1)).result()
 
     return total({"one": 1.5}) - total({})
 
@@ -511,7 +514,7 @@ def test_a_search_works_on_a_guided_policy(moved):
         (
             {"kind": "lookahead", "rewards": [{"kind": "implicit", "policy": {}}]},
             {},
-            r"search.rewards.implicit: policy and reference are the same",
+            r"alignment.search.rewards\[0\].implicit.policy: is the same as the reference",
         ),
         (
             {
@@ -524,7 +527,7 @@ def test_a_search_works_on_a_guided_policy(moved):
         (
             {"kind": "lookahead", "rewards": [{"kind": "implicit", "policy": {"model": "no"}}]},
             {},
-            r"search.policy.model: 'no' is not loaded; loaded: ",
+            r"alignment.search.rewards\[0\].implicit.policy.model: 'no' is not loaded; loaded: ",
         ),
         ({"kind": "lookahead", "rewards": []}, {}, r"search.*rewards"),
         ({"kind": "lookahead", "width": 900, "top_k": 900}, {"max_tokens": 400}, r"rows of up to"),

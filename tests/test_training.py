@@ -330,7 +330,7 @@ def test_training_reads_each_row_at_its_own_amount(tiny_folder):
     with Fader(load(str(tiny_folder))) as fader, tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         fader.add_vector(Vector.load(folder, "v"))
-        tokens = fader.backbones[fader.model]
+        tokens = fader.backend.backbones[fader.model]
         lessons = [
             ("the sea is", " wide", " small . a cat", -1.5),
             ("one two", " three four five", " deep", 0.0),
@@ -386,7 +386,7 @@ def test_starter_vectors_fit_and_move(name, builtin):
     folder = STARTER.parent / "vectors" / name
     assert (folder / "adapter_model.safetensors").stat().st_size <= 3 * 2**20
     vector = Vector.load(folder)
-    vector.check(builtin.backbones[builtin.model])
+    vector.check(builtin.backend.backbones[builtin.model])
     assert {"data", "recipe", "curve", "lessons", "effect"} <= vector.card.keys()
     assert (vector.card["effect"]["vector"], vector.card["effect"]["base"]) == (
         vector.digest,
@@ -441,8 +441,11 @@ def test_laws_5_and_6_hold_for_starter_vectors(name, builtin, whole, tmp_path):
         " Talk to them first, calmly and at a good moment.",
     )
     found = builtin.score(prompt, answer, alignment={"vectors": mixture})
-    backbone = builtin.backbones[builtin.model]
-    ids = [*builtin._plan(builtin.request(prompt)).guided.base.prompt, *backbone.encode(answer)]
+    backbone = builtin.backend.backbones[builtin.model]
+    ids = [
+        *builtin.backend.plan(builtin.request(prompt)).guided.base.prompt,
+        *backbone.encode(answer),
+    ]
     layers = dict(whole.named_modules())
     kept = {}
     with torch.inference_mode():

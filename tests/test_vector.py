@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fader import Fader, Vector, load
-from fader.vectors.store import available, find
-from fader.vectors.vector import CARD, CONFIG, WEIGHTS, compress, project_out, sparsify
+from fader.vectors.peft_folder import CONFIG, WEIGHTS
+from fader.vectors.store import available, find, open_vector
+from fader.vectors.vector import CARD, compress, project_out, sparsify
 
 
 def vector(name: str, seed: int, rank: int = 3, modules: tuple[str, ...] = ("a", "b")) -> Vector:
@@ -257,10 +258,10 @@ def test_peft_folders_mean_what_peft_says(options, tmp_path, tiny_folder):
     model = get_peft_model(base, LoraConfig(init_lora_weights=False, **options)).eval()
     model.save_pretrained(tmp_path / "lora")
     with Fader(load(str(tiny_folder)), vectors={"mine": tmp_path / "lora"}) as fader:
-        backbone = fader.backbones[fader.model]
+        backbone = fader.backend.backbones[fader.model]
         found = fader.score("the sea", " is wide and small", alignment={"vectors": {"mine": 1.0}})
-        resaved = fader._vectors["mine"].save(tmp_path / "again")
-        prompt = fader._plan(fader.request("the sea")).guided.base.prompt
+        resaved = fader.backend._vectors["mine"].save(tmp_path / "again")
+        prompt = fader.backend.plan(fader.request("the sea")).guided.base.prompt
     answer = backbone.encode(" is wide and small")
     fresh = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     for theirs in (model, PeftModel.from_pretrained(fresh, str(resaved)).eval()):
@@ -320,17 +321,17 @@ class TestRefusals:
         with pytest.raises(ValueError, match="NaN"):
             Vector.load(folder)
         save_file(
-            {**tensors, "base_model.model.model.embed_tokens.weight": torch.zeros(2, 2)},
+            {**tensors, "base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(2, 2)},
             folder / WEIGHTS,
         )
-        with pytest.raises(ValueError, match="changes the embedding or the vocabulary"):
+        with pytest.raises(ValueError, match="changes the embedding"):
             Vector.load(folder)
 
     def test_another_model(self, folder, tmp_path, tiny):
         other = make_model(tmp_path / "other", seed=9)
         with Fader(load(str(other))) as fader:
             mine = Vector.load(folder)
-            stamped = Vector("mine", mine.factors, tiny.backbones[tiny.model].fingerprint)
+            stamped = Vector("mine", mine.factors, tiny.backend.backbones[tiny.model].fingerprint)
             with pytest.raises(
                 ValueError, match=r"vectors.mine: made for a model with fingerprint"
             ):
@@ -343,6 +344,41 @@ class TestRefusals:
         factors = {module: (torch.zeros(2, 7), up) for module, (_, up) in mine.factors.items()}
         with pytest.raises(ValueError, match=r"layer .* is 64 x 64 in"):
             tiny.add_vector(Vector("mine", factors))
+
+    def test_a_name_is_no_path_address_or_way_out(self, folder, tmp_path, monkeypatch):
+        root = tmp_path / "set"
+        shutil.copytree(folder, root / "known")
+        shutil.copytree(folder, root / "half")
+        (root / "out").symlink_to(folder, target_is_directory=True)
+        (root / "half" / WEIGHTS).unlink()
+        (root / "half" / WEIGHTS).symlink_to(folder / WEIGHTS)
+        (root / "again").symlink_to(root / "known", target_is_directory=True)
+        monkeypatch.setenv("FADER_VECTORS", str(root))
+        monkeypatch.chdir(root)
+        assert find("known").name == "known"
+        assert find("again").digest == find("known").digest
+        opened = []
+        monkeypatch.setattr(Vector, "load", lambda *found: opened.append(found))
+        for name in (
+            str(folder),
+            "known/",
+            "./known",
+            "../lora",
+            "set/../known",
+            "..",
+            ".",
+            "",
+            "out",
+            "half",
+            "https://example.com/lora",
+            "known\0",
+            "known\n",
+        ):
+            with pytest.raises(ValueError, match="no such vector; known: "):
+                find(name)
+        assert not opened
+        open_vector(str(folder))
+        assert opened == [(folder, str(folder))]
 
     def test_unknown_names_say_what_is_known(self, folder, monkeypatch, tiny):
         shutil.copytree(folder, folder.parent / "set" / "known")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +17,31 @@ from rich.progress import Progress
 from fader import Fader, Result
 from fader.cli.show import Align, AsJson, Input, Model, commands, print_json, rows, screen, show
 from fader.engine import builtin
+from fader.fader import resolve
 from fader.profiles import load_alignment, profile_folders, profiles
-from fader.request import json_schema
+from fader.request import Alignment, Lookahead, json_schema
 
 app = commands("A mixing desk for language models.")
+
+
+MaxTokens = Annotated[int | None, typer.Option(help="At most this many tokens per answer.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 takes the likeliest token; 1 samples as the model says.")
+]
+TopK = Annotated[int | None, typer.Option(help="Sample among this many likeliest tokens.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Sample among the fewest tokens of this probability.")
+]
+MinP = Annotated[
+    float | None, typer.Option(help="Sample among tokens this likely, relative to the likeliest.")
+]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(help="Above 1: tokens that were there already get less likely.")
+]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="The answer ends before this text. Repeatable.")
+]
 
 
 @app.command(
@@ -33,27 +55,44 @@ def generate(
     input: Input = None,
     align: Align = None,
     model: Model = builtin.NAME,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="At most this many tokens per answer.")
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    n: Annotated[int | None, typer.Option("--n", help="How many answers to draw.")] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(help="Report each token's log-probability and this many alternatives (JSON)."),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer prompts, all in one batch. A line of --input is a prompt (`{"prompt": ...}`) with, if
     it likes, its own alignment."""
-    given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if align is not None:
-        fields["alignment"] = load_alignment(align)
+    fields: dict[str, Any] = {
+        "alignment": align,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "stop": stop or None,
+        "n": n,
+        "logprobs": logprobs,
+    }
     asked: list[Any] = [*(prompts or []), *(row for _, row in rows(input))]
     if not asked:
         raise ValueError(
             "PROMPT: nothing to answer; give a prompt, or --input FILE with one JSON object per"
             " line"
         )
-    requests = Fader.requests(asked, **fields)
-    with Fader(model) as fader:
+    requests, folders = resolve(asked, **fields)
+    with Fader(model, vectors=folders) as fader:
         if as_json or len(requests) > 1 or requests[0].sampling.n > 1:
             with Progress(
                 *Progress.get_default_columns(), console=Console(stderr=True), transient=True
@@ -85,7 +124,7 @@ def score(
 ) -> None:
     """How likely given answers are under the aligned policy. Lines: `{"prompt" or "messages",
     "answer", "alignment"?}`."""
-    fields = {} if align is None else {"alignment": load_alignment(align)}
+    fields = {} if align is None else {"alignment": align}
     pairs: list[tuple[Any, str]] = []
     for place, row in rows(input):
         if not isinstance(row.get("answer"), str):
@@ -104,37 +143,104 @@ def score(
             )
 
 
+HELP = """/align JSON, FILE or PROFILE   answer under another alignment from now on
+/align                          show the alignment
+/help                           this list
+/quit, an empty line, Ctrl-D    end"""
+
+
 @app.command(epilog="Example: `fader chat --align pirate`")
 def chat(
     align: Align = None,
     model: Model = builtin.NAME,
-    max_tokens: int = 512,
-    temperature: float = 0.7,
-    seed: int = 0,
+    max_tokens: MaxTokens = 512,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="0.7 if left out, and 0 where a greedy look-ahead search decides."),
+    ] = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    stop: Stop = None,
 ) -> None:
-    """Talk with the aligned model. An empty line, Ctrl-D or Ctrl-C ends it; `/align JSON` changes
-    the alignment on the way."""
-    alignment = load_alignment(align) if align is not None else load_alignment({})
+    """Talk with the aligned model. `/help` lists what can be typed beside questions."""
+    sampling = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "stop": stop or None,
+    }
+    alignment = load_alignment(align if align is not None else {})
     messages: list[dict[str, str]] = []
     with Fader(model) as fader:
-        while text := _ask():
-            if text.startswith("/align "):
-                try:
-                    alignment = load_alignment(text.removeprefix("/align ").strip())
-                except ValueError as error:
-                    screen.print(str(error), style="red", markup=False)
-                continue
-            messages.append({"role": "user", "content": text})
-            said = ""
-            request = {"messages": messages, "alignment": alignment}
-            for chunk in fader.stream(
-                request, max_tokens=max_tokens, temperature=temperature, seed=seed
-            ):
-                said += chunk.text
-                sys.stdout.write(chunk.text)
-                sys.stdout.flush()
-            sys.stdout.write("\n")
-            messages.append({"role": "assistant", "content": said or " "})
+        while (text := _ask()) and text != "/quit":
+            try:
+                if text.startswith("/"):
+                    alignment = _command(fader, text, alignment, sampling)
+                else:
+                    turns = [*messages, {"role": "user", "content": text}]
+                    messages = _turn(fader, turns, alignment, sampling)
+            except ValueError as error:  # the conversation goes on as if nothing had been said
+                screen.print(str(error), style="red", markup=False)
+
+
+def _command(
+    fader: Fader, text: str, alignment: Alignment, sampling: Mapping[str, Any]
+) -> Alignment:
+    """Do what a line that begins with a slash says; the alignment from now on."""
+    name, _, rest = text.partition(" ")
+    if name == "/align" and rest.strip():
+        found = fader.request("hello", alignment=rest.strip()).alignment
+        for fault in fader.check("hello", alignment=found, **_suited(sampling, found)):
+            raise fault
+        return found
+    if name == "/align":
+        print_json(alignment.model_dump(mode="json", exclude_defaults=True))
+    elif name == "/help":
+        screen.print(HELP, markup=False)
+    else:
+        raise ValueError(f"{name}: no such command; /help lists them")
+    return alignment
+
+
+def _turn(
+    fader: Fader,
+    turns: list[dict[str, str]],
+    alignment: Alignment,
+    sampling: Mapping[str, Any],
+) -> list[dict[str, str]]:
+    """Answer the last of these turns, and show it; the conversation with the answer. The oldest
+    turns are left out, and that is said, where the conversation outgrows the model."""
+    fields = {"alignment": alignment, **_suited(sampling, alignment)}
+    whole = len(turns)
+    while len(turns) > 1 and any(f.path == "messages" for f in fader.check(turns, **fields)):
+        turns = turns[2:]
+    if len(turns) < whole:
+        screen.print(f"(the first {whole - len(turns)} turns no longer fit and are left out)")
+    said = ""
+    for chunk in fader.stream(turns, **fields):
+        said += chunk.text
+        sys.stdout.write(chunk.text)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    if not said.strip():
+        screen.print("(the model answered nothing)")
+        return turns[:-1]
+    return [*turns, {"role": "assistant", "content": said}]
+
+
+def _suited(sampling: Mapping[str, Any], alignment: Alignment) -> dict[str, Any]:
+    """The sampling with the temperature that suits the alignment, where none was given."""
+    search = alignment.search
+    greedy = isinstance(search, Lookahead) and search.rollout == "greedy"
+    given = sampling["temperature"]
+    return {**sampling, "temperature": (0.0 if greedy else 0.7) if given is None else given}
 
 
 @app.command(epilog="Example: `fader models --fetch --json`")

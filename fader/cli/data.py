@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fader.cli.show import AsJson, commands, needing, print_json, screen, table
+from fader.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from fader.data.rounds import Cost
@@ -52,9 +53,16 @@ def levels_command(
         ),
     ] = "OPENAI_API_KEY",
     concurrency: Annotated[int, typer.Option(help="Most requests at once.")] = 8,
+    timeout: Annotated[float, typer.Option(help="Seconds that one try may take.")] = 120.0,
     retries: Annotated[
         int, typer.Option(help="Further tries of a request that fails on the way.")
     ] = 5,
+    most_tokens: Annotated[
+        int, typer.Option(help="Most tokens of one reply, its thoughts included.")
+    ] = 4096,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the teacher; left out: the endpoint's own.")
+    ] = None,
     tries: Annotated[int, typer.Option(help="Most attempts at a text that breaks a rule.")] = 4,
     language: Language = "en",
     seed: Annotated[int, typer.Option(help="Another seed, other data.")] = 0,
@@ -70,21 +78,37 @@ def levels_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only estimate requests, tokens and cost.")
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Write over a file that was not made here, or was changed since."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make level data in any domain with a teacher model: questions of invented people, each
     answered at three levels. Resumable."""
     with needing("making data", "data"):
-        from fader.data.levels import Plan, estimate, make, read_personas, sheet_file
-        from fader.data.rounds import Prices
-        from fader.training.teacher import Endpoint
+        import openai  # noqa: F401  (missed here, before anything is made)
+
+        from fader.data.levels import Plan, estimate, make, read_personas
+        from fader.data.rounds import Place, Prices
 
     plan = Plan(domain, count, language, seed, tries, _shares(splits))
     if (price_in is None) != (price_out is None):
         raise ValueError("price-in, price-out: give both or neither")
     prices = None if price_in is None or price_out is None else Prices(price_in, price_out)
     people = read_personas(personas) if personas else []
-    reached = Endpoint(endpoint, teacher, os.environ.get(key_env), key_env, concurrency, retries)
+    reached = Endpoint(
+        endpoint,
+        teacher,
+        os.environ.get(key_env),
+        timeout,
+        retries,
+        concurrency,
+        temperature,
+        most_tokens,
+    )
     expected = estimate(plan, people, prices)
     if dry_run:
         (
@@ -114,10 +138,11 @@ def levels_command(
             lambda stage, done, total: bar.update(
                 task, description=stage, completed=done, total=total
             ),
+            force,
         )
     row = {
         "file": str(file),
-        "datasheet": str(sheet_file(file)),
+        "datasheet": str(Place(file).sheet),
         "items": len(made.items),
         "splits": made.splits,
         "dropped": made.dropped,

@@ -13,6 +13,7 @@ import typer
 
 from fader.cli.show import AsJson, Model, named_value, needing, print_json, screen, table
 from fader.data.records import LEVELS, Level, LevelItem, read_levels
+from fader.endpoint import Endpoint
 from fader.engine import builtin
 from fader.engine.backbone import quick_dtype
 from fader.fader import Fader
@@ -83,6 +84,10 @@ def evaluate(
             )
         ),
     ] = None,
+    judge_timeout: Annotated[float, typer.Option(help="Seconds that one try may take.")] = 120.0,
+    judge_retries: Annotated[
+        int, typer.Option(help="Further tries of a request that fails on the way.")
+    ] = 5,
     seed: int = 0,
     model: Model = builtin.NAME,
     dtype: Dtype = None,
@@ -92,7 +97,7 @@ def evaluate(
     n, seed}."""
     with needing("evaluation", "eval"):
         from fader.evaluation.cache import ResultCache
-        from fader.evaluation.judge import KEY, endpoint
+        from fader.evaluation.judge import KEY, language_model
         from fader.evaluation.report import write_report
         from fader.evaluation.suite import Suite
         from fader.evaluation.tasks import TASKS
@@ -103,9 +108,20 @@ def evaluate(
     at = re.fullmatch(r"(https?://[^#]+)#(.+)", judge or "")
     if judge is not None and at is None:
         raise ValueError(f"--judge: must be URL#MODEL (got {judge!r})")
+    judged = None
+    if at is not None:
+        judged = language_model(
+            Endpoint(
+                at[1],
+                at[2],
+                os.environ.get(KEY),
+                judge_timeout,
+                judge_retries,
+                folder=Path(out).with_name(f".{Path(out).name}.judge"),
+            )
+        )
     with Fader(model, dtype=dtype or quick_dtype()) as fader:
         styles = [name for name in STYLES if name in available()]
-        judged = endpoint(at[1], at[2], os.environ.get(KEY)) if at else None
         suite = Suite(
             ResultCache(fader, Path(out)),
             **chosen,

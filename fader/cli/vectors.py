@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,9 @@ from rich.progress import track
 
 from fader.cli.show import AsJson, commands, needing, print_json, screen, show, table
 from fader.engine import builtin
+from fader.files import write_whole
 from fader.vectors import checkpoint
-from fader.vectors.store import available, find, folders, vector_folder
+from fader.vectors.store import available, folders, open_vector, vector_folder
 from fader.vectors.vector import Vector, compress, sparsify
 
 app = commands("Alignment vectors: make, change, compare, inspect.")
@@ -71,8 +73,8 @@ def inspect(
 ) -> None:
     """A vector's rank and base model, the norm of its difference in every layer and kind of module,
     and cosines to other vectors."""
-    vector = find(name)
-    cosines = {other: vector.cosine(find(other)) for other in against or []}
+    vector = open_vector(name)
+    cosines = {other: vector.cosine(open_vector(other)) for other in against or []}
     if picture is not None:
         _draw(vector, Path(picture))
     head = {
@@ -174,7 +176,7 @@ def compress_command(
     """The nearest vector of lower rank, with the error of every layer."""
     if rank is energy is layers is None:
         raise ValueError("--rank: nothing to do; give --rank, --energy or --layers")
-    folder, whole = _free(name, out), find(source)
+    folder, whole = _free(name, out), open_vector(source)
     vector = whole if layers is None else sparsify(whole, layers)
     small, _ = compress(vector, rank, energy)
     gone = 1 - (vector.norm() / whole.norm()) ** 2 if vector.factors else 0.0
@@ -193,7 +195,7 @@ def compress_command(
 @app.command(epilog="Example: `fader vectors negate medical --name less-medical`")
 def negate(source: Source, name: Name, out: Out = None, as_json: AsJson = False) -> None:
     """The vector turned round: 1 of it is -1 of the other."""
-    folder, vector = _free(name, out), find(source)
+    folder, vector = _free(name, out), open_vector(source)
     _write(
         replace(-vector, name=name, card={**vector.card, "negated_from": vector.name}),
         folder,
@@ -219,7 +221,7 @@ def transfer(
 ) -> None:
     """The vector for another fine-tuning stage of its base model, and how far that stage has moved
     in each of its layers."""
-    folder, vector = _free(name, out), find(source)
+    folder, vector = _free(name, out), open_vector(source)
     named = str(vector.card.get("base_model") or "")
     if base is None and (named == builtin.NAME or (Path(named) / "config.json").is_file()):
         base = named
@@ -255,7 +257,7 @@ def _amount(part: str) -> tuple[Vector, float]:
         raise ValueError(
             f"VECTOR=AMOUNT: {part!r} does not end with = and a number, as medical=0.5 does"
         ) from None
-    return find(name), number
+    return open_vector(name), number
 
 
 def _track(title: str) -> checkpoint.Track:
@@ -362,9 +364,6 @@ def _draw(vector: Vector, file: Path) -> None:
     axes.set_yticks(range(len(blocks)), [block or "head" for block in blocks])
     axes.set_title(f"{vector.name}: norm of the difference")
     figure.colorbar(image)
-    scratch = file.with_name(f".{file.name}.part")
-    try:
-        figure.savefig(scratch, format="png", dpi=120)
-        scratch.replace(file)
-    finally:
-        scratch.unlink(missing_ok=True)
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
+    write_whole(file, drawn.getvalue())

@@ -1,10 +1,8 @@
 """Makes level data with a teacher (Alignment Vectors, arXiv 2410.19206): personas, a question from
 each, answers at three levels.
 
-Every stage works in rounds: all open requests are asked at once, then judged in their order, and
-what breaks a rule of `check` is asked again with the fault named. So the outcome does not depend on
-which reply came first, and a run that goes on after a kill takes the same way. What still breaks a
-rule after `tries` rounds is dropped and counted.
+Every stage works in rounds (`rounds`) and holds the replies against the rules of `check`. What
+still breaks a rule after `tries` rounds is dropped and counted.
 
 Deviation from the paper: its prompts are not public; those here are ours, and cleaning is by rules
 instead of by people.
@@ -12,17 +10,15 @@ instead of by people.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fader.data.check import Fault, Seen, answer_faults, check_language, text_faults
+from fader.data.check import Seen, answer_faults, check_language, text_faults
 from fader.data.prompts import (
     ANGLES,
     ANSWER,
@@ -36,11 +32,20 @@ from fader.data.prompts import (
     prompts_hash,
 )
 from fader.data.records import LEVELS, Level, LevelItem, read_rows
-from fader.data.rounds import Cost, Prices, Tell, _again, _cut, _rows, _together
-from fader.files import write_whole
-from fader.training.teacher import Endpoint, Reply, Teacher
+from fader.data.rounds import (
+    ADVICE,
+    Checker,
+    Cost,
+    Messages,
+    Place,
+    Prices,
+    Rounds,
+    Tell,
+    cut,
+    markdown_table,
+)
+from fader.endpoint import Client, Endpoint, Reply, run
 
-Checker = Callable[[int, str], list[Fault]]
 SPLITS = ("train", "dev", "test")
 ORDER: tuple[Level, ...] = (
     "expert",
@@ -48,13 +53,9 @@ ORDER: tuple[Level, ...] = (
     "avoidance",
 )  # the longest first: each answer is held against the longer ones
 STAGES = ("query", *ORDER)  # of every item
-BATCH, WIDTH = (
-    10,
-    8,
-    # personas in one request, and such requests in one round; fixed, so that a larger count asks
-    # the
-    # same first
-)
+# personas in one request, and such requests in one round; fixed, so that a larger count asks the
+# same first
+BATCH, WIDTH = 10, 8
 LENGTHS: dict[Level, int] = {
     "expert": 65,
     "generic": 34,
@@ -116,7 +117,7 @@ class Plan:
 @dataclass(frozen=True)
 class Made:
     """What was made. `dropped` are items given up, `refused` replies that broke a rule, both by
-    stage and rule; `now` was paid in this run."""
+    stage and rule; the rest is what was `Paid`."""
 
     items: tuple[LevelItem, ...]
     dropped: dict[str, int]
@@ -140,42 +141,30 @@ def make(
     personas: Sequence[str] = (),
     prices: Prices | None = None,
     tell: Tell = lambda *_: None,
+    force: bool = False,
 ) -> Made:
-    """Write level data to `out` and its datasheet beside it; replies are kept in
-    `part_folder(out)`. The same call goes on where it was stopped.
+    """Write level data to `out` and its datasheet beside it (see `Place`), replies into the hidden
+    folder beside them. The same call goes on where it was stopped.
 
-    Raises ValueError where the endpoint refuses, or nothing usable came of it; ConnectionError
-    where it fails; OSError where files cannot be written. In each case `out` is as it was before,
-    and the replies so far are kept.
+    Raises ValueError where the endpoint refuses, for files whose changes would be lost, or if
+    nothing usable came of it; ConnectionError where it fails; OSError where files cannot be
+    written. In each case `out` is as it was before, and the replies so far are kept.
     """
-    part = part_folder(out)
-    if out.exists() and not part.is_dir():
-        raise ValueError(
-            f"out: {out} exists and was not made here; choose another file or remove it"
-        )
-    made = asyncio.run(_make(plan, endpoint, part, personas, prices, tell))
-    if not made.items:
-        raise ValueError(
-            f"teacher: no item of {plan.count} could be used (dropped: {made.dropped}); look at the"
-            f" replies in {part} or take a stronger model"
-        )
-    rows = [
-        {"persona": item.persona, "query": item.query, **item.answers, "split": item.split}
-        for item in made.items
-    ]
-    write_whole(sheet_file(out), datasheet(plan, endpoint, made, out.name), part)
-    write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), part)
+    place = Place(out, force)
+    with place.held():
+        reached = replace(endpoint, folder=place.part)
+        made = run(_make(plan, reached, personas, prices, tell))
+        if not made.items:
+            raise ValueError(
+                f"teacher: no item of {plan.count} could be used (dropped: {made.dropped}, refused:"
+                f" {made.refused}); look at the replies in {place.part} or take a stronger model"
+            )
+        rows = [
+            {"persona": item.persona, "query": item.query, **item.answers, "split": item.split}
+            for item in made.items
+        ]
+        place.write(rows, datasheet(plan, endpoint, made, out.name))
     return made
-
-
-def part_folder(out: Path) -> Path:
-    """Where the replies of the data in `out` are kept."""
-    return out.with_name(f".{out.name}.part")
-
-
-def sheet_file(out: Path) -> Path:
-    """Where the datasheet of the data in `out` is."""
-    return out.with_name(f"{out.stem}.datasheet.md")
 
 
 def read_personas(file: Path | str) -> list[str]:
@@ -212,7 +201,7 @@ def estimate(plan: Plan, personas: Sequence[str] = (), prices: Prices | None = N
     )
 
 
-def persona_prompt(plan: Plan, number: int, taken: Sequence[str]) -> list[dict[str, str]]:
+def persona_prompt(plan: Plan, number: int, taken: Sequence[str]) -> Messages:
     """Asks for a batch of personas; `taken` are those that there are, of which the latest 60 are
     named by their first words."""
     roles = "\n".join(" ".join(persona.split()[:8]) for persona in taken[-60:])
@@ -224,7 +213,7 @@ def persona_prompt(plan: Plan, number: int, taken: Sequence[str]) -> list[dict[s
     )
 
 
-def query_prompt(plan: Plan, place: int, persona: str, number: int) -> list[dict[str, str]]:
+def query_prompt(plan: Plan, place: int, persona: str, number: int) -> Messages:
     """Asks for a persona's question; `number` counts this persona's questions from 1."""
     kind = random.Random(f"{plan.seed} kind {place}").choice(KINDS)
     further = (
@@ -237,9 +226,7 @@ def query_prompt(plan: Plan, place: int, persona: str, number: int) -> list[dict
     )
 
 
-def answer_prompt(
-    plan: Plan, level: Level, place: int, persona: str, query: str
-) -> list[dict[str, str]]:
+def answer_prompt(plan: Plan, level: Level, place: int, persona: str, query: str) -> Messages:
     """Asks for an answer at a level."""
     opening = random.Random(f"{plan.seed} opening {place}").choice(OPENINGS)
     return _messages(
@@ -250,7 +237,7 @@ def answer_prompt(
     )
 
 
-def _messages(plan: Plan, text: str) -> list[dict[str, str]]:
+def _messages(plan: Plan, text: str) -> Messages:
     return [
         {"role": "system", "content": SYSTEM.format(domain=plan.topic, language=plan.language)},
         {"role": "user", "content": text},
@@ -260,128 +247,80 @@ def _messages(plan: Plan, text: str) -> list[dict[str, str]]:
 async def _make(
     plan: Plan,
     endpoint: Endpoint,
-    part: Path,
     personas: Sequence[str],
     prices: Prices | None,
     tell: Tell,
 ) -> Made:
-    async with Teacher(endpoint, part) as teacher:
-        run = _Run(teacher, plan, tell, estimate(plan, personas).calls)
-        people = list(personas) or await run.personas()
-        items = await run.items(people) if people else []
-        days = sorted(reply.asked for reply in teacher.used)
+    expected = estimate(plan, personas).calls
+    async with Client(endpoint, ADVICE) as client:
+        rounds = Rounds(client, plan.seed, plan.tries, STAGES, expected, tell)
+        people = list(personas) or await _personas(rounds, plan)
+        items = await _items(rounds, plan, people) if people else []
         return Made(
             tuple(items),
-            dict(sorted(run.dropped.items())),
-            dict(sorted(run.refused.items())),
-            Cost.of_replies(teacher.fresh, prices),
-            Cost.of_replies(teacher.used, prices),
-            len(teacher.used) - len(teacher.fresh),
-            (days[0], days[-1]),
+            dict(sorted(rounds.dropped.items())),
+            dict(sorted(rounds.refused.items())),
+            *rounds.paid(prices),
         )
 
 
-class _Run:
-    """One run through the stages, with its counts."""
+async def _personas(rounds: Rounds, plan: Plan) -> list[str]:
+    """As many new personas as the plan counts, or fewer if the teacher has no more to give."""
+    found: list[str] = []
+    seen, number = Seen(), 0
+    for _ in range(-(-plan.count // (BATCH * WIDTH)) + plan.tries):
+        width = min(WIDTH, -(-(plan.count - len(found)) // BATCH))
+        if not width:
+            break
+        prompts = [persona_prompt(plan, number + place, found) for place in range(width)]
+        rounds.expected += max(0, number + width - max(number, -(-plan.count // BATCH)))
+        number += width
+        for reply in await rounds.ask("persona", prompts):
+            for persona in personas_of(reply):
+                faults = text_faults("persona", persona, plan.language) + seen.fault(persona)
+                rounds.refused.update(f"persona: {fault.rule}" for fault in faults[:1])
+                if not faults:
+                    found.append(persona)
+                    seen.add(persona)
+    return found[: plan.count]
 
-    def __init__(self, teacher: Teacher, plan: Plan, tell: Tell, expected: int) -> None:
-        self.teacher, self.plan, self.tell = teacher, plan, tell
-        self.done, self.expected = 0, expected
-        self.dropped: Counter[str] = Counter()
-        self.refused: Counter[str] = Counter()
 
-    async def personas(self) -> list[str]:
-        """As many new personas as the plan counts, or fewer if the teacher has no more to give."""
-        found: list[str] = []
-        seen, number = Seen(), 0
-        for _ in range(-(-self.plan.count // (BATCH * WIDTH)) + self.plan.tries):
-            width = min(WIDTH, -(-(self.plan.count - len(found)) // BATCH))
-            if not width:
-                break
-            prompts = [persona_prompt(self.plan, number + place, found) for place in range(width)]
-            self.expected += max(0, number + width - max(number, -(-self.plan.count // BATCH)))
-            number += width
-            for reply in await _together([self.ask("persona", prompt, 0) for prompt in prompts]):
-                self._take(personas_of(reply), found, seen)
-        return found[: self.plan.count]
-
-    def _take(self, new: Iterable[str], found: list[str], seen: Seen) -> None:
-        for persona in new:
-            faults = text_faults("persona", persona, self.plan.language) + seen.fault(persona)
-            self.refused.update(f"persona: {fault.rule}" for fault in faults[:1])
-            if not faults:
-                found.append(persona)
-                seen.add(persona)
-
-    async def items(self, people: Sequence[str]) -> list[LevelItem]:
-        """A question for every place of the plan, people in turn, and its three answers."""
-        plan, language = self.plan, self.plan.language
-        who = {place: people[place % len(people)] for place in range(plan.count)}
-        queries = await self.settle(
-            "query",
-            {
-                place: query_prompt(plan, place, who[place], 1 + place // len(people))
-                for place in who
-            },
-            lambda _, text: text_faults("query", text, language),
+async def _items(rounds: Rounds, plan: Plan, people: Sequence[str]) -> list[LevelItem]:
+    """A question for every place of the plan, people in turn, and its three answers."""
+    who = {place: people[place % len(people)] for place in range(plan.count)}
+    queries = await rounds.settle(
+        "query",
+        {place: query_prompt(plan, place, who[place], 1 + place // len(people)) for place in who},
+        lambda _, text: text_faults("query", text, plan.language),
+    )
+    answers: dict[int, dict[Level, str]] = {place: {} for place in queries}
+    for level in ORDER:
+        prompts = {
+            place: answer_prompt(plan, level, place, who[place], queries[place])
+            for place in answers
+        }
+        found = await rounds.settle(level, prompts, _checker(plan, level, answers, queries))
+        answers = {place: {**answers[place], level: text} for place, text in found.items()}
+    return [
+        LevelItem(
+            queries[place],
+            {level: found[level] for level in LEVELS},
+            plan.split(queries[place]),
+            who[place],
         )
-        answers: dict[int, dict[Level, str]] = {place: {} for place in queries}
-        for level in ORDER:
-            prompts = {
-                place: answer_prompt(plan, level, place, who[place], queries[place])
-                for place in answers
-            }
-            found = await self.settle(level, prompts, self._judge(level, answers, queries))
-            answers = {place: {**answers[place], level: text} for place, text in found.items()}
-        return [
-            LevelItem(
-                queries[place],
-                {level: found[level] for level in LEVELS},
-                plan.split(queries[place]),
-                who[place],
-            )
-            for place, found in sorted(answers.items())
-        ]
+        for place, found in sorted(answers.items())
+    ]
 
-    def _judge(
-        self, level: Level, answers: Mapping[int, Mapping[Level, str]], queries: Mapping[int, str]
-    ) -> Checker:
-        return lambda place, text: answer_faults(
-            level, text, answers[place], queries[place], self.plan.language
-        )
 
-    async def settle(
-        self, stage: str, prompts: Mapping[int, list[dict[str, str]]], judge: Checker
-    ) -> dict[int, str]:
-        """A usable text for every prompt, in rounds; those without one after the last round are
-        dropped."""
-        found: dict[int, str] = {}
-        faults: dict[int, list[Fault]] = {place: [] for place in prompts}
-        seen = Seen()
-        for attempt in range(self.plan.tries):
-            still = [place for place in prompts if place not in found]
-            self.expected += len(still) if attempt else 0
-            asked = [
-                self.ask(stage, _again(prompts[place], attempt, faults[place]), attempt)
-                for place in still
-            ]
-            for place, reply in zip(still, await _together(asked), strict=True):
-                faults[place] = _cut(reply) or judge(place, reply.text) or seen.fault(reply.text)
-                self.refused.update(f"{stage}: {fault.rule}" for fault in faults[place][:1])
-                if not faults[place]:
-                    found[place] = reply.text
-                    seen.add(reply.text)
-        lost = [place for place in prompts if place not in found]
-        self.dropped.update(f"{stage}: {faults[place][0].rule}" for place in lost)
-        self.expected -= len(lost) * (len(STAGES) - 1 - STAGES.index(stage))
-        return found
-
-    async def ask(self, stage: str, messages: list[dict[str, str]], attempt: int) -> Reply:
-        """One reply, told to whoever watches."""
-        reply = await self.teacher.ask(messages, seed=self.plan.seed, attempt=attempt)
-        self.done += 1
-        self.tell(stage, self.done, self.expected)
-        return reply
+def _checker(
+    plan: Plan,
+    level: Level,
+    answers: Mapping[int, Mapping[Level, str]],
+    queries: Mapping[int, str],
+) -> Checker:
+    return lambda place, text: answer_faults(
+        level, text, answers[place], queries[place], plan.language
+    )
 
 
 def personas_of(reply: Reply) -> list[str]:
@@ -390,7 +329,7 @@ def personas_of(reply: Reply) -> list[str]:
     lines = [
         re.sub(r"^\s*([-*•]|\d+[.):])\s*", "", line).strip() for line in reply.text.splitlines()
     ]
-    return [line for line in (lines[:-1] if _cut(reply) else lines) if line]
+    return [line for line in (lines[:-1] if cut(reply) else lines) if line]
 
 
 def datasheet(plan: Plan, endpoint: Endpoint, made: Made, name: str) -> str:
@@ -411,7 +350,7 @@ def datasheet(plan: Plan, endpoint: Endpoint, made: Made, name: str) -> str:
         if made.whole.money is None
         else f"{made.whole.money:.4f} in the currency of the given prices"
     )
-    days = made.days[0] if made.days[0] == made.days[1] else f"{made.days[0]} to {made.days[1]}"
+    first, last = made.days
     duplicates = sum(
         count for reason, count in made.refused.items() if reason.endswith("duplicate")
     )
@@ -431,7 +370,7 @@ three answers. Nobody has read the result.
 | | |
 |---|---|
 | teacher | {endpoint.model} |
-| made | {days} |
+| made | {first if first == last else f"{first} to {last}"} |
 | language | {plan.language} |
 | asked for | {plan.count} items, seed {plan.seed} |
 | prompts | fader, hash {prompts_hash()} |
@@ -447,21 +386,21 @@ between levels, duplicates); one that broke a rule was asked again, at most
 
 One JSON object a line: persona, query, avoidance, generic, expert, split.
 
-{_rows(("split", "items"), made.splits.items())}
+{markdown_table(("split", "items"), made.splits.items())}
 
 Lengths in words:
 
-{_rows(("text", "shortest", "middle", "longest"), shapes)}
+{markdown_table(("text", "shortest", "middle", "longest"), shapes)}
 
 ## What was left out
 
 Items dropped after all attempts, {plan.count - len(made.items)} in all:
 
-{_rows(("stage: rule", "items"), made.dropped.items())}
+{markdown_table(("stage: rule", "items"), made.dropped.items())}
 
 Replies not used, of which {duplicates} near-duplicates:
 
-{_rows(("stage: rule", "replies"), made.refused.items())}
+{markdown_table(("stage: rule", "replies"), made.refused.items())}
 
 ## Use and limits
 

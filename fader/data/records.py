@@ -142,6 +142,8 @@ def json_rows(lines: Iterable[str], source: str) -> Iterator[tuple[int, dict[str
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{source}:{place}: not valid JSON: {error}") from None
+        except RecursionError:
+            raise ValueError(f"{source}:{place}: nested too deeply") from None
         if not isinstance(row, dict):
             raise ValueError(f"{source}:{place}: must be a JSON object (got {type(row).__name__})")
         yield place, row

@@ -1,18 +1,34 @@
-"""Asking a teacher in rounds: what it costs, and what is asked again."""
+"""Making data by asking a teacher in rounds, whatever the data.
+
+All open questions of a stage are asked at once, the replies held against the rules in their order,
+and what breaks one is asked again with the fault named. So the outcome does not depend on which
+reply came first. Replies are kept beside the data: a run that was stopped goes on, and one that is
+repeated asks nothing. What was written is remembered, so that corrections made by hand are not
+written over.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
+import json
 import math
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from fader.data.check import Fault
-from fader.data.prompts import (
-    AGAIN,
-)
-from fader.training.teacher import Reply
+from filelock import FileLock, Timeout
 
+from fader.data.check import Fault, Seen
+from fader.data.prompts import AGAIN
+from fader.endpoint import Advice, Client, Reply, together
+from fader.files import SCRATCH, write_whole
+
+Messages = list[dict[str, str]]
+Checker = Callable[[int, str], list[Fault]]
+"""check(place, text): what is wrong with the text at a place."""
 Tell = Callable[[str, int, int], None]  # (stage, replies so far, replies expected)
 
 
@@ -61,20 +77,169 @@ class Cost:
         )
 
 
-async def _together(asked: Sequence[Coroutine[None, None, Reply]]) -> list[Reply]:
-    """All replies in order; if one fails, the others are ended first, so that nothing is written
-    afterwards."""
-    tasks = [asyncio.ensure_future(each) for each in asked]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
+class Paid(NamedTuple):
+    """What a run took: `now` was paid in this run, `cached` of all replies were kept ones, `days`
+    are the first and the last on which they were given."""
+
+    now: Cost
+    whole: Cost
+    cached: int
+    days: tuple[str, str]
 
 
-def _cut(reply: Reply) -> list[Fault]:
+@dataclass(frozen=True)
+class Place:
+    """Where made data goes: `out`, a datasheet beside it, and a hidden folder with the replies.
+    With `force` a file that was not made here, or was changed since, is written over."""
+
+    out: Path
+    force: bool = False
+
+    @property
+    def sheet(self) -> Path:
+        """The datasheet."""
+        return self.out.with_name(f"{self.out.stem}.datasheet.md")
+
+    @property
+    def part(self) -> Path:
+        """The folder with the replies."""
+        return self.out.with_name(f".{self.out.name}.part")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While the data is made. Raises ValueError where another run makes it, and for files that
+        would be lost."""
+        if self.out.exists() and not self.force and not self.part.is_dir():
+            raise ValueError(
+                f"out: {self.out} exists and was not made here; choose another file, remove it or"
+                " give --force to write over it"
+            )
+        self.part.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.part / "lock", timeout=0):
+                self._unchanged()
+                for scratch in self.part.glob(SCRATCH):
+                    scratch.unlink()
+                yield
+        except Timeout:
+            raise ValueError(
+                f"out: another run is writing into {self.part}; wait for it or choose another file"
+            ) from None
+
+    def write(self, rows: Sequence[Mapping[str, Any]], sheet: str) -> None:
+        """The records and their datasheet, each whole or as it was before. Raises ValueError where
+        somebody has changed one of them meanwhile."""
+        self._unchanged()
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        new = {_digest(text.encode()), _digest(sheet.encode())}
+        # remembered first: a run that is killed before the files are there has lost nothing
+        write_whole(self.part / "written", "\n".join(sorted(self._written() | new)))
+        write_whole(self.sheet, sheet)
+        write_whole(self.out, text)
+
+    def _written(self) -> set[str]:
+        """The hashes of all that was ever written here."""
+        file = self.part / "written"
+        return set(file.read_text(encoding="utf-8").split()) if file.is_file() else set()
+
+    def _unchanged(self) -> None:
+        for file in (self.out, self.sheet):
+            if (
+                file.exists()
+                and not self.force
+                and _digest(file.read_bytes()) not in self._written()
+            ):
+                raise ValueError(
+                    f"out: {file} was changed since it was made, and the changes would be lost;"
+                    " choose another --out, or give --force to write over it"
+                )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+class Rounds:
+    """One run of a teacher through the stages of some data, with its counts. `dropped` are items
+    given up, `refused` replies that broke a rule, both by stage and rule."""
+
+    def __init__(
+        self,
+        client: Client,
+        seed: int,
+        tries: int,
+        stages: Sequence[str],
+        expected: int,
+        tell: Tell,
+    ) -> None:
+        self.client, self.seed, self.tries, self.tell = client, seed, tries, tell
+        self.stages, self.expected, self.replies = stages, expected, list[Reply]()
+        self.dropped: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+
+    async def settle(
+        self, stage: str, prompts: Mapping[int, Messages], check: Checker
+    ) -> dict[int, str]:
+        """A usable text for every prompt, in rounds; those without one after the last round are
+        dropped, and not asked for in the stages that follow."""
+        found: dict[int, str] = {}
+        faults: dict[int, list[Fault]] = {place: [] for place in prompts}
+        seen = Seen()
+        for attempt in range(self.tries):
+            still = [place for place in prompts if place not in found]
+            self.expected += len(still) if attempt else 0
+            asked = [_again(prompts[place], attempt, faults[place]) for place in still]
+            for place, reply in zip(still, await self.ask(stage, asked, attempt), strict=True):
+                faults[place] = cut(reply) or check(place, reply.text) or seen.fault(reply.text)
+                self.refused.update(f"{stage}: {fault.rule}" for fault in faults[place][:1])
+                if not faults[place]:
+                    found[place] = reply.text
+                    seen.add(reply.text)
+        lost = [place for place in prompts if place not in found]
+        self.dropped.update(f"{stage}: {faults[place][0].rule}" for place in lost)
+        self.expected -= len(lost) * (len(self.stages) - 1 - self.stages.index(stage))
+        return found
+
+    async def ask(self, stage: str, asked: Sequence[Messages], attempt: int = 0) -> list[Reply]:
+        """A reply to each of some messages, all asked at once; told one by one to whoever
+        watches."""
+
+        async def one(messages: Messages) -> Reply:
+            reply = await self.client.ask(messages, seed=self.seed, attempt=attempt)
+            self.replies.append(reply)
+            self.tell(stage, len(self.replies), self.expected)
+            return replace(reply, text=bare(reply.text))
+
+        return await together(one(messages) for messages in asked)
+
+    def paid(self, prices: Prices | None) -> Paid:
+        """What it took so far."""
+        new = [reply for reply in self.replies if not reply.kept]
+        days = sorted(reply.asked for reply in self.replies)
+        return Paid(
+            Cost.of_replies(new, prices),
+            Cost.of_replies(self.replies, prices),
+            len(self.replies) - len(new),
+            (days[0], days[-1]),
+        )
+
+
+_ON = "Replies so far are kept: the same command goes on from here"
+ADVICE = Advice(
+    key=(
+        "key-env",
+        "put a valid key into the environment variable that --key-env names (OPENAI_API_KEY unless"
+        " given)",
+    ),
+    model=("teacher", "name one that it serves"),
+    address=("endpoint", f"start the server, correct --endpoint or raise --timeout. {_ON}"),
+    pressed=("endpoint", f"lower --concurrency, raise --retries or wait. {_ON}"),
+)
+"""What to do when a teacher fails, in the words of the commands' options."""
+
+
+def cut(reply: Reply) -> list[Fault]:
+    """What is wrong with a reply before its text is looked at."""
     if not reply.text:
         return [Fault("empty", "it is empty")]
     return (
@@ -84,9 +249,19 @@ def _cut(reply: Reply) -> list[Fault]:
     )
 
 
-def _again(
-    messages: list[dict[str, str]], attempt: int, faults: Sequence[Fault]
-) -> list[dict[str, str]]:
+def bare(text: str) -> str:
+    """A text without the quotation marks around it and the spaces at its ends."""
+    text = text.strip()
+    if (
+        len(text) > 1
+        and text[0] + text[-1] in ('""', "“”", "«»", "„“")
+        and text[0] not in text[1:-1]
+    ):
+        text = text[1:-1].strip()
+    return text
+
+
+def _again(messages: Messages, attempt: int, faults: Sequence[Fault]) -> Messages:
     if not attempt:
         return messages
     reason = "; ".join(fault.detail for fault in faults)
@@ -99,7 +274,8 @@ def _again(
     ]
 
 
-def _rows(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Rows as a table in Markdown; a row of "none" where there are none."""
     lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
     return "\n".join(
         [

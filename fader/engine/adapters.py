@@ -1,4 +1,4 @@
-"""The mixing desk: per-row mixtures of weight differences inside the linear layers.
+"""Multi-adapter batching: per-row mixtures of weight differences inside the linear layers.
 
 For each adapted layer all vectors in use are stacked once, A [ranks, in] and B [out, ranks]; a
 forward whose tokens have mixtures Lambda [tokens, vectors] computes y = W x + B ((A x) * Lambda
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fader.engine.linear import FusedLinear, fused_linears
-from fader.engine.prefix import Delta
+from fader.engine.protocols import Delta, Mixture
 
 
 class AdapterMixer:
@@ -43,7 +43,20 @@ class AdapterMixer:
         """Stack the factors of `wanted` beside those already stacked. Nothing is copied while all
         of them are there."""
         if missing := [vector for vector in dict.fromkeys(wanted) if vector not in self.vectors]:
+            for vector in missing:
+                self._refuse_unless_finite(vector)
             self._stack([*self.vectors, *missing])
+
+    def _refuse_unless_finite(self, vector: Delta) -> None:
+        """Raises ValueError for a factor that is not finite in the layer's type: rows without the
+        vector would have it at strength 0, and 0 times infinity is not 0."""
+        for name, pair in vector.factors.items():
+            dtype = self.layers[name].weight.dtype
+            if not all(bool(factor.to(dtype).isfinite().all()) for factor in pair):
+                raise ValueError(
+                    f"vectors.{vector.name}: its factors for {name} are not finite in {dtype};"
+                    " give a vector whose values are numbers of a sensible size"
+                )
 
     def drop(self, vector: Delta) -> None:
         """Take a vector's factors out of the stack; a row that still uses it brings them back."""
@@ -57,7 +70,7 @@ class AdapterMixer:
         self.vectors = vectors
 
     def set_mixtures(
-        self, mixtures: Sequence[Sequence[tuple[Delta, float]]], counts: Sequence[int], kept: Tensor
+        self, mixtures: Sequence[Mixture], counts: Sequence[int], kept: Tensor
     ) -> None:
         """The mixture of each row, its number of tokens, and the indices of the tokens whose logits
         are wanted."""
@@ -100,7 +113,7 @@ class MixedLinear(nn.Module):
         self.weight, self.bias = linear.weight, linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.is_head = is_head
-        self._mixer = [mixer]  # in a list: the desk is not a submodule
+        self._mixer = [mixer]  # in a list: the mixer is not a submodule
         self._product, self._place = product, place
         self._owners: tuple[int, ...] = ()
         self._down: Tensor | None = None  # A [ranks, in]

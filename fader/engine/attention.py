@@ -1,5 +1,5 @@
 """Attention over a packed batch: all rows' new tokens lie in one sequence, each row attends to its
-own slot of the pool.
+own slot of the memory.
 
 Registered with transformers as the attention function `fader`, so the model code runs unmodified on
 inputs [1, tokens]: nothing is padded in the linear layers, and prefill and decoding mix in one
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from fader.engine.prefix import Pool
+from fader.engine.memory import TorchMemory
 
 NAME = "fader"
 
@@ -37,7 +37,7 @@ class Span:
 class Rows:
     """Where each token of a pack lives: slot and position, and the spans that attend together."""
 
-    pool: Pool
+    memory: TorchMemory
     slots: Tensor  # [tokens]
     positions: Tensor  # [tokens]
     spans: list[Span]
@@ -46,7 +46,7 @@ class Rows:
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values [heads, tokens, dim]; returns the layer's memory [slots, heads,
         capacity, dim]."""
-        keys, values = self.pool.keys[layer], self.pool.values[layer]
+        keys, values = self.memory.keys[layer], self.memory.values[layer]
         keys[self.slots, :, self.positions] = key.transpose(0, 1)
         values[self.slots, :, self.positions] = value.transpose(0, 1)
         return keys, values
@@ -64,7 +64,7 @@ class Rows:
             self._masks[known] = (
                 None
                 if bool(seen.all())
-                else self.pool.keys.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))
+                else self.memory.keys.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))
             )
         return self._masks[known]
 

@@ -1,17 +1,14 @@
-"""`Backbone`: one causal language model that reads many rows at once.
+"""`TorchBackbone`: one causal language model that reads many rows at once, on PyTorch.
 
-Loads a hub id, a folder, a GGUF file or the built-in model; knows its tokenizer, its end tokens and
-how long it can read; forwards a pack of rows of any lengths. What it cannot run faithfully it
-refuses by name when it is loaded: a short text is read by the model's own attention and by ours,
-and the two must agree.
+Knows its tokenizer, its end tokens and how long it can read; forwards a pack of rows of any
+lengths. What it cannot run faithfully it refuses by name when it is made: a short text is read by
+the model's own attention and by ours, and the two must agree.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -19,37 +16,22 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
-from fader.engine import attention, builtin
+from fader.engine import attention
 from fader.engine.adapters import AdapterMixer
-from fader.engine.prefix import CacheSlot, Delta, Pool
+from fader.engine.memory import TorchMemory
+from fader.engine.protocols import Delta, Segment
 
 PROBE = 7  # tokens of the text that checks a freshly loaded model
+MAX_BATCH_TOKENS = 8192  # beyond this a forward gains nothing, and its activations grow large
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Some consecutive new tokens of one row."""
-
-    slot: CacheSlot
-    start: int
-    """Position of the first of them."""
-    tokens: Sequence[int]
-    keep: int
-    """Logits are wanted at this many of the last ones; may be 0."""
-    vectors: tuple[tuple[Delta, float], ...]
-
-
-class Backbone:
-    """A model, its tokenizer, its KV memory and its mixing desk."""
+class TorchBackbone:
+    """A `Backbone` that runs a transformers model with the attention of `attention.py`."""
 
     def __init__(
         self,
@@ -69,6 +51,7 @@ class Backbone:
             or 2**20
         )
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
+        self.max_batch_tokens = MAX_BATCH_TOKENS
         self.end_tokens = _end_tokens(model, tokenizer)
         self.dtype, self.device = model.dtype, model.device
         self.fingerprint = fingerprint(model)
@@ -76,27 +59,47 @@ class Backbone:
         layers, heads, key_dim, value_dim = shapes
         bytes_per_position = layers * heads * (key_dim + value_dim) * self.dtype.itemsize
         budget = (
-            (kv_bytes or _spare_bytes(self.device)) // bytes_per_position // Pool.STEP * Pool.STEP
+            (kv_bytes or _spare_bytes(self.device))
+            // bytes_per_position
+            // TorchMemory.STEP
+            * TorchMemory.STEP
         )
-        if budget < Pool.STEP:
+        if budget < TorchMemory.STEP:
             raise ValueError(
-                f"kv_bytes: {kv_bytes} holds no {Pool.STEP} positions of {name}; give at least"
-                f" {Pool.STEP * bytes_per_position}"
+                f"kv_bytes: {kv_bytes} holds no {TorchMemory.STEP} positions of {name}; give at"
+                f" least {TorchMemory.STEP * bytes_per_position}"
             )
-        self.pool = Pool(layers, heads, key_dim, value_dim, self.dtype, self.device, budget)
-        self.mixer = AdapterMixer(model, read_order)
+        self.memory = TorchMemory(
+            layers, heads, key_dim, value_dim, self.dtype, self.device, budget
+        )
+        self._mixer = AdapterMixer(model, read_order)
         self._check(expected)
+
+    @property
+    def layers(self) -> Mapping[str, tuple[int, int]]:
+        """The linear layers that a vector may change, by name: (out, in)."""
+        return self._mixer.shapes
+
+    def forget(self, vector: Delta) -> None:
+        """Take a vector's factors out of the layers. A row that still uses it brings them back."""
+        self._mixer.drop(vector)
+
+    def weight(self, name: str) -> Tensor:
+        """One of the model's weights by its name. Raises KeyError for a name that there is not."""
+        found: Tensor = self.model.state_dict()[name]
+        return found
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment]) -> list[Tensor]:
         """Read all segments in one forward; returns for each its wanted logits [keep, vocabulary],
         float32.
 
-        Costs one read of the weights however many segments there are.
+        Costs one read of the weights however many segments there are. Each slot occurs once.
         """
+        self._mixer.use(vector for segment in segments for vector, _ in segment.vectors)
         order = sorted(
             range(len(segments)),
-            key=lambda i: (len(segments[i].tokens) > 1, segments[i].slot.index),
+            key=lambda i: (len(segments[i].tokens) > 1, segments[i].slot),
         )
         ordered = [segments[i] for i in order]
         ids: list[int] = []
@@ -107,14 +110,14 @@ class Backbone:
             count = len(segment.tokens)
             ids += segment.tokens
             positions += range(segment.start, segment.start + count)
-            slots += [segment.slot.index] * count
+            slots += [segment.slot] * count
             kept += range(len(ids) - segment.keep, len(ids))
         keep = torch.tensor(kept or [len(ids) - 1], device=self.device)
         where = torch.tensor(positions, device=self.device)
         rows = attention.Rows(
-            self.pool, torch.tensor(slots, device=self.device), where, _spans(ordered)
+            self.memory, torch.tensor(slots, device=self.device), where, _spans(ordered)
         )
-        self.mixer.set_mixtures(
+        self._mixer.set_mixtures(
             [segment.vectors for segment in ordered],
             [len(segment.tokens) for segment in ordered],
             keep,
@@ -128,16 +131,32 @@ class Backbone:
             rows=rows,
         )
         logits: Tensor = output.logits[0].float()
+        sound = logits.amax(-1).isfinite().tolist()  # NaN wins a maximum
         found: list[Tensor] = [logits] * len(segments)
         taken = 0
         for index, segment in zip(order, ordered, strict=True):
-            found[index] = logits[taken : taken + segment.keep]
-            taken += segment.keep
+            end = taken + segment.keep
+            found[index] = logits[taken:end]
+            # nothing is known of a piece without logits; those of a later one tell
+            self.memory.judge(segment.slot, segment.keep > 0 and all(sound[taken:end]))
+            taken = end
         return found
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of `text`, with the tokenizer's own begin tokens where `special`."""
-        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        ids = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        self.check_tokens(ids)
+        return ids
+
+    def check_tokens(self, ids: Sequence[int]) -> None:
+        """Raises ValueError, with its text, for a token that the embedding has no row for."""
+        rows: int = self.model.get_input_embeddings().weight.shape[0]
+        if ids and (beyond := max(ids)) >= rows:
+            text = self.tokenizer.convert_ids_to_tokens(beyond)
+            raise ValueError(
+                f"{text!r} is token {beyond} of the tokenizer, but {self.name} has rows for"
+                f" {rows} tokens; leave it out, or resize the model's embedding"
+            )
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of `tokens`, special tokens left out."""
@@ -151,15 +170,13 @@ class Backbone:
         """Read the probe text in two ways, at once and token by token: what our attention gives
         must be what the model's own gives."""
         ids = _probe_ids(self.vocabulary)
-        self.pool.reserve(2, PROBE)
+        self.memory.reserve(2, PROBE)
+        one, two = self.memory.allocate(), self.memory.allocate()
         try:
-            whole = self.forward(
-                [Segment(CacheSlot(self.pool, self.pool.allocate()), 0, ids, PROBE, ())]
-            )[0]
-            slot = CacheSlot(self.pool, self.pool.allocate())
-            steps = [self.forward([Segment(slot, 0, ids[:3], 3, ())])[0]]
+            whole = self.forward([Segment(one, 0, ids, PROBE, ())])[0]
+            steps = [self.forward([Segment(two, 0, ids[:3], 3, ())])[0]]
             steps += [
-                self.forward([Segment(slot, place, ids[place : place + 1], 1, ())])[0]
+                self.forward([Segment(two, place, ids[place : place + 1], 1, ())])[0]
                 for place in range(3, PROBE)
             ]
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -167,6 +184,9 @@ class Backbone:
                 f"model: {self.name} ({self.model.config.model_type}) does not run on fader's"
                 f" attention: {error}"
             ) from error
+        finally:
+            self.memory.free(one)
+            self.memory.free(two)
         scale = expected.abs().max().clamp(min=1)
         tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
         for found in (whole, torch.cat(steps)):
@@ -198,12 +218,12 @@ def _spans(segments: Sequence[Segment]) -> list[attention.Span]:
     for group in groups:
         longest = max(segment.start for segment in group) + 1
         spans.append(
-            attention.Span(at, at + len(group), [segment.slot.index for segment in group], longest)
+            attention.Span(at, at + len(group), [segment.slot for segment in group], longest)
         )
         at += len(group)
     for segment in segments[len(singles) :]:
         count = len(segment.tokens)
-        spans.append(attention.Span(at, at + count, [segment.slot.index], segment.start + count))
+        spans.append(attention.Span(at, at + count, [segment.slot], segment.start + count))
         at += count
     return spans
 
@@ -217,69 +237,6 @@ def quick_dtype() -> str:
         else torch.cpu._is_avx512_bf16_supported()
     )
     return "bfloat16" if fast else "float32"
-
-
-def load(
-    name: str = builtin.NAME,
-    device: str | None = None,
-    dtype: str | None = None,
-    kv_bytes: int | None = None,
-) -> Backbone:
-    """A backbone from the built-in model's name, a folder, a GGUF file or a hub id.
-
-    `device` and `dtype`: chosen (cuda, else mps, else cpu; float32 on a CPU, else bfloat16) unless
-    given. `kv_bytes`: memory for keys and values. Raises ValueError for a model that cannot run,
-    OSError for one that cannot be had.
-    """
-    device = device or (
-        "cuda"
-        if torch.cuda.is_available()
-        else "mps"
-        if torch.backends.mps.is_available()
-        else "cpu"
-    )
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    numbers = getattr(torch, dtype, None)
-    if not isinstance(numbers, torch.dtype) or not numbers.is_floating_point:
-        raise ValueError(
-            f"dtype: {dtype!r} is not a floating-point type; give float32, bfloat16 or float16"
-        )
-    path = Path(name)
-    source: dict[str, Any] = {"pretrained_model_name_or_path": builtin.source(name)}
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ValueError(f"model: there is no file {name}")
-        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    elif path.exists() and not path.is_dir():
-        raise ValueError(
-            f"model: {name} is a file but not a .gguf; give a folder with config.json, a .gguf file"
-            " or a hub id"
-        )
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(**source)
-        if config.is_encoder_decoder:
-            raise ValueError(
-                f"model: {name} ({config.model_type}) is an encoder-decoder; fader runs causal"
-                " language models"
-            )
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            **source, dtype=numbers, attn_implementation="eager"
-        )
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-    except OSError as error:
-        known = (
-            f"the built-in {builtin.NAME!r}, a folder with config.json and weights, a .gguf file,"
-            " or a hub id"
-        )
-        raise OSError(
-            f"model: {name!r} could not be loaded: {str(error).splitlines()[0]} (known: {known})"
-        ) from error
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
-    return Backbone(name, model.to(device), tokenizer, kv_bytes)
 
 
 def fingerprint(model: nn.Module) -> str:

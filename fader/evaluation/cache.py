@@ -131,8 +131,8 @@ class ResultCache:
         content = [
             request,
             asked.answer,
-            self.fader.backbones[name].fingerprint,
-            str(self.fader.backbones[name].dtype),
+            self.fader.backend.backbones[name].fingerprint,
+            str(self.fader.backend.backbones[name].dtype),
             vectors,
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -190,5 +190,5 @@ def _lines(file: Path) -> dict[str, Measurement]:
     if rest and not (lines or rest.startswith(b'{"task": ')):
         raise ValueError(f"{file}: not an evaluation's ledger; give another --out, or delete it")
     if rest:
-        write_whole(file, b"".join(line + b"\n" for line in lines).decode("utf-8"), file.parent)
+        write_whole(file, b"".join(line + b"\n" for line in lines))
     return found

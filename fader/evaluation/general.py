@@ -13,7 +13,7 @@ from fader.data.records import read_rows, split
 from fader.evaluation.cache import Measurement, Query
 from fader.evaluation.metrics import Metric, average, distinct, perplexity, perplexity_ratio
 from fader.evaluation.suite import Suite, named
-from fader.fader import Fader
+from fader.request import Request
 from fader.starter.shipped import STARTER, starter_pairs
 
 NEUTRAL = "Write a short paragraph."
@@ -26,7 +26,7 @@ def neutral(suite: Suite, task: str, strengths: Mapping[str, float]) -> list[Met
     texts = (STARTER / "neutral.txt").read_text(encoding="utf-8").splitlines()[: suite.limit]
 
     def read(mixture: Mapping[str, float]) -> list[Measurement]:
-        request = Fader.request(NEUTRAL, alignment={"vectors": dict(mixture)})
+        request = Request.of(NEUTRAL, alignment={"vectors": dict(mixture)})
         return suite.cache.ask(
             [
                 Query(task, named(mixture), "neutral", str(place), request, text)
@@ -53,7 +53,7 @@ def fluency(suite: Suite) -> Iterator[Metric]:
         yield from neutral(suite, "fluency", strengths)
         written = suite.cache.ask(
             [
-                Query("fluency", method, "written", str(i), Fader.request(query, **fields))
+                Query("fluency", method, "written", str(i), Request.of(query, **fields))
                 for i, query in enumerate(queries)
             ]
         )
@@ -79,7 +79,7 @@ def ability(suite: Suite) -> Iterator[Metric]:
                 method,
                 "all",
                 f"{place}:{choice}",
-                Fader.request(row["question"], **fields),
+                Request.of(row["question"], **fields),
                 choice,
             )
             for place, row in enumerate(rows)

@@ -7,13 +7,12 @@ training), and neither is the likelihood by which vectors are tuned.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 from fader.data.records import LEVELS, Level
-from fader.endpoint import Advice, in_words
+from fader.endpoint import Advice, Client, Endpoint, run, together
 from fader.starter.shipped import starter_levels, starter_rows
 
 LevelJudge = Callable[[Sequence[str], Sequence[str]], list[Level | None]]
@@ -72,49 +71,44 @@ def _fitted(texts: Sequence[str], labels: Sequence[int]) -> Any:
     return model.fit([_plain(text) for text in texts], labels)
 
 
-def endpoint(url: str, model: str, key: str | None = None, retries: int = 5) -> LevelJudge:
-    """A model behind an OpenAI-compatible endpoint, asked at temperature 0. A reply that does not
-    name one level, and one only, judges None.
+def language_model(endpoint: Endpoint) -> LevelJudge:
+    """A model behind an OpenAI-compatible endpoint. A reply that does not name one level, and one
+    only, judges None.
 
-    Raises ValueError where the endpoint refuses, ConnectionError where it cannot be reached or
-    keeps failing.
+    The judge raises ValueError where the endpoint refuses or a reply is cut off, ConnectionError
+    where it cannot be reached or keeps failing.
     """
-    import openai
-
-    client = openai.OpenAI(base_url=url, api_key=key or "none", timeout=60, max_retries=retries)
+    again = "what was measured is kept, the same command goes on from here"
     advice = Advice(
         key=("--judge", f"put a valid key into the environment variable {KEY}"),
         model=("--judge", "name one that it serves, as URL#MODEL"),
         address=(
             "--judge",
-            (
-                "start the server or correct the address; what was measured is kept, the same"
-                " command goes on from here"
-            ),
+            f"start the server, correct the address or raise --judge-timeout; {again}",
         ),
-        pressed=("--judge", "wait; what was measured is kept, the same command goes on from here"),
+        pressed=("--judge", f"wait or raise --judge-retries; {again}"),
     )
 
-    def one(question: str, answer: str) -> Level | None:
+    async def one(client: Client, question: str, answer: str) -> Level | None:
         asked = ASKED.format(question=question, answer=answer)
-        try:
-            reply = client.chat.completions.create(
-                model=model,
-                temperature=0,
-                max_tokens=1024,
-                messages=[{"role": "user", "content": asked}],
+        reply = await client.ask([{"role": "user", "content": asked}])
+        if reply.cut:
+            raise ValueError(
+                f"--judge: {endpoint.url} with model {endpoint.model!r} was cut off at"
+                f" {endpoint.most_tokens} tokens {reply.end}; take a model that follows"
+                " instructions"
             )
-        except openai.OpenAIError as error:
-            raise in_words(error, url, model, retries, advice) from error
-        said = re.sub(
-            r"^.*?</think>", "", reply.choices[0].message.content or "", flags=re.DOTALL
-        ).lower()
-        named = [level for level in LEVELS if level in said]
+        named = [level for level in LEVELS if level in reply.text.lower()]
         return named[0] if len(named) == 1 else None
 
-    return lambda questions, answers: [
-        one(question, answer) for question, answer in zip(questions, answers, strict=True)
-    ]
+    async def all_of(questions: Sequence[str], answers: Sequence[str]) -> list[Level | None]:
+        async with Client(endpoint, advice) as client:
+            return await together(
+                one(client, question, answer)
+                for question, answer in zip(questions, answers, strict=True)
+            )
+
+    return lambda questions, answers: run(all_of(questions, answers))
 
 
 def _plain(text: str) -> str:

@@ -55,8 +55,7 @@ def write_report(figures: Sequence[Metric], file: Path) -> None:
         for task in dict.fromkeys(figure.task for figure in figures)
     }
     page = Environment(autoescape=False).from_string(PAGE).render(drawings=drawings, tables=tables)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, page, file.parent)
+    write_whole(file, page)
 
 
 def effect_against_amount(figures: Sequence[Metric]) -> str | None:

@@ -14,7 +14,7 @@ from fader.data.records import LEVELS, LevelItem, Pair, split
 from fader.evaluation.cache import Measurement, Query, ResultCache
 from fader.evaluation.judge import LevelJudge
 from fader.evaluation.metrics import Metric, average
-from fader.fader import Fader
+from fader.request import Request
 from fader.starter.shipped import DOMAINS, STYLES, starter_levels
 
 Matrix = NDArray[np.float64]
@@ -82,7 +82,7 @@ class Suite:
                 method,
                 case,
                 f"{place}:{side}",
-                Fader.request(
+                Request.of(
                     {"messages": [turn.model_dump() for turn in pair.messages]}, alignment=alignment
                 ),
                 text,
@@ -105,7 +105,7 @@ class Suite:
         """What the model writes to each request under a method."""
         return self.cache.ask(
             [
-                Query(task, method, "", str(place), Fader.request(dict(request)))
+                Query(task, method, "", str(place), Request.of(dict(request)))
                 for place, request in enumerate(requests)
             ]
         )
@@ -157,4 +157,4 @@ def question(query: str, fields: Mapping[str, Any]) -> Any:
     examples)."""
     fields = dict(fields)
     turns = [*fields.pop("before", ()), {"role": "user", "content": query}]
-    return Fader.request({"messages": turns, **fields})
+    return Request.of({"messages": turns, **fields})

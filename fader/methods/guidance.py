@@ -23,7 +23,7 @@ decoding rule, is (13). ARGS (2402.01694) is no guide but a setting of the look-
 `lookahead.py`.
 
 The scores are renormalised over the plausible tokens, so that log-probabilities are those of the
-guided distribution. Raises ValueError where they are no numbers, naming the guide or the strength.
+guided distribution. Raises ValueError where they are no numbers, naming the guides.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from fader.request import (
     Realign,
     Rendering,
 )
+from fader.schema import Faults, path_of
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,6 @@ def sequence_scores(guided: GuidedPolicy, prefix: Prefix, length: int) -> Progra
 def combine(guided: GuidedPolicy, logits: Mapping[Policy, Tensor]) -> GuidedLogits:
     """The log-linear form over the logits [positions, vocabulary] of every policy."""
     if not guided.terms:
-        _refuse_unusable(guided, logits, logits[guided.base])
         return GuidedLogits(logits[guided.base], {})
     size = min(
         scores.shape[-1] for scores in logits.values()
@@ -122,38 +122,22 @@ def combine(guided: GuidedPolicy, logits: Mapping[Policy, Tensor]) -> GuidedLogi
         term.label: term.weight * (log[term.policy] - log[term.reference]) for term in guided.terms
     }
     scores = log[guided.base] + torch.stack(list(added.values())).sum(0)
-    _refuse_unusable(guided, logits, scores)
+    _refuse_unusable(guided, scores)
     plausible = torch.zeros_like(scores, dtype=torch.bool)
     for term in guided.terms:
         plausible |= _plausible(term.plausible, log[guided.base], log[term.policy])
     return GuidedLogits(scores.masked_fill(~plausible, float("-inf")), added)
 
 
-def _refuse_unusable(guided: GuidedPolicy, logits: Mapping[Policy, Tensor], scores: Tensor) -> None:
-    """Raises ValueError, naming what made them so, for scores [positions, vocabulary] that are no
-    distribution: the greatest is not finite, or one is no number."""
-
-    def usable(found: Tensor) -> bool:
-        return bool(found.amax(-1).isfinite().all())  # the greatest of what is no number is none
-
-    if usable(scores):
-        return
-    for policy, found in logits.items():
-        if not usable(found):
-            raise ValueError(
-                f"scores: those of {named(policy)} are no finite numbers; take smaller strengths,"
-                " or another model"
-            )
-    weights = ", ".join(f"{term.label} ({term.weight:g})" for term in guided.terms)
-    raise ValueError(
-        f"guides: their scores are no finite numbers at the weights of {weights}; take smaller ones"
-    )
-
-
-def named(policy: Policy) -> str:
-    """A policy as errors name it: its model, and the strengths of its vectors."""
-    strengths = ", ".join(f"{vector.name} at {strength:g}" for vector, strength in policy.vectors)
-    return policy.backbone + (f" with the vectors {strengths}" if strengths else "")
+def _refuse_unusable(guided: GuidedPolicy, scores: Tensor) -> None:
+    """Raises ValueError, naming the guides, for scores [positions, vocabulary] that are no
+    distribution: they have grown beyond all numbers."""
+    if not bool(scores.amax(-1).isfinite().all()):  # of what is no number the greatest is none
+        weights = ", ".join(f"{term.label} ({term.weight:g})" for term in guided.terms)
+        raise ValueError(
+            f"guides: their scores are no finite numbers at the weights of {weights}; take smaller"
+            " ones"
+        )
 
 
 def _plausible(plausible: Plausible | None, base: Tensor, policy: Tensor) -> Tensor:
@@ -164,11 +148,12 @@ def _plausible(plausible: Plausible | None, base: Tensor, policy: Tensor) -> Ten
 
 
 class Resolve(Protocol):
-    """Turns what a request says of a policy into one: fields left out are as in the request. `told`
-    is said beside its prompt."""
+    """Turns what a request says of a policy into one: fields left out are as in the request. A
+    model's name stands for that model without vectors."""
 
-    def __call__(self, spec: PolicySpec, told: Preferences = ...) -> Policy:
-        """The policy."""
+    def __call__(self, spec: PolicySpec | str, told: Preferences = ..., field: str = "") -> Policy:
+        """The policy, told `told` beside the request's preferences. Raises `Invalid` under `field`,
+        where the guide says it."""
 
 
 def _contrast(guide: Contrast, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
@@ -182,13 +167,17 @@ def _contrast(guide: Contrast, resolve: Resolve) -> list[tuple[float, Policy, Po
 
 
 def _realign(guide: Realign, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
-    return [(guide.weight, resolve(guide.aligned), resolve(PolicySpec()))]
+    return [(guide.weight, resolve(guide.aligned, field="aligned"), resolve(PolicySpec()))]
 
 
 def _mix(guide: Mix, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
     return [
-        (guide.weight * part.weight, resolve(part.policy), resolve(PolicySpec()))
-        for part in guide.components
+        (
+            guide.weight * part.weight,
+            resolve(part.policy, field=path_of("components", place, "policy")),
+            resolve(PolicySpec()),
+        )
+        for place, part in enumerate(guide.components)
     ]
 
 
@@ -204,14 +193,18 @@ def _personalized(guide: Personalized, resolve: Resolve) -> list[tuple[float, Po
 
 
 def _proxy(guide: Proxy, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
-    tuned, untuned = (
-        resolve(PolicySpec(model=name, vectors={})) for name in (guide.tuned, guide.untuned)
-    )
+    tuned, untuned = resolve(guide.tuned, field="tuned"), resolve(guide.untuned, field="untuned")
     return [(guide.weight, tuned, untuned)]
 
 
 def _ratio(guide: Ratio, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
-    return [(guide.weight, resolve(guide.policy), resolve(guide.reference))]
+    return [
+        (
+            guide.weight,
+            resolve(guide.policy, field="policy"),
+            resolve(guide.reference, field="reference"),
+        )
+    ]
 
 
 PRESETS: Mapping[type, Callable[[Any, Resolve], list[tuple[float, Policy, Policy]]]] = {
@@ -224,16 +217,17 @@ PRESETS: Mapping[type, Callable[[Any, Resolve], list[tuple[float, Policy, Policy
 }
 
 
-def terms(guides: Sequence[Guide], resolve: Resolve) -> tuple[Term, ...]:
+def terms(guides: Sequence[Guide], resolve: Resolve, faults: Faults) -> tuple[Term, ...]:
     """The terms of all guides. Those of weight 0, and those whose policy is its own reference, are
-    left out: zero is off."""
+    left out: zero is off. Guides that cannot be had are `faults`."""
     found = []
     for place, guide in enumerate(guides):
-        parts = PRESETS[type(guide)](guide, resolve)
-        for number, (weight, policy, reference) in enumerate(parts):
-            label = f"{place}:{guide.kind}" + (f".{number}" if len(parts) > 1 else "")
-            if weight != 0 and policy != reference:
-                found.append(Term(label, weight, policy, reference, guide.plausible))
+        with faults.at(place, guide.kind):
+            parts = PRESETS[type(guide)](guide, resolve)
+            for number, (weight, policy, reference) in enumerate(parts):
+                label = f"{place}:{guide.kind}" + (f".{number}" if len(parts) > 1 else "")
+                if weight != 0 and policy != reference:
+                    found.append(Term(label, weight, policy, reference, guide.plausible))
     return tuple(found)
 
 

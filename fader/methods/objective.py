@@ -1,8 +1,8 @@
 """What a search is after: h, the weighted sum of its rewards, read off texts or off the
 log-probabilities of policies.
 
-    h(y) = sum of w_i * R_i(prompt, y)  +  sum of w_j * beta_j * sum over t of (log pi_j(y_t) - log
-                                        pi_ref,j(y_t))
+    h(y) = sum of w_i * R_i(prompt, y)  +  sum of w_j * beta_j * sum over t of
+           (log pi_j(y_t) - log pi_ref,j(y_t))
 
 The second kind are implicit rewards (DPO, arXiv 2305.18290): any vector or pair of policies is a
 reward. They are rows in the same batches as the search's own, and read only the tokens that are
@@ -20,10 +20,11 @@ import torch
 
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Ask, NextLogits, Program, Score, SequenceLogits
-from fader.methods.guidance import Resolve, named
+from fader.methods.guidance import Resolve
 from fader.request import ImplicitSpec, RewardSpec
-from fader.rewards.reward import ANY, Interval, Resources
-from fader.rewards.table import WeightedSum, weighted_sum
+from fader.rewards.reward import ANY, Interval, Resources, Reward
+from fader.rewards.table import WeightedSum, make
+from fader.schema import Faults, Invalid
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +57,8 @@ class Implicit:
         if not math.isfinite(value):
             raise ValueError(
                 f"rewards.implicit: gave {value!r}, which is no finite number; take smaller"
-                f" strengths, `weight` or `beta` (policy {named(self.policy)}, reference"
-                f" {named(self.reference)})"
+                f" strengths, `weight` or `beta` (policy {_named(self.policy)}, reference"
+                f" {_named(self.reference)})"
             )
         return value
 
@@ -181,23 +182,42 @@ def objective(
     resolve: Resolve,
     resources: Resources,
     prompt: str,
-    prefill: str = "",
+    prefill: str,
+    faults: Faults,
 ) -> Objective:
-    """What the rewards of a request are after. Raises ValueError for a reward that cannot be
-    had."""
-    texts = [spec for spec in specs if not isinstance(spec, ImplicitSpec)]
-    implied = [
-        Implicit(spec, resolve(spec.policy), resolve(spec.reference))
-        for spec in specs
-        if isinstance(spec, ImplicitSpec) and spec.weight
-    ]
-    for term in implied:
-        if term.policy == term.reference:
-            raise ValueError(
-                "rewards.implicit: policy and reference are the same; give the policy other"
-                " vectors, another prompt or another model"
-            )
-    return Objective(weighted_sum(texts, resources), tuple(implied), prompt, prefill)
+    """What the rewards of a request are after; those that cannot be had are `faults`."""
+    texts: list[tuple[float, Reward]] = []
+    implied: list[Implicit] = []
+    for place, spec in enumerate(specs):
+        with faults.at(place, spec.kind):  # of any weight: a fault is one at weight 0 too
+            if isinstance(spec, ImplicitSpec):
+                implied.append(_implicit(spec, resolve))
+            else:
+                texts.append((spec.weight, make(spec, resources)))
+    return Objective(
+        WeightedSum(tuple((weight, reward) for weight, reward in texts if weight)),
+        tuple(one for one in implied if one.spec.weight),
+        prompt,
+        prefill,
+    )
+
+
+def _implicit(spec: ImplicitSpec, resolve: Resolve) -> Implicit:
+    policy = resolve(spec.policy, field="policy")
+    reference = resolve(spec.reference, field="reference")
+    if policy == reference:
+        raise Invalid(
+            "is the same as the reference; give it other vectors, other preferences or another"
+            " model",
+            "policy",
+        )
+    return Implicit(spec, policy, reference)
+
+
+def _named(policy: Policy) -> str:
+    """A policy as errors name it: its model, and the strengths of its vectors."""
+    strengths = ", ".join(f"{vector.name} at {strength:g}" for vector, strength in policy.vectors)
+    return policy.backbone + (f" with the vectors {strengths}" if strengths else "")
 
 
 def _total(intervals: Iterable[Interval]) -> Interval:

@@ -61,7 +61,7 @@ def same_run_or_fresh(work: Path, identity: dict[str, Any]) -> None:
         return
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    note.write_text(json.dumps(identity), encoding="utf-8")
+    write_whole(note, json.dumps(identity))
 
 
 def progress_bar(show: bool) -> Progress:
@@ -92,7 +92,7 @@ class Clock(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer after each checkpoint."""
-        write_whole(self._file, f"{self.seconds}", self._file.parent)
+        write_whole(self._file, f"{self.seconds}")
 
 
 class Watch(TrainerCallback):

@@ -42,7 +42,8 @@ from fader.engine import builtin
 from fader.engine.backbone import fingerprint
 from fader.training.lessons import Lesson
 from fader.training.run import Clock, Watch, load, progress_bar, same_run_or_fresh, shared
-from fader.vectors.vector import CONFIG, Vector, check_place
+from fader.vectors.peft_folder import CONFIG
+from fader.vectors.vector import Vector, check_place
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,9 +29,11 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from fader.engine import builtin
 from fader.engine.backbone import fingerprint_of
+from fader.engine.loading import weight_files
+from fader.files import whole_folder
+from fader.vectors.peft_folder import CONFIG
 from fader.vectors.vector import (
     CARD,
-    CONFIG,
     Kept,
     Vector,
     balanced,
@@ -122,7 +122,12 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             f"model: {source} ({config.model_type}) is no causal language model: {error}"
         ) from error
     weights: dict[str, Tensor] = model.state_dict(keep_vars=True)
-    files = _files(folder)
+    files = weight_files(folder)
+    if not files:
+        raise ValueError(
+            f"{folder}: there is no model.safetensors and no index of shards; checkpoints are read"
+            f" from safetensors only: {_RESAVE}"
+        )
     found = _stored(files, model, weights)
     stored: dict[str, tuple[Path, str]] = {}
     for weight, tensor in sorted(weights.items(), key=lambda item: item[0]):
@@ -209,9 +214,9 @@ def adopt(
     vector = Vector.load(adapter, name)
     plain = open_checkpoint(base)
     mark = plain.fingerprint()
-    vector.check_model(plain.name, mark, plain.layers)
+    vector.check_model(plain.name, mark, plain.layers, plain.read)
     card = {"kind": "LoRA", **vector.card, "base_model": str(base)}
-    vector = replace(vector, name=name, base=mark, card=card)
+    vector = replace(vector, name=name, base=mark, card=card, base_weights={})
     return compress(vector, rank, energy)[0] if rank or energy else vector
 
 
@@ -235,9 +240,7 @@ def merge(
         raise ValueError(f"out: {out} is there already; choose another folder or remove it")
     wanted = mixture(strengths.items())
     _check_mixture(plain, wanted)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
+    with whole_folder(out) as scratch:
         for file in plain.folder.iterdir():
             if file in plain.files or (file.is_file() and file.suffix not in FORMATS):
                 shutil.copyfile(file, scratch / file.name)
@@ -255,10 +258,6 @@ def merge(
         ]
         card = {"kind": "merged model", "base_model": str(base), "vectors": parts}
         (scratch / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
-        os.chmod(scratch, 0o755)
-        scratch.replace(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return out
 
 
@@ -280,11 +279,17 @@ def transfer(
         raise ValueError(
             f"onto: {onto} is the model that {vector.name} belongs to; use the vector as it is"
         )
-    vector.check_model(stage.name, vector.base or mark, stage.layers)
+    if vector.base_weights and base is None:
+        raise ValueError(
+            f"base: {vector.name} was saved with weights of its own model"
+            f" ({', '.join(vector.base_weights)}); give that model, so that they can be compared"
+        )
+    moving = replace(vector, base_weights={})
+    moving.check_model(stage.name, vector.base or mark, stage.layers, stage.read)
     moved: dict[str, dict[str, float]] | None = None
     if base is not None:
         origin = open_checkpoint(base)
-        vector.check_model(origin.name, origin.fingerprint(), origin.layers)
+        vector.check_model(origin.name, origin.fingerprint(), origin.layers, origin.read)
         _same_kind(stage, origin)
         moved = {
             module: _moved(vector, module, stage, origin) for module in track(list(vector.factors))
@@ -294,30 +299,11 @@ def transfer(
     }
     note = {"base_fingerprint": vector.base, **before, "moved": moved}
     return replace(
-        vector, base=mark, card={**vector.card, "base_model": str(onto), "transferred_from": note}
+        moving, base=mark, card={**vector.card, "base_model": str(onto), "transferred_from": note}
     )
 
 
 _RESAVE = "if transformers can load the model, save it anew with its save_pretrained"
-
-
-def _files(folder: Path) -> tuple[Path, ...]:
-    """The files that hold the weights. Raises ValueError if there are none or a shard is
-    missing."""
-    index = folder / "model.safetensors.index.json"
-    names = {"model.safetensors"}
-    if index.is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{index}: not an index of shards: {error!r}") from None
-    for name in sorted(names):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"{folder}: there is no {name}; checkpoints are read from safetensors only:"
-                f" {_RESAVE}"
-            )
-    return tuple(folder / name for name in sorted(names))
 
 
 def _stored(
@@ -430,7 +416,7 @@ def _check_mixture(plain: Checkpoint, wanted: Sequence[tuple[Vector, float]]) ->
     for vector, strength in wanted:
         if not math.isfinite(strength):
             raise ValueError(f"vectors.{vector.name}: the strength {strength} is not finite")
-        vector.check_model(plain.name, mark, plain.layers)
+        vector.check_model(plain.name, mark, plain.layers, plain.read)
         if shared := next(
             (module for module in vector.factors if f"{module}.weight" in tied), None
         ):

@@ -8,7 +8,11 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
-from fader.vectors.vector import CONFIG, Vector
+from fader.schema import Invalid, at
+from fader.vectors.peft_folder import CONFIG, WEIGHTS
+from fader.vectors.vector import CARD, Vector
+
+NAME = r"\w[\w.-]*"  # letters, digits, points, hyphens and underscores
 
 
 def user_folder() -> Path:
@@ -19,7 +23,7 @@ def user_folder() -> Path:
 def vector_folder(name: str, out: Path | None, field: str) -> Path:
     """Where a new vector is written: `out`, or a folder of its name among the user's. Raises
     ValueError, under `field`, for what is no name."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
+    if not re.fullmatch(NAME, name):
         raise ValueError(
             f"{field}: {name!r} must be letters, digits, points, hyphens and underscores; a folder"
             " goes into --out"
@@ -49,12 +53,32 @@ def available() -> dict[str, Path]:
 
 
 def find(name: str) -> Vector:
-    """The vector of that name, or of that folder. Raises ValueError naming those there are."""
+    """The vector of that name in one of the folders, for what comes from afar: paths, addresses and
+    links that lead out of the folders are no names, and nothing of them is opened. Raises
+    ValueError naming the vectors there are."""
     known = available()
-    folder = known.get(name, Path(name))
-    if not (folder / CONFIG).is_file():
-        raise ValueError(
-            f"alignment.vectors.{name}: no such vector; known: {', '.join(known) or 'none'}; or"
-            " give a PEFT LoRA folder"
+    if not re.fullmatch(NAME, name) or name not in known or not _inside(known[name]):
+        raise Invalid(f"no such vector; known: {', '.join(known) or 'none'}", f"vectors.{name}")
+    with at("vectors", name):
+        return Vector.load(known[name], name)
+
+
+def open_vector(source: str) -> Vector:
+    """The vector of that name, or in that folder, for the command line and Python, whose caller
+    may read any file anyway. Raises ValueError naming those there are."""
+    known = available()
+    if source not in known and not (Path(source) / CONFIG).is_file():
+        raise Invalid(
+            f"no such vector; known: {', '.join(known) or 'none'}; or give a PEFT LoRA folder",
+            f"vectors.{source}",
         )
-    return Vector.load(folder, name)
+    return Vector.load(known.get(source, Path(source)), source)
+
+
+def _inside(folder: Path) -> bool:
+    """Whether a vector's folder and its files lie where their names say, not behind links that
+    lead out."""
+    root = folder.parent.resolve()
+    return all(
+        (folder / file).resolve().is_relative_to(root) for file in (".", CONFIG, WEIGHTS, CARD)
+    )

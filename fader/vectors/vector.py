@@ -5,7 +5,8 @@ A `Vector` keeps the difference as low-rank factors per linear layer, dW = B A, 
 gives it. It is a value: vectors add, subtract and scale exactly, by stacking ranks (averaging A and
 B apart would leave cross terms). Norms, cosines, projections and the singular values of B A come
 from the factors alone, in double, never from a dense matrix. PEFT LoRA folders load as they are,
-and `save` writes folders that PEFT reads. Whole checkpoints: `fader/methods/checkpoint.py`.
+and `save` writes folders that PEFT reads. Their reading is in
+`fader/vectors/peft_folder.py`, whole checkpoints in `fader/vectors/checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -13,25 +14,30 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import re
-import shutil
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from fader.engine.backbone import Backbone
+from fader.engine.protocols import Backbone
+from fader.files import whole_folder
+from fader.schema import at
+from fader.vectors.peft_folder import (
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    StoredWeight,
+    plain_config,
+    read_folder,
+    read_json,
+)
 
-WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "fader.json"
-_KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
+CARD = "fader.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +50,11 @@ class Vector:
     base: str | None = None
     """Fingerprint of the model it belongs to; None when it is not known."""
     card: Mapping[str, Any] = field(default_factory=dict)
+    base_weights: Mapping[str, StoredWeight] = field(default_factory=dict)
+    """Weights of the base model that PEFT saved beside the factors: no part of the difference. A
+    model must have the same ones."""
+    _fitting: set[str] = field(default_factory=set, init=False, repr=False)
+    """Fingerprints of the models that were found to have them."""
 
     def delta(self, module: str) -> Tensor:
         """The dense difference of one layer [out, in]."""
@@ -102,7 +113,11 @@ class Vector:
         for module, pair in other.factors.items():
             factors[module] = _stacked([factors[module], pair]) if module in factors else pair
         return replace(
-            self, name=f"{self.name}+{other.name}", factors=factors, base=self.base or other.base
+            self,
+            name=f"{self.name}+{other.name}",
+            factors=factors,
+            base=self.base or other.base,
+            base_weights=_joined(self, other),
         )
 
     def __sub__(self, other: Vector) -> Vector:
@@ -136,41 +151,17 @@ class Vector:
             raise ValueError(
                 f"vector {self.name!r} changes no layer; there is nothing to write to {folder}"
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        try:
-            tensors = {}
+        with whole_folder(folder, replace=True) as scratch:
+            tensors = {stored.key: stored.read() for stored in self.base_weights.values()}
             for module, (down, up) in self.factors.items():
-                tensors[f"base_model.model.{module}.lora_A.weight"] = down.contiguous()
-                tensors[f"base_model.model.{module}.lora_B.weight"] = up.contiguous()
+                tensors[f"{PREFIX}{module}.lora_A.weight"] = down.contiguous()
+                tensors[f"{PREFIX}{module}.lora_B.weight"] = up.contiguous()
             save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
             ranks = {module: down.shape[0] for module, (down, _) in self.factors.items()}
-            config = {
-                "peft_type": "LORA",
-                "task_type": "CAUSAL_LM",
-                "base_model_name_or_path": self.card.get("base_model"),
-                "r": self.rank,
-                "lora_alpha": self.rank,
-                "rank_pattern": {
-                    module: rank for module, rank in ranks.items() if rank != self.rank
-                },
-                "alpha_pattern": {
-                    module: rank for module, rank in ranks.items() if rank != self.rank
-                },
-                "target_modules": sorted(ranks),
-                "bias": "none",
-                "use_rslora": False,
-                "inference_mode": True,
-            }
+            config = plain_config(ranks, self.card.get("base_model"))
             (scratch / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
             card = {**self.card, "name": self.name, "base_fingerprint": self.base}
             (scratch / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
-            os.chmod(scratch, 0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            scratch.replace(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         return folder
 
     @classmethod
@@ -178,89 +169,52 @@ class Vector:
         """A vector from a PEFT LoRA folder. Raises ValueError naming the file and what in it cannot
         be served."""
         folder = Path(folder)
-        config = _read_json(folder / CONFIG)
-        if (kind := config.get("peft_type")) != "LORA":
-            raise ValueError(
-                f"{folder / CONFIG}: peft_type is {kind!r}; only LORA adapters are weight"
-                " differences of low rank"
-            )
-        for key, harmless in (
-            ("bias", (None, "none")),
-            ("modules_to_save", (None, [])),
-            ("use_dora", (None, False)),
-            ("fan_in_fan_out", (None, False)),
-        ):
-            if config.get(key) not in harmless:
-                raise ValueError(
-                    f"{folder / CONFIG}: {key} is {config[key]!r}, which a low-rank vector cannot"
-                    " express; train without it"
-                )
-        if str(start := config.get("init_lora_weights")).startswith(
-            ("pissa", "olora", "corda", "loftq")
-        ):
-            raise ValueError(
-                f"{folder / CONFIG}: init_lora_weights is {start!r}, which also changes the base;"
-                " convert it to a plain LoRA with PEFT"
-            )
-        try:
-            tensors = load_file(folder / WEIGHTS)
-        except FileNotFoundError:
-            raise ValueError(
-                f"{folder}: there is no {WEIGHTS}; pickled adapters are not read, save the adapter"
-                " as safetensors"
-            ) from None
-        except SafetensorError as error:
-            raise ValueError(f"{folder / WEIGHTS}: corrupt: {error}") from None
-        sides: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            match = _KEY.match(key)
-            if match is None:
-                why = (
-                    "changes the embedding or the vocabulary"
-                    if "embed" in key
-                    else "is no LoRA factor of a linear layer"
-                )
-                raise ValueError(
-                    f"{folder / WEIGHTS}: {key} {why}; such adapters cannot be mixed per row"
-                )
-            sides.setdefault(match["module"], {})[match["side"]] = tensor
-        factors = {module: _scaled(folder, module, pair, config) for module, pair in sides.items()}
-        card = _read_json(folder / CARD) if (folder / CARD).is_file() else {}
-        base = card.get("base_fingerprint")
+        found = read_folder(folder)
+        card = read_json(folder / CARD) if (folder / CARD).is_file() else {}
         return cls(
             name or str(card.get("name") or folder.name),
-            factors,
-            base,
-            {"base_model": config.get("base_model_name_or_path"), **card},
+            found.factors,
+            card.get("base_fingerprint"),
+            {"base_model": found.base_model, **card},
+            found.base_weights,
         )
 
     def check(self, backbone: Backbone) -> None:
         """Raises ValueError unless this vector fits `backbone`: its fingerprint, its layers and
         their shapes."""
-        self.check_model(backbone.name, backbone.fingerprint, backbone.mixer.shapes)
+        self.check_model(backbone.name, backbone.fingerprint, backbone.layers, backbone.weight)
 
     def check_model(
-        self, model: str, fingerprint: str, layers: Mapping[str, tuple[int, int]]
+        self,
+        model: str,
+        fingerprint: str,
+        layers: Mapping[str, tuple[int, int]],
+        read: Callable[[str], Tensor],
     ) -> None:
-        """Raises ValueError unless this vector fits the model with this fingerprint and these
-        linear layers, each (out, in)."""
-        if self.base and self.base != fingerprint:
-            raise ValueError(
-                f"vectors.{self.name}: made for a model with fingerprint {self.base}, but {model}"
-                f" has {fingerprint}; use the model it was trained from"
-            )
-        for module, (down, up) in self.factors.items():
-            if module not in layers:
+        """Raises ValueError unless this vector fits the model with this fingerprint, these linear
+        layers, each (out, in), and the weights that `read` gives by name (KeyError for none)."""
+        with at("vectors", self.name):
+            if self.base and self.base != fingerprint:
                 raise ValueError(
-                    f"vectors.{self.name}: {model} has no linear layer {module}; the adapter is for"
-                    " another architecture"
+                    f"made for a model with fingerprint {self.base}, but {model} has {fingerprint};"
+                    " use the model it was trained from"
                 )
-            if layers[module] != (up.shape[0], down.shape[1]):
-                out, inner = layers[module]
-                raise ValueError(
-                    f"vectors.{self.name}: layer {module} is {out} x {inner} in {model}, the"
-                    f" vector's is {up.shape[0]} x {down.shape[1]}"
-                )
+            for module, (down, up) in self.factors.items():
+                if module not in layers:
+                    raise ValueError(
+                        f"{model} has no linear layer {module}; the adapter is for another"
+                        " architecture"
+                    )
+                if layers[module] != (up.shape[0], down.shape[1]):
+                    out, inner = layers[module]
+                    raise ValueError(
+                        f"layer {module} is {out} x {inner} in {model}, the vector's is"
+                        f" {up.shape[0]} x {down.shape[1]}"
+                    )
+            if self.base_weights and fingerprint not in self._fitting:
+                for name, stored in self.base_weights.items():
+                    _same_weight(f"{stored.file}: {stored.key}", stored, read, model, name)
+                self._fitting.add(fingerprint)
 
 
 @dataclass(frozen=True)
@@ -444,50 +398,38 @@ def _same_shapes(one: Vector, two: Vector) -> None:
             )
 
 
-def _scaled(
-    folder: Path, module: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """(A, scale * B) of one layer, with PEFT's rules for rank and alpha per module and for
-    rsLoRA."""
-    if (
-        pair.keys() != {"A", "B"}
-        or pair["A"].ndim != 2
-        or pair["B"].ndim != 2
-        or pair["A"].shape[0] != pair["B"].shape[1]
-    ):
-        raise ValueError(
-            f"{folder / WEIGHTS}: layer {module} has no matching pair of factors A [rank, in] and B"
-            " [out, rank]"
-        )
-    if not all(torch.isfinite(tensor).all() for tensor in pair.values()):
-        raise ValueError(f"{folder / WEIGHTS}: layer {module} holds NaN or infinite numbers")
-    rank = _by_module(config.get("rank_pattern"), module, config.get("r"))
-    if rank != pair["A"].shape[0]:
-        raise ValueError(
-            f"{folder}: layer {module} has rank {pair['A'].shape[0]}, its {CONFIG} says {rank}"
-        )
-    alpha = _by_module(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    return pair["A"], pair["B"] * scale
+def _joined(one: Vector, two: Vector) -> dict[str, StoredWeight]:
+    """The base weights of both. Raises ValueError where they are not the same."""
+    for name in one.base_weights.keys() & two.base_weights.keys():
+        mine, yours = one.base_weights[name], two.base_weights[name]
+        if mine != yours and not torch.equal(mine.read(), yours.read()):
+            raise ValueError(
+                f"vectors {one.name!r} and {two.name!r} were saved with a different {name}; one of"
+                " them changes it, which no low-rank vector can"
+            )
+    return {**one.base_weights, **two.base_weights}
 
 
-def _by_module(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
-
-
-def _read_json(file: Path) -> dict[str, Any]:
+def _same_weight(
+    where: str, stored: StoredWeight, read: Callable[[str], Tensor], model: str, name: str
+) -> None:
+    """Raises ValueError unless the model's weight of that name is the stored one, up to the
+    rounding of the coarser type of the two."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{file}: no such file; a vector is a PEFT LoRA folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{file}: must hold a JSON object")
-    return value
+        theirs = read(name).detach().cpu()
+    except KeyError:
+        raise ValueError(f"{where} is no weight of {model}, nor a LoRA factor") from None
+    mine = stored.read()
+    if mine.shape != theirs.shape:
+        raise ValueError(
+            f"{where} is {list(mine.shape)}, {model} has {list(theirs.shape)}; an adapter with a"
+            " changed vocabulary cannot be mixed per row"
+        )
+    if not (torch.equal(mine.to(theirs.dtype), theirs) or torch.equal(theirs.to(mine.dtype), mine)):
+        raise ValueError(
+            f"{where} was trained and differs from {model}'s, which a low-rank vector cannot"
+            " express; train without modules_to_save"
+        )
 
 
 def mixture(strengths: Iterable[tuple[Vector, float]]) -> tuple[tuple[Vector, float], ...]:

@@ -1,7 +1,6 @@
 """Level data from a teacher: a scripted one behind a real HTTP server on loopback, asked through
 the official client."""
 
-import asyncio
 import json
 import os
 import random
@@ -20,11 +19,11 @@ from conftest import Quiet, Speaking
 from test_cli import rows, run
 
 from fader.data.check import NEAR, Seen, answer_faults, check, text_faults, word_pairs
-from fader.data.levels import Plan, estimate, make, part_folder, read_personas, sheet_file
+from fader.data.levels import Plan, estimate, make, read_personas
 from fader.data.records import read_levels, read_pairs
-from fader.data.rounds import Prices
+from fader.data.rounds import Place, Prices, bare
+from fader.endpoint import Endpoint
 from fader.starter.shipped import DOMAINS, STARTER, STYLES
-from fader.training.teacher import Endpoint, Teacher, bare, write_whole
 
 TRADES = (
     "baker tailor farmer teacher carpenter florist sailor painter mechanic librarian cook driver"
@@ -188,6 +187,8 @@ class Script(Speaking):
             return self.say(404, b'{"error": {"message": "no such model"}}')
         if wrong == "drop":
             return self.connection.shutdown(socket.SHUT_RDWR)
+        if wrong == "outage":
+            return self.say(200, self.server.outage)
         if wrong == "500":
             return self.say(500, b'{"error": {"message": "out of luck"}}')
         text = words_for(stage, random.Random(body))
@@ -261,6 +262,7 @@ def endpoint(server, **changes):
             "url": server.url,
             "model": "scripted",
             "key": "right",
+            "temperature": None,
             "concurrency": 4,
             "retries": 2,
             **changes,
@@ -285,6 +287,10 @@ def arguments(server, out, *more, count=6):
     ]
 
 
+def part(out: Path) -> Path:
+    return Place(out).part
+
+
 def leftovers(folder: Path) -> list[str]:
     """Half-written files anywhere below."""
     return [file.name for file in folder.rglob("*.tmp")]
@@ -303,7 +309,7 @@ def test_a_run_makes_valid_data_and_a_second_one_asks_nothing(server, tmp_path):
     assert all(item.persona and item.split == Plan("tax-law").split(item.query) for item in items)
     assert read_pairs(out)[0].chosen == items[0].answers["expert"]
     assert first["calls"] == sum(server.bodies.values())
-    assert first["tokens_in"], first["tokens_out"] == (100 * first["calls"], 10 * first["calls"])
+    assert (first["tokens_in"], first["tokens_out"]) == (100 * first["calls"], 10 * first["calls"])
     assert first["cost"] == pytest.approx(first["calls"] * 120 / 1e6)
     before = {file: file.read_bytes() for file in (out, Path(first["datasheet"]))}
     [second] = rows(run(*arguments(server, out, *priced, count=24)))
@@ -317,7 +323,7 @@ def test_the_datasheet_says_what_was_done(server, tmp_path):
     out = tmp_path / "tax.jsonl"
     server.wrong = {("expert", 0): "I cannot help with that, I am afraid."}
     made = make(Plan("tax-law", 8), endpoint(server), out, prices=Prices(1, 1))
-    sheet = sheet_file(out).read_text()
+    sheet = Place(out).sheet.read_text()
     for said in (
         "# Datasheet: tax.jsonl",
         "about tax law",
@@ -457,7 +463,7 @@ def test_a_run_that_fails_half_way_goes_on(server, tmp_path):
         make(Plan("tax-law", 8), endpoint(server, concurrency=1), out, tell=stop)
     assert not out.exists()
     assert leftovers(tmp_path) == []
-    kept = len(list(part_folder(out).glob("*.json")))
+    kept = len(list(part(out).glob("*.json")))
     assert kept == 20
     made = make(Plan("tax-law", 8), endpoint(server, concurrency=1), out)
     assert made.cached == kept
@@ -486,9 +492,9 @@ def test_a_killed_run_goes_on(server, tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait(30) == -signal.SIGKILL
     assert not out.exists()
-    kept = list(part_folder(out).glob("*.json"))
+    kept = list(part(out).glob("*.json"))
     assert all(json.loads(file.read_text())["reply"]["text"] for file in kept)
-    (part_folder(out) / "torn.json.tmp").write_text('{"asked"')
+    (part(out) / ".torn.json-1.tmp").write_text('{"asked"')
     server.delay = 0
     made = make(Plan("tax-law", 20), endpoint(server), out)
     assert made.cached == len(kept) >= 40 - 8
@@ -508,8 +514,8 @@ def test_a_wrong_key_a_wrong_model_and_a_wrong_address_are_one_message(
             "wrong",
             [],
             (
-                "refuses the key (status 401); put a valid key into the environment variable"
-                " OPENAI_API_KEY"
+                "refuses the key (status 401: no such key; model 'scripted'); put a valid key into"
+                " the environment variable that --key-env names (OPENAI_API_KEY unless given)"
             ),
         ),
         ("right", ["--teacher", "nobody"], "finds no model 'nobody'"),
@@ -527,10 +533,8 @@ def test_a_wrong_key_a_wrong_model_and_a_wrong_address_are_one_message(
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "a.jsonl").exists()
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert (
-        "OTHER_KEY"
-        in run(*arguments(server, tmp_path / "a.jsonl", "--key-env", "OTHER_KEY")).stderr
-    )
+    other = run(*arguments(server, tmp_path / "a.jsonl", "--key-env", "OTHER_KEY"))
+    assert "refuses the key" in other.stderr
     monkeypatch.setenv("OTHER_KEY", "right")
     assert (
         run(*arguments(server, tmp_path / "b.jsonl", "--key-env", "OTHER_KEY", "--json")).returncode
@@ -547,7 +551,7 @@ def test_a_server_that_is_down_or_keeps_failing_is_one_message(server, tmp_path)
         done = run(*arguments(server, tmp_path / "a.jsonl", "--endpoint", nobody, "--retries", "1"))
     assert done.returncode == 2
     assert "cannot be reached or does not answer" in done.stderr
-    assert "start the server or correct --endpoint" in done.stderr
+    assert "start the server, correct --endpoint or raise --timeout" in done.stderr
     assert done.stderr.count("error:") == 1
     server.wrong = {("generic", number): "500" for number in range(100)}
     done = run(*arguments(server, tmp_path / "a.jsonl", "--retries", "0"))
@@ -616,27 +620,78 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_paid(server, 
 
 
 def test_two_runs_into_one_file_are_refused(server, tmp_path):
-    async def both():
-        async with Teacher(endpoint(server), tmp_path / "part"):
-            with pytest.raises(ValueError, match="another run is writing"):
-                await Teacher(endpoint(server), tmp_path / "part").__aenter__()
+    out = tmp_path / "a.jsonl"
+    with Place(out).held(), pytest.raises(ValueError, match="another run is writing"):
+        make(Plan("tax-law", 4), endpoint(server), out)
+    assert not server.asked
+    assert len(make(Plan("tax-law", 4), endpoint(server), out).items) == 4
 
-    asyncio.run(both())
+
+def test_corrections_by_hand_stay(server, tmp_path):
+    out = tmp_path / "a.jsonl"
+    [row] = rows(run(*arguments(server, out, "--json", count=4)))
+    sheet, asked = Path(row["datasheet"]), sum(server.bodies.values())
+    for file in (out, sheet):
+        before = file.read_text()
+        corrected = before.replace("tax", "levy") + "\n"
+        file.write_text(corrected)
+        for count in (4, 8):
+            done = run(*arguments(server, out, count=count))
+            assert (done.returncode, done.stdout) == (2, "")
+            assert f"out: {file} was changed since it was made" in done.stderr
+            assert "give --force" in done.stderr
+        assert file.read_text() == corrected
+        file.write_text(before)
+    assert sum(server.bodies.values()) == asked  # it is said before anything is paid
+    assert rows(run(*arguments(server, out, "--json", count=8)))[0]["items"] == 8
+    out.write_text("mine")
+    assert rows(run(*arguments(server, out, "--json", "--force", count=8)))[0]["items"] == 8
+    assert check(out).findings == ()
+    assert rows(run(*arguments(server, out, "--json", count=8)))[0]["calls"] == 0
 
 
-def test_a_reply_is_kept_for_its_messages_model_and_settings_whatever_the_endpoint(
-    server, tmp_path
-):
-    messages = [{"role": "user", "content": "Do not answer."}]
+def test_corrections_made_meanwhile_stay(server, tmp_path):
+    out = tmp_path / "a.jsonl"
+    make(Plan("tax-law", 4), endpoint(server), out)
+    with pytest.raises(ValueError, match="was changed since it was made"):
+        make(Plan("tax-law", 8), endpoint(server), out, tell=lambda *_: out.write_text("mine"))
+    assert out.read_text() == "mine"
 
-    async def calls(url, *seeds):
-        async with Teacher(endpoint(server, url=url), tmp_path) as teacher:
-            for seed in seeds:
-                await teacher.ask(messages, seed=seed)
-            return len(teacher.fresh)
 
-    assert asyncio.run(calls(server.url, 0, 0, 1)) == 2
-    assert asyncio.run(calls(server.url.replace("127.0.0.1", "localhost"), 0, 1)) == 0
+def test_a_run_killed_between_its_files_goes_on(server, tmp_path, monkeypatch):
+    """The datasheet is there, the data is not: neither counts as changed by hand."""
+    out, real = tmp_path / "a.jsonl", Path.replace
+    make(Plan("tax-law", 4), endpoint(server), out)
+
+    def killed(self, target):
+        if Path(target).name == out.name:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(Plan("tax-law", 8), endpoint(server), out)
+    assert len(make(Plan("tax-law", 8), endpoint(server), out).items) == 8
+
+
+OUTAGES = {
+    "error": {"error": {"message": "Rate limit exceeded", "code": 429}},
+    "silence": {"choices": [{"finish_reason": "stop", "message": {"content": None}}]},
+    "no choices": {"choices": []},
+}
+
+
+@pytest.mark.parametrize("kind", OUTAGES)
+def test_an_outage_with_status_200_is_not_kept_as_an_answer(server, tmp_path, kind):
+    out, server.outage = tmp_path / "a.jsonl", json.dumps(OUTAGES[kind]).encode()
+    server.wrong = {("generic", number): "outage" for number in range(100)}
+    with pytest.raises(ConnectionError, match=r"endpoint: .* keeps failing .*the same command"):
+        make(Plan("tax-law", 6), endpoint(server, retries=0), out)
+    assert not out.exists()
+    server.wrong = {}
+    made = make(Plan("tax-law", 6), endpoint(server), out)
+    assert (len(made.items), made.dropped) == (6, {})
 
 
 def test_splits_keep_their_shares_and_hold_still():
@@ -647,14 +702,6 @@ def test_splits_keep_their_shares_and_hold_still():
     assert [Plan("law", count=9, seed=3).split(query) for query in queries] == [
         plan.split(query) for query in queries
     ]
-
-
-def test_write_whole_leaves_nothing_behind(tmp_path, monkeypatch):
-    write_whole(tmp_path / "a", "old", tmp_path)
-    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
-    with pytest.raises(OSError, match="full"):
-        write_whole(tmp_path / "a", "new", tmp_path)
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "old")]
 
 
 def test_personas_of_your_own(server, tmp_path):
@@ -690,7 +737,7 @@ def test_taken_roles_are_named_in_later_requests(server, tmp_path):
     assert [text for text in asked if "taken already" not in text] == asked[:8]
     kept = [
         json.loads(file.read_text())["reply"]["text"]
-        for file in part_folder(tmp_path / "a.jsonl").glob("*.json")
+        for file in part(tmp_path / "a.jsonl").glob("*.json")
     ]
     roles = {
         " ".join(line.split()[1:9])
@@ -719,14 +766,17 @@ def test_a_dry_run_only_estimates(server, tmp_path):
     [
         (["--count", "0"], "count: must be at least 1 (got 0)"),
         (["--tries", "0"], "tries: must be at least 1"),
-        (["--concurrency", "0"], "concurrency: must be at least 1"),
-        (["--retries", "-1"], "retries: must be at least 0"),
+        (["--concurrency", "0"], "endpoint.concurrency: must be at least 1"),
+        (["--timeout", "0"], "endpoint.timeout: must be at least 0.001"),
+        (["--most-tokens", "0"], "endpoint.most_tokens: must be at least 1"),
+        (["--temperature", "-1"], "endpoint.temperature: must be at least 0"),
+        (["--retries", "-1"], "endpoint.retries: must be at least 0"),
         (["--splits", "0.6,0.6,0.6"], "splits: must be three shares"),
         (["--splits", "most"], "splits: must be three shares"),
         (["--language", "english"], "language: must be an ISO 639-1 code"),
         (["--language", "zh"], "puts no spaces between words"),
-        (["--endpoint", "localhost:8000"], "endpoint: must be a web address"),
-        (["--teacher", " "], "teacher: must name the model"),
+        (["--endpoint", "localhost:8000"], "endpoint.url: must be a web address"),
+        (["--teacher", " "], "endpoint.model: must name the model"),
         (["--price-in", "1"], "give both or neither"),
         (["--price-in", "-1", "--price-out", "1"], "must be numbers of at least 0"),
         (["--personas", "nowhere.txt"], "nowhere.txt"),
@@ -748,7 +798,7 @@ def test_without_the_extra_the_way_out_is_named(server, tmp_path, monkeypatch, m
     for name in [
         name
         for name in sys.modules
-        if name.startswith(("fader.data.levels", "fader.training.teacher", "fader.data.check"))
+        if name.startswith(("fader.data.levels", "fader.data.rounds", "fader.data.check"))
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
@@ -900,7 +950,6 @@ def test_near_duplicates_are_seen_and_others_not():
     ("said", "kept"),
     [
         ('"Hello there."', "Hello there."),
-        ("<think>hm\nhm</think>\n Yes.", "Yes."),
         ('"A" and "B"', '"A" and "B"'),
         ("  \u201cOh.\u201d ", "Oh."),
         ("", ""),

@@ -1,0 +1,354 @@
+"""The local backend: requests answered by our own engine, in this process.
+
+A request is made into a plan (policies, guide terms, what a search is after), the plan into a
+program of the engine. Everything that can be refused is refused while planning, all faults at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fader.answer import Chunk, Likelihood, Result
+from fader.engine import builtin
+from fader.engine.loading import load
+from fader.engine.loop import Engine, Needs, Stats
+from fader.engine.prefix import Policy, Prefix
+from fader.engine.program import Program, UsageSoFar, together
+from fader.engine.protocols import Backbone
+from fader.engine.running import Running
+from fader.methods.decode import Task, decode, token_logprobs
+from fader.methods.guidance import GuidedPolicy, next_scores, sequence_scores, terms
+from fader.methods.objective import Objective, objective
+from fader.methods.prompt import prompt_ids
+from fader.methods.search import rows, search
+from fader.methods.tokens import stop_tokens, text_ids
+from fader.request import Lookahead, PolicySpec, Preferences, Request, Sampling, Search
+from fader.rewards.reward import NOTHING, Resources
+from fader.schema import Faults, Invalid, at
+from fader.vectors.store import find
+from fader.vectors.vector import Vector, mixture
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request made ready: its policy, and the program's surroundings."""
+
+    request: Request
+    guided: GuidedPolicy
+    backbone: Backbone
+    task: Task
+    objective: Objective | None = None
+    """What the request's search is after."""
+
+    def needs(self, length: int, samples: int) -> dict[str, tuple[int, int]]:
+        """Rows and positions on each backbone, for `samples` answers of `length` tokens."""
+        found: dict[str, tuple[int, int]] = {}
+        judges = self.objective.policies if self.objective else []
+        counts = [(policy, samples) for policy in self.guided.policies]
+        counts += [(policy, 2 * samples) for policy in judges]
+        for policy, count in counts:
+            taken, longest = found.get(policy.backbone, (0, 0))
+            found[policy.backbone] = taken + count, max(longest, len(policy.prompt) + length)
+        return found
+
+
+class Local:
+    """A model, or several with one vocabulary, behind our own engine (see `backends.Backend`).
+
+    `model`: the built-in model's name, a folder, a GGUF file, a hub id, or a loaded `Backbone`.
+    `models`: others by name, for guides. `vectors`: folders of vectors by name, beside those found
+    in the usual places. `resources`: what rewards may use, by name.
+    """
+
+    def __init__(
+        self,
+        model: str | Backbone = builtin.NAME,
+        models: Mapping[str, str | Backbone] | None = None,
+        vectors: Mapping[str, str | Path] | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        kv_bytes: int | None = None,
+        token_budget: int = 512,
+        resources: Resources = NOTHING,
+    ) -> None:
+        def loaded(source: str | Backbone, name: str) -> Backbone:
+            backbone = load(source, device, dtype, kv_bytes) if isinstance(source, str) else source
+            backbone.name = name
+            return backbone
+
+        self.model = model if isinstance(model, str) else model.name
+        sources = {self.model: model, **(models or {})}
+        self.backbones = {name: loaded(source, name) for name, source in sources.items()}
+        self.engine = Engine(self.backbones, token_budget)
+        self.resources = resources
+        self._vectors: dict[str, Vector] = {}
+        for name, folder in (vectors or {}).items():
+            self.add_vector(Vector.load(folder, name))
+
+    def close(self) -> None:
+        """Cancel what runs and free the engine's thread."""
+        self.engine.close()
+
+    def stats(self) -> Stats:
+        """What the engine is doing at present."""
+        return self.engine.stats()
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the loaded models, the one that answers by default first."""
+        return list(self.backbones)
+
+    # Vectors, while requests run
+
+    @property
+    def vectors(self) -> list[str]:
+        """Names of the vectors in use so far; others are found by name when first asked for."""
+        return sorted(self._vectors)
+
+    def vector(self, name: str, backbone: Backbone | None = None) -> Vector:
+        """The vector that requests get under that name. Raises ValueError if there is none, or if
+        it does not fit the model."""
+        vector = self._vectors.get(name)
+        if vector is None:
+            vector = self._vectors.setdefault(name, find(name))
+        vector.check(backbone or self.backbones[self.model])
+        return vector
+
+    def add_vector(self, vector: Vector, name: str | None = None) -> None:
+        """Make a vector known under its name, or another. One of the same name is replaced for new
+        requests; running ones keep theirs."""
+        vector = vector.named(name) if name else vector
+        if not any(_fits(vector, backbone) for backbone in self.backbones.values()):
+            vector.check(self.backbones[self.model])
+        if vector.name in self._vectors:
+            self.remove_vector(vector.name)
+        self._vectors[vector.name] = vector
+
+    def remove_vector(self, name: str) -> None:
+        """Forget a vector: new requests that name it look it up anew, running ones keep it."""
+        if name not in self._vectors:
+            known = ", ".join(self.vectors) or "none"
+            raise Invalid(f"not loaded; loaded: {known}", f"vectors.{name}")
+        self.engine.forget(self._vectors.pop(name))
+
+    # From a request to a program
+
+    def check(self, request: Request, answers: Sequence[str] | None = None) -> list[Invalid]:
+        """Every fault of a request; none: it can run. With `answers`: whether these can be
+        scored."""
+        try:
+            if answers is None:
+                self.plan(request)
+            else:
+                self._scored(request, answers)
+        except Invalid as error:
+            return error.faults
+        return []
+
+    def submit(
+        self, request: Request, on_chunk: Callable[[Chunk], None] = lambda _: None
+    ) -> Running[Result]:
+        """Start a request. Raises `Invalid` with all its faults before anything runs."""
+        plan = self.plan(request)
+        return self.engine.run(_result(plan), _needs(plan), on_chunk)
+
+    def score(self, request: Request, answers: Sequence[str]) -> Running[list[Likelihood]]:
+        """How likely given answers are under the request's guided policy. The prompt is read once
+        for as many of them as memory allows. Raises `Invalid` before anything runs."""
+        plan, written, size, needs = self._scored(request, answers)
+        return self.engine.run(_likelihoods(plan, written, size), needs)
+
+    def _scored(
+        self, request: Request, answers: Sequence[str]
+    ) -> tuple[Plan, list[list[int]], int, Needs]:
+        """What scoring takes: the plan, the answers' tokens, how many are read at a time, and the
+        memory for these."""
+        if request.alignment.search is not None:
+            said = "chooses what is written, and a given answer is only read; leave it out to score"
+            raise Invalid(said, "alignment.search")
+        plan = self.plan(request, writes=False)
+        for answer in answers:
+            if not isinstance(answer, str):
+                raise Invalid(f"must be a text to score (got {answer!r})", "answer")
+        words, continuing = plan.backbone.tokenizer, request.prefill is not None
+        with at("answer"):
+            written = [text_ids(answer, words, continuing=continuing) for answer in answers]
+        if not all(written):
+            raise Invalid("has no tokens; give a text to score", "answer")
+        with at("answer"):
+            plan.backbone.check_tokens([token for ids in written for token in ids])
+        longest, size = max(map(len, written), default=0), max(len(written), 1)
+        while size > 1 and not self.engine.fits(plan.needs(longest, size)):
+            size = -(-size // 2)
+        needs = plan.needs(longest, size)
+        self.engine.check(needs)
+        return plan, written, size, needs
+
+    def plan(self, request: Request, writes: bool = True) -> Plan:
+        """Find the request's model, vectors and policies. Raises `Invalid` with every fault: what
+        there is not, what does not fit, what could never run (`writes`: whether answers are
+        written, or given ones only read)."""
+        faults = Faults()
+        backbone = self._backbone(request.model, "model")
+        alignment = request.alignment
+        own = self._mixture(alignment.vectors, backbone, faults.inside("alignment"))
+        policies: dict[tuple[Any, ...], Policy] = {}
+
+        def resolve(
+            spec: PolicySpec | str, told: Preferences = _NOTHING, field: str = ""
+        ) -> Policy:
+            if isinstance(spec, str):
+                spec, model_field = PolicySpec(model=spec, vectors={}), field
+            else:
+                model_field = f"{field}.model".lstrip(".")
+            reader = self._backbone(spec.model or request.model, model_field)
+            if reader is not backbone:
+                with at(model_field):
+                    _same_vocabulary(backbone, reader)
+            vectors = own
+            if spec.vectors is not None or reader is not backbone:
+                named = alignment.vectors if spec.vectors is None else spec.vectors
+                inner = Faults()
+                vectors = self._mixture(named, reader, inner.inside(field))
+                inner.raise_any()
+            preferences = alignment.preferences if spec.preferences is None else spec.preferences
+            told_all = (preferences, told)
+            ids = tuple(prompt_ids(request.messages, told_all, reader.tokenizer, request.prefill))
+            if not ids:
+                raise Invalid("the prompt has no tokens; write something", "messages")
+            with at("messages"):
+                reader.check_tokens(ids)
+            key = (reader.name, ids, vectors)
+            return policies.setdefault(key, Policy(*key))
+
+        base = resolve(PolicySpec())
+        guided = GuidedPolicy(
+            base, terms(alignment.guides, resolve, faults.inside("alignment", "guides"))
+        )
+        aim = None
+        if alignment.search is not None:
+            with faults.at():
+                _drawn_as_searched(request.sampling, alignment.search)
+            question, begun = request.messages[-1].content, request.prefill or ""
+            place = faults.inside("alignment", "search", "rewards")
+            aim = objective(
+                alignment.search.rewards, resolve, self.resources, question, begun, place
+            )
+        faults.raise_any()
+        plan = Plan(request, guided, backbone, _task(request, base, backbone), aim)
+        if writes:
+            self.engine.check(_needs(plan))
+        return plan
+
+    def _backbone(self, name: str | None, field: str) -> Backbone:
+        name = name or self.model
+        if name not in self.backbones:
+            known = ", ".join(self.backbones)
+            raise Invalid(f"{name!r} is not loaded; loaded: {known}", field)
+        return self.backbones[name]
+
+    def _mixture(
+        self, strengths: Mapping[str, float], backbone: Backbone, faults: Faults
+    ) -> tuple[tuple[Vector, float], ...]:
+        found = []
+        for name, strength in strengths.items():
+            with faults.at():
+                found.append((self.vector(name, backbone), strength))
+        return mixture(found)
+
+
+_NOTHING = Preferences()
+
+
+def _needs(plan: Plan) -> dict[str, tuple[int, int]]:
+    """Rows and positions on each backbone for all answers that a request writes at one time."""
+    wanted = plan.request.alignment.search
+    samples = plan.request.sampling.n * (rows(wanted) if wanted else 1)
+    return plan.needs(plan.request.sampling.max_tokens, samples)
+
+
+def _task(request: Request, base: Policy, backbone: Backbone) -> Task:
+    ends = backbone.end_tokens | stop_tokens(request.sampling.stop, backbone.tokenizer)
+
+    def encode(text: str, continuing: bool) -> list[int]:
+        return text_ids(text, backbone.tokenizer, continuing=continuing)
+
+    return Task(
+        request.sampling,
+        frozenset(token for token in ends if token < backbone.vocabulary),
+        backbone.decode,
+        seen=base.prompt if request.sampling.repetition_penalty != 1 else (),
+        encode=encode,
+        context=base.prompt[-8:] if request.prefill else (),
+    )
+
+
+def _result(plan: Plan) -> Program:
+    """The program that answers a request and returns its `Result`."""
+    request, root = plan.request, Prefix()
+    wanted, aim, samples = request.alignment.search, plan.objective, range(request.sampling.n)
+    if wanted is None or aim is None:
+        programs = [decode(plan.guided, root, plan.task, index) for index in samples]
+    else:
+        programs = [search(wanted, plan.guided, root, plan.task, aim, index) for index in samples]
+    answers = yield from together(programs)
+    usage = yield UsageSoFar()
+    return Result(tuple(answers), usage, len(plan.guided.base.prompt), request.alignment)
+
+
+def _likelihoods(plan: Plan, written: Sequence[list[int]], size: int) -> Program:
+    """The program that reads given answers, `size` at a time, and returns their likelihoods."""
+
+    def report(root: Prefix, ids: list[int]) -> Program:
+        logits = yield from sequence_scores(plan.guided, root.then(*ids), len(ids))
+        return Likelihood.of(token_logprobs(logits, ids, 0, plan.backbone.decode))
+
+    root = Prefix()
+    if len(written) > 1:  # the prompt is read once, for all of them
+        yield from next_scores(plan.guided, [root])
+    found: list[Likelihood] = []
+    for start in range(0, len(written), size):
+        some = written[start : start + size]
+        found += yield from together([report(root, ids) for ids in some])
+    return found
+
+
+def _drawn_as_searched(sampling: Sampling, wanted: Search) -> None:
+    """Raises `Invalid` where a search could not do anything with the sampling, or would not heed
+    it."""
+    if isinstance(wanted, Lookahead) and wanted.rollout == "greedy":
+        if sampling.temperature > 0:
+            raise Invalid(
+                f"{sampling.temperature:g} has no effect on a greedy look-ahead search; set it to"
+                " 0, or the search's `rollout` to `sampled`",
+                "sampling.temperature",
+            )
+    elif sampling.temperature == 0:
+        raise Invalid(
+            f"0 draws the same answer every time; {wanted.kind} needs a temperature above 0, such"
+            " as 0.8",
+            "sampling.temperature",
+        )
+
+
+def _fits(vector: Vector, backbone: Backbone) -> bool:
+    try:
+        vector.check(backbone)
+    except ValueError:
+        return False
+    return True
+
+
+def _same_vocabulary(one: Backbone, two: Backbone) -> None:
+    """Raises ValueError unless each token means the same in both models."""
+    mine, yours = one.tokenizer.get_vocab(), two.tokenizer.get_vocab()
+    if mine != yours:
+        differing = next(t for t in [*mine, *yours] if mine.get(t) != yours.get(t))
+        raise ValueError(
+            f"{two.name} has another vocabulary than {one.name} (token {differing!r} is"
+            f" {yours.get(differing)} there, {mine.get(differing)} here); take a model of the same"
+            " tokenizer"
+        )

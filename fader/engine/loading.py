@@ -1,0 +1,338 @@
+"""`load`: a model that is exactly what its files say.
+
+transformers fills what a checkpoint lacks with random numbers, drops what it has no place for, and
+applies an adapter that lies in the model's folder. Here its report of the loading is read and every
+such thing is refused by name; files that are no whole files are named before anything is read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.utils import logging as transformers_logging
+
+from fader.engine import builtin
+from fader.engine.backbone import TorchBackbone
+
+KNOWN = (
+    f"the built-in {builtin.NAME!r}, a folder with config.json and weights, a .gguf file, or a hub"
+    " id"
+)
+POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
+NO_ADAPTER = {"subfolder": "no-adapter-unless-asked"}  # where transformers looks for one: nowhere
+# buffers that older checkpoints hold and that are computed anew: no weights are lost with them
+COMPUTED = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias|(attn|attention)\.bias)$")
+# settings of a generation_config that change what greedy decoding writes -> values that do not
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "bad_words_ids": (),
+    "suppress_tokens": (),
+    "begin_suppress_tokens": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "sequence_bias": (),
+    "exponential_decay_length_penalty": (),
+    "guidance_scale": (1,),
+    "num_beams": (1,),
+    "penalty_alpha": (0,),
+    "dola_layers": (),
+    "stop_strings": (),
+    "watermarking_config": (),
+    "token_healing": (False,),
+    "constraints": (),
+    "force_words_ids": (),
+}
+
+
+def load(
+    name: str = builtin.NAME,
+    device: str | None = None,
+    dtype: str | None = None,
+    kv_bytes: int | None = None,
+) -> TorchBackbone:
+    """A backbone from the built-in model's name, a folder, a GGUF file or a hub id.
+
+    `device` and `dtype`: chosen (cuda, else mps, else cpu; float32 on a CPU, else bfloat16) unless
+    given. `kv_bytes`: memory for keys and values. Raises ValueError for a model that cannot run,
+    OSError for one that cannot be had. What the model's generation_config asks for and a request
+    does not do by itself is said in one line on standard error.
+    """
+    device = device or (
+        "cuda"
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else "cpu"
+    )
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    numbers = getattr(torch, dtype, None)
+    if not isinstance(numbers, torch.dtype) or not numbers.is_floating_point:
+        raise ValueError(
+            f"dtype: {dtype!r} is not a floating-point type; give float32, bfloat16 or float16"
+        )
+    model, tokenizer = read(name, numbers)
+    on_device: Any = model.to(torch.device(device))  # type: ignore[arg-type]
+    return TorchBackbone(name, on_device, tokenizer, kv_bytes)
+
+
+def read(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of that name with all of its weights and no others, on the CPU, and its tokenizer.
+
+    Raises ValueError for what is not whole or cannot be read, OSError for what cannot be had.
+    """
+    source = _source(name)
+    with _one_message(name), _quiet():
+        config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"model: {name} ({config.model_type}) is an encoder-decoder; fader runs causal"
+            " language models"
+        )
+    quantised = None if "gguf_file" in source else getattr(config, "quantization_config", None)
+    if quantised and not AutoHfQuantizer.supports_quant_method(_method(quantised)):
+        raise ValueError(
+            f"model: {name} is quantised ({_method(quantised).get('quant_method')}), which"
+            " transformers does not know; give one in full precision, or a GGUF file"
+        )
+    with _one_message(name, quantised), _quiet():
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            **source,
+            dtype=dtype,
+            attn_implementation="eager",
+            trust_remote_code=False,
+            adapter_kwargs=NO_ADAPTER,
+            ignore_mismatched_sizes=True,  # they are refused here, by name
+            output_loading_info=True,
+        )
+    model, report = found
+    _refuse_by_report(name, report)
+    with _one_message(f"{name}: its tokenizer"), _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+    if "gguf_file" in source:
+        model.generation_config.eos_token_id = _gguf_ends(Path(name), tokenizer)
+    else:
+        _say_of_an_adapter(name, Path(source["pretrained_model_name_or_path"]))
+    _say_what_is_not_applied(name, model.generation_config)
+    return model, tokenizer
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files that transformers reads from a model's folder: the one file, else the
+    shards of its index; none where there are no such files.
+
+    Raises ValueError for a shard that is missing, a pointer file, and one that is cut short.
+    """
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        names = {"model.safetensors"}
+    elif index.is_file():
+        _refuse_pointer(index)
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index}: not an index of shards: {error!r}") from None
+    else:
+        return ()
+    files = tuple(folder / name for name in sorted(names))
+    for file in files:
+        if not file.is_file():
+            raise ValueError(
+                f"{file}: no such file, but {index.name} names it; get all shards of the model"
+            )
+        check_safetensors(file)
+    return files
+
+
+def check_safetensors(file: Path) -> None:
+    """Raises ValueError for a file that is a pointer, cut short, or no safetensors at all."""
+    _refuse_pointer(file)
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file}: corrupt or cut short: {_first_line(error)}; get the file again"
+        ) from None
+
+
+def _source(name: str) -> dict[str, str]:
+    """Where transformers finds the model of that name; its files, where they are at hand, looked
+    at."""
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ValueError(f"model: there is no file {name}")
+        _refuse_pointer(path)
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if path.exists() and not path.is_dir():
+        raise ValueError(
+            f"model: {name} is a file but not a .gguf; give a folder with config.json, a .gguf file"
+            " or a hub id"
+        )
+    folder = Path(builtin.source(name))
+    if folder.is_dir():
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            raise ValueError(
+                f"model: {name} is an adapter, not a model; load its base model and ask for the"
+                " adapter under alignment.vectors"
+            )
+        for pattern in ("*.json", "*.model", "*.bin", "*.jinja"):
+            for file in sorted(folder.glob(pattern)):
+                _refuse_pointer(file)
+        weight_files(folder)
+    return {"pretrained_model_name_or_path": str(folder) if folder.is_dir() else name}
+
+
+def _refuse_pointer(file: Path) -> None:
+    if not file.is_file():
+        return
+    with file.open("rb") as stream:
+        if stream.read(len(POINTER)) == POINTER:
+            raise ValueError(
+                f"{file}: a git-lfs pointer, not the file itself; run `git lfs pull` in its folder"
+            )
+
+
+@contextmanager
+def _one_message(name: str, quantised: Any = None) -> Iterator[None]:
+    """Whatever a reader of files raises becomes one sentence: OSError stays one, all else is a
+    ValueError."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"model: {name!r} could not be loaded: {_first_line(error)} (known: {KNOWN})"
+        ) from error
+    except Exception as error:  # libraries raise what they like, bare Exception among it
+        if quantised:
+            raise ValueError(
+                f"model: {name} is quantised ({_method(quantised).get('quant_method')}) and cannot"
+                f" be read here: {_first_line(error)}; give one in full precision or a GGUF"
+            ) from error
+        why = _first_line(error)
+        if "custom code" in why:
+            why = "it needs code of its own (auto_map), which is not run; give a model that"
+            why += " transformers knows"
+        raise ValueError(f"model: {name} could not be loaded: {why}") from error
+
+
+def _method(quantised: Any) -> dict[str, Any]:
+    found: dict[str, Any] = quantised if isinstance(quantised, dict) else quantised.to_dict()
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own bars, reports and warnings: what they say is refused or said
+    here."""
+    bars, level = (
+        transformers_logging.is_progress_bar_enabled(),
+        transformers_logging.get_verbosity(),
+    )
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(50)  # only what is critical
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _refuse_by_report(name: str, report: dict[str, Any]) -> None:
+    """Raises ValueError for weights that are missing, of another shape, or without a place."""
+    if mismatched := sorted(report["mismatched_keys"]):
+        weight, stored, wanted = mismatched[0]
+        raise ValueError(
+            f"model: {name}: {weight} is {list(stored)} in the files, config.json says"
+            f" {list(wanted)}; config and weights are of different models"
+        )
+    missing = [key for key in sorted(report["missing_keys"]) if not COMPUTED.search(key)]
+    if missing:
+        raise ValueError(
+            f"model: {name} lacks {_some(missing)}, which would be random numbers; get the whole"
+            " checkpoint of a causal language model"
+        )
+    surplus = [key for key in sorted(report["unexpected_keys"]) if not COMPUTED.search(key)]
+    if surplus:
+        raise ValueError(
+            f"model: {name} holds {_some(surplus)}, which the model of its config.json has no"
+            " place for; config and weights are of different models"
+        )
+
+
+def _some(keys: list[str]) -> str:
+    more = f" and {len(keys) - 3} more weights" if len(keys) > 3 else ""
+    return ", ".join(keys[:3]) + more
+
+
+def _gguf_ends(file: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """All tokens that end an answer or a turn by the file's own metadata; transformers reads only
+    the first kind."""
+    found = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+    for key, field in GGUFReader(file).fields.items():
+        if re.fullmatch(r"tokenizer\.ggml\.(eos|eot|eom|eog)_token_ids?", key):
+            value = field.contents()
+            found.update(int(token) for token in (value if isinstance(value, list) else [value]))
+    return sorted(found)
+
+
+def _say_of_an_adapter(name: str, folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file():
+        _say(
+            f"model: {name} also holds an adapter, which is not applied; ask for it under"
+            " alignment.vectors"
+        )
+
+
+def _say_what_is_not_applied(name: str, settings: GenerationConfig | None) -> None:
+    """One line about what transformers' `generate` would do that a request does not by itself."""
+    asked = [
+        f"{key} {value!r}"
+        for key, neutral in NEUTRAL.items()
+        if (value := getattr(settings, key, None)) not in (None, [], {}, *neutral)
+    ]
+    if asked:
+        hint = (
+            "; give repetition_penalty in the request's sampling to have it"
+            if asked[0].startswith("repetition_penalty")
+            else ""
+        )
+        _say(f"model: {name}: not applied from its generation_config: {_listed(asked)}{hint}")
+
+
+def _listed(items: Iterable[str]) -> str:
+    return ", ".join(item if len(item) <= 80 else f"{item[:77]}..." for item in items)
+
+
+def _say(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
