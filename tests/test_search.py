@@ -158,7 +158,7 @@ def test_the_threshold_of_segments_rises_from_nothing_written_to_the_target(tiny
                     seed=seed,
                     alignment={"search": {**search, "alpha": alpha}},
                 ).answers[0]
-                decode = fader.backbones[fader.model].decode
+                decode = fader.backend.backbones[fader.model].decode
                 firsts[alpha] = same + (found.token_ids[:4] == plain.token_ids[:4])
                 # from token 8 on the threshold is above 0.3, at alpha 1 from the beginning
                 for end in range(8 if alpha == 0 else 4, len(found.token_ids) + 1, 4):
