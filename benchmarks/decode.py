@@ -1,5 +1,4 @@
-"""Plain greedy decoding against `transformers` generate: same weights, threads, dtype and prompts.
-Target: 1.0 / 1.2 / 1.3."""
+"""Plain greedy decoding against `transformers` generate: same weights, threads, dtype, prompts."""
 
 from __future__ import annotations
 
@@ -9,23 +8,26 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.interleave import compare, main, prompts
+from benchmarks.interleave import chosen, compare, main, prompts
 from fader import Fader
 from fader.engine import builtin
 from fader.methods.prompt import conversation
 from fader.request import Message
 
+TARGETS: dict[str, float | None] = {"batch-1": 1.0, "batch-8": 1.2, "batch-16": 1.3}
 
-def run(tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
-    """Cases batch-1, batch-8 and batch-16, in tokens per second."""
+
+def run(case: str | None = None, tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
+    """Answers in batches of 1, 8 and 16, in tokens per second."""
+    cases = chosen(case, TARGETS)
     folder = builtin.fetch()
     theirs = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     with Fader() as fader:
-        for size in (1, 8, 16):
-            asked = prompts(size)
+        for name, target in cases.items():
+            asked = prompts(int(name.removeprefix("batch-")))
             texts = [
                 conversation([Message(role="user", content=text)], (), tokenizer) for text in asked
             ]
@@ -46,8 +48,8 @@ def run(tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
                     )
                 )
 
-            yield compare("decode", f"batch-{size}", ours, generate, rounds)
+            yield compare("decode", name, ours, generate, target, rounds)
 
 
 if __name__ == "__main__":
-    main(run())
+    main(run)

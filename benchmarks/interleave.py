@@ -3,11 +3,12 @@ case."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 Side = Callable[[], float]
@@ -15,10 +16,16 @@ Side = Callable[[], float]
 
 
 def compare(
-    name: str, case: str, ours: Side, theirs: Side, rounds: int = 5, unit: str = "tokens/s"
+    name: str,
+    case: str,
+    ours: Side,
+    theirs: Side,
+    target: float | None,
+    rounds: int = 5,
+    unit: str = "tokens/s",
 ) -> dict[str, Any]:
     """Both sides in turns, after one round that does not count. The row's ratio is our speed over
-    theirs."""
+    theirs; `target` is what it should be at least, if anything was promised."""
     speeds: tuple[list[float], list[float]] = ([], [])
     for turn in range(rounds + 1):
         for side, found in zip((ours, theirs), speeds, strict=True):
@@ -37,12 +44,26 @@ def compare(
         "unit": unit,
         "n": rounds,
     }
-    return {**row, "low": round(min(ratios), 3), "high": round(max(ratios), 3)}
+    spread = {"low": round(min(ratios), 3), "high": round(max(ratios), 3)}
+    return {**row, **spread, "target": target}
 
 
-def main(rows: Iterable[dict[str, Any]]) -> None:
-    """Print each row as a line of JSON as soon as it is measured."""
-    for row in rows:
+def chosen(case: str | None, targets: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The cases that are to run, with their targets: the named one, or all. Raises ValueError for
+    a name that is none of them."""
+    if case is None:
+        return dict(targets)
+    if case not in targets:
+        raise ValueError(f"--case: no case {case!r}; known: {', '.join(targets)}")
+    return {case: targets[case]}
+
+
+def main(run: Callable[..., Iterable[dict[str, Any]]]) -> None:
+    """Print each row as a line of JSON as soon as it is measured. The argument `--case CASE` runs
+    only that one."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--case")
+    for row in run(case=parser.parse_args().case):
         sys.stdout.write(json.dumps(row) + "\n")
         sys.stdout.flush()
 

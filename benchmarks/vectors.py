@@ -1,6 +1,5 @@
-"""16 rows with 16 different mixtures of 3 rank-8 vectors: against the same rows with none (target
-0.8), and against PEFT's mixed-adapter batch with the 16 mixtures merged into adapters beforehand
-(target 3)."""
+"""16 rows with 16 different mixtures of 3 rank-8 vectors: against the same rows with none,
+and against PEFT's mixed-adapter batch with the 16 mixtures merged into adapters beforehand."""
 
 from __future__ import annotations
 
@@ -13,14 +12,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.interleave import compare, main, prompts
+from benchmarks.interleave import chosen, compare, main, prompts
 from fader import Fader, Vector
 from fader.engine import builtin
 from fader.methods.prompt import conversation
 from fader.request import Message
 
 NAMES, RANK, ROWS = ("one", "two", "three"), 8, 16
-TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
+ADAPTED = ("q_proj", "v_proj", "o_proj", "down_proj")
 
 
 def random_vector(name: str, fader: Fader, seed: int) -> Vector:
@@ -32,7 +31,7 @@ def random_vector(name: str, fader: Fader, seed: int) -> Vector:
             torch.randn(out, RANK, generator=noise) * 0.02,
         )
         for module, (out, inner) in fader.backend.backbones[fader.model].layers.items()
-        if module.endswith(TARGETS)
+        if module.endswith(ADAPTED)
     }
     return Vector(name, factors)
 
@@ -64,8 +63,12 @@ def peft_model(fader: Fader) -> Any:
     return model.eval()
 
 
-def run(tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
-    """Cases against-none and against-peft, in tokens per second."""
+TARGETS: dict[str, float | None] = {"against-none": 0.8, "against-peft": 3.0}
+
+
+def run(case: str | None = None, tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
+    """Both comparisons, in tokens per second."""
+    cases = chosen(case, TARGETS)
     asked = prompts(ROWS)
     with Fader() as fader:
         for seed, name in enumerate(NAMES):
@@ -83,8 +86,17 @@ def run(tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
                 )
             )
 
-        yield compare("vectors", "against-none", lambda: write(True), lambda: write(False), rounds)
-
+        if "against-none" in cases:
+            yield compare(
+                "vectors",
+                "against-none",
+                lambda: write(True),
+                lambda: write(False),
+                cases["against-none"],
+                rounds,
+            )
+        if "against-peft" not in cases:
+            return
         tokenizer = AutoTokenizer.from_pretrained(builtin.fetch(), padding_side="left")
         texts = [
             conversation([Message(role="user", content=text)], (), tokenizer) for text in asked
@@ -104,8 +116,15 @@ def run(tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
                 )
             return float((found.shape[1] - inputs["input_ids"].shape[1]) * found.shape[0])
 
-        yield compare("vectors", "against-peft", lambda: write(True), generate, min(rounds, 3))
+        yield compare(
+            "vectors",
+            "against-peft",
+            lambda: write(True),
+            generate,
+            cases["against-peft"],
+            min(rounds, 3),
+        )
 
 
 if __name__ == "__main__":
-    main(run())
+    main(run)

@@ -1,4 +1,4 @@
-"""Trains what is missing of the starter set: `python -m fader.training.starter [NAME ...]`. To
+"""Trains what is missing of the starter set: `python -m recipes.starter [NAME ...]`. To
 train one again, delete its folder."""
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def train_domains(
         places = {
             domain: folder / (domain if last else f".{domain}.stage{number}") for domain in DOMAINS
         }
-        vectors = train_vectors(places, domain_lessons(stage), stage.recipe, model, start=vectors)
+        vectors = train_vectors(
+            places, domain_lessons(stage), stage.recipe, model, start=vectors, force=True
+        )
         scratch += [] if last else places.values()
     noted = [
         note_effect(vector, folder / vector.name, split(starter_levels(vector.name), "dev"), model)

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("FADER_KERNELS", "default")  # nothing is measured when a model is loaded
 
 import pytest
 import torch
@@ -203,6 +204,7 @@ def suite(fader: Fader, tmp_path: Path) -> Suite:
         ResultCache(fader, tmp_path / "ledger.jsonl", quiet=True),
         dict.fromkeys((*DOMAINS, "other"), level_items()),
         styles=["warm"],
+        pairs=[item.pair() for item in level_items()],
         limit=3,
     )
 

@@ -6,7 +6,8 @@ from conftest import make_model, tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fader import Fader, load
-from fader.engine.backbone import TorchBackbone, fingerprint
+from fader.engine.backbone import TorchBackbone
+from fader.engine.identity import fingerprint
 
 
 def model_of(kind: str, **sizes):

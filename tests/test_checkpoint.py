@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, make_model
+from conftest import ARCHITECTURES, GROUPED, make_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -98,6 +98,47 @@ def test_shards_and_dtype_leave_the_fingerprint_alone(tiny_folder, tmp_path):
         == open_checkpoint(tiny_folder).fingerprint()
         == load(str(tmp_path / "model")).fingerprint
     )
+
+
+EXPERTS = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+}
+
+
+@pytest.mark.parametrize("architecture", EXPERTS)
+@pytest.mark.parametrize("layout", ["one tensor for each expert", "stacked"])
+def test_experts_are_read_in_both_layouts(architecture, layout, tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, architecture, {**GROUPED, **EXPERTS[architecture]})
+    base = make_model(tmp_path / "base", architecture)
+    model = read(base)
+    tuned = perturb(base, tmp_path / "tuned", ("q_proj", "experts.down_proj"))
+    if layout == "stacked":
+        for folder in (base, tuned):
+            weights = {k: v.clone() for k, v in read(folder).state_dict().items()}
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    found = open_checkpoint(base)
+    assert found.fingerprint() == load(str(base)).fingerprint
+    for name, weight in model.state_dict().items():
+        assert torch.equal(found.read(name), weight)
+    vector = extract(tuned, base, "mine")
+    assert {module.rpartition(".")[2] for module in vector.factors} == {"q_proj"}
+    assert len(vector.card["not_carried"]) == 3
+    assert all(name.endswith("experts.down_proj") for name in vector.card["not_carried"])
+    merged = merge(base, {vector: 0.5}, tmp_path / "merged")
+    with Fader(load(str(base))) as fader, Fader(load(str(merged))) as dense:
+        fader.add_vector(vector)
+        mixed = fader.generate("the sea", **ASKED, alignment={"vectors": {"mine": 0.5}}).answers[0]
+        assert logprobs(mixed) == pytest.approx(
+            logprobs(dense.generate("the sea", **ASKED).answers[0]), abs=1e-3
+        )
+    tensors = load_file(base / "model.safetensors")
+    tensors.pop(next(key for key in tensors if "experts" in key))
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    for opened in (open_checkpoint, lambda folder: load(str(folder))):
+        with pytest.raises(ValueError, match="model: ") as caught:
+            opened(base)
+        assert "\n" not in str(caught.value)
 
 
 class TestExtract:
@@ -282,13 +323,11 @@ class TestRefusals:
 
     def test_missing_tensor(self, tuned, tiny_folder):
         self.edit(tuned, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
-        self.refused(
-            tuned, tiny_folder, r"the tensor model\.layers\.1\.mlp\.up_proj\.weight is missing"
-        )
+        self.refused(tuned, tiny_folder, r"lacks model\.layers\.1\.mlp\.up_proj\.weight")
 
     def test_a_shape_that_the_config_denies(self, tuned, tiny_folder):
         self.edit(tuned, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(65)}))
-        self.refused(tuned, tiny_folder, r"model\.norm\.weight is \[65\], config\.json says \[64\]")
+        self.refused(tuned, tiny_folder, r"model\.norm\.weight is \[65\] in the files, config")
 
     def test_other_shapes(self, tiny_folder, tmp_path):
         model = read(tiny_folder)
@@ -302,6 +341,10 @@ class TestRefusals:
         config = json.loads((tuned / "config.json").read_text())
         config["num_hidden_layers"] = 2
         (tuned / "config.json").write_text(json.dumps(config))
+        self.refused(tuned, tiny_folder, r"holds model\.layers\.2\.input_layernorm\.weight, ")
+        self.edit(
+            tuned, lambda tensors: [tensors.pop(key) for key in list(tensors) if ".2." in key]
+        )
         self.refused(
             tuned,
             tiny_folder,
@@ -440,6 +483,34 @@ class TestMerge:
             AutoTokenizer.from_pretrained(merged).get_vocab()
             == AutoTokenizer.from_pretrained(base).get_vocab()
         )
+
+    def test_what_belongs_to_the_folder_is_carried_along_and_nothing_else(
+        self, tiny_folder, tmp_path
+    ):
+        base = Path(shutil.copytree(tiny_folder, tmp_path / "base"))
+        words = AutoTokenizer.from_pretrained(base)
+        words.chat_template = {"default": words.chat_template, "tools": "{{ messages }} tools"}
+        words.save_pretrained(base)
+        (base / "notes.txt").write_text("kept")
+        (base / "checkpoint-5").mkdir()
+        (base / "checkpoint-5" / "optimizer.pt").write_text("weights of another time")
+        (base / ".cache").mkdir()
+        vector = noisy(base, "a")
+        vector.save(tmp_path / "lora")
+        for file in (tmp_path / "lora").iterdir():
+            shutil.copyfile(file, base / file.name)
+        old = (base / "model.safetensors").read_bytes()
+        read(tiny_folder, torch.bfloat16).save_pretrained(base, max_shard_size="60KB")
+        (base / "model.safetensors").write_bytes(old)
+        merged = merge(base, {vector: 0.5}, tmp_path / "merged")
+        left_out = {"checkpoint-5", ".cache", "adapter_model.safetensors", "adapter_config.json"}
+        left_out |= {file.name for file in base.glob("model-*")} | {"model.safetensors.index.json"}
+        assert {file.name for file in merged.iterdir()} == {
+            file.name for file in base.iterdir()
+        } - left_out
+        settings = "generation_config.json"
+        assert (merged / settings).read_text() == (base / settings).read_text()
+        assert AutoTokenizer.from_pretrained(merged).chat_template == words.chat_template
 
     def test_zero_is_off(self, tiny_folder, tmp_path):
         merged = merge(tiny_folder, {noisy(tiny_folder, "a"): 0.0}, tmp_path / "merged")

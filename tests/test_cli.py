@@ -475,7 +475,7 @@ def test_as_a_process():
 def test_input_that_cannot_be_read_is_named_with_its_line(tmp_path):
     for name, content, message in (
         ("latin.jsonl", b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n', "latin.jsonl:2: byte 0xe9"),
-        ("deep.jsonl", b'{"prompt":' + b"[" * 100_000, "deep.jsonl:1: nested too deeply"),
+        ("deep.jsonl", b'{"prompt":' + b"[" * 100_000, "deep.jsonl:1: not valid JSON"),
         ("half.jsonl", b'{"prompt": "x \\ud83d y"}\n', "messages: character 3 is half of one"),
         ("bom.jsonl", b'\xef\xbb\xbf{"prompt": "a", "x": 1}\n', "x: no such field"),
     ):

@@ -436,23 +436,25 @@ else:
 """
 
 
-@pytest.mark.parametrize("where", ["main", "thread"])
-def test_a_program_can_always_end(server, where):
+def test_a_program_can_always_end(server):
     """By Ctrl-C, or by reaching its end, while an endpoint is silent."""
-    server.script.append(hang)
-    program = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", PROGRAM, server.url, where],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "NO_PROXY": "127.0.0.1"},
-    )
-    until(lambda: server.bodies, 60)
-    if where == "main":
-        program.send_signal(signal.SIGINT)
-    out, err = program.communicate("\n", timeout=10)
-    assert (program.returncode, out, err) == (0, "interrupted\n" * (where == "main"), "")
+    server.script.extend([hang, hang])
+    programs = {
+        where: subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", PROGRAM, server.url, where],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "NO_PROXY": "127.0.0.1"},
+        )
+        for where in ("main", "thread")
+    }
+    until(lambda: len(server.bodies) == 2, 60)
+    programs["main"].send_signal(signal.SIGINT)
+    for where, program in programs.items():
+        out, err = program.communicate("\n", timeout=20)
+        assert (program.returncode, out, err) == (0, "interrupted\n" * (where == "main"), "")
 
 
 @pytest.mark.parametrize(

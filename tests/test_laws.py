@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from fader import Cancelled, Fader, load
+from fader.engine.backbone import quick_dtype
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import NextLogits, SequenceLogits
 from fader.methods.prompt import conversation
@@ -231,6 +232,68 @@ def test_a_per_row_mixture_equals_the_merged_weights(architecture, tmp_path):
             log = merged(torch.tensor([prompt + said])).logits[0].log_softmax(-1)
         expected = [float(log[len(prompt) + place - 1, token]) for place, token in enumerate(said)]
         assert mine.logprobs == pytest.approx(expected, abs=2e-3)
+
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+BFLOAT16 = pytest.mark.skipif(
+    quick_dtype() != "bfloat16", reason="this machine has no instructions for bfloat16"
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "tolerance"),
+    [
+        ("cpu", "float32", 1e-4),
+        pytest.param("cpu", "bfloat16", 0.05, marks=BFLOAT16),
+        pytest.param("cuda", "float32", 1e-3, marks=CUDA),
+        pytest.param("cuda", "bfloat16", 0.05, marks=[CUDA, BFLOAT16]),
+    ],
+)
+def test_laws_2_3_and_5_hold_on_every_device_in_every_type(tiny_folder, device, dtype, tolerance):
+    """A row alone, in company, read at once, token by token and after a fork has the logits of the
+    merged weights on transformers, on the same device in the same type."""
+    numbers = getattr(torch, dtype)
+    with Fader(load(str(tiny_folder), device=device, dtype=dtype)) as fader:
+        one, two = random_vector(fader, "one", 31), random_vector(fader, "two", 32)
+        mixtures = [(), ((one, 0.7),), ((one, -0.5), (two, 0.4)), ((two, 0.6),)]
+        said = fader.backend.backbones[fader.model].encode("rivers bend slowly through")
+        policies = [
+            Policy(fader.model, tuple(ids(fader, " ".join(WORDS[: 1 + 9 * place]))), mixture)
+            for place, mixture in enumerate(mixtures)
+        ]
+
+        def at_once(policies):
+            prefix = Prefix().then(*said)
+            return (yield [SequenceLogits(policy, prefix, len(said)) for policy in policies])
+
+        def stepwise(policies):
+            prefix, rows, beside = Prefix(), [], []
+            for token in said:
+                rows.append((yield [NextLogits(policy, [prefix]) for policy in policies]))
+                beside.append(prefix.then(7))  # stays alive, so that the next one is a fork
+                yield [NextLogits(policy, beside[-1:]) for policy in policies]
+                prefix = prefix.then(token)
+            return [torch.cat(row) for row in zip(*rows, strict=True)]
+
+        alone = [ask(fader, at_once([policy]))[0] for policy in policies]
+        together, steps = (
+            fader.backend.engine.run(program(policies), {fader.model: (60, 400)}).result(
+                timeout=120
+            )
+            for program in (at_once, stepwise)
+        )
+    for policy, *found in zip(policies, alone, together, steps, strict=True):
+        merged = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
+        with torch.no_grad():
+            for vector, strength in policy.vectors:
+                for module in vector.factors:
+                    merged.get_submodule(module).weight += strength * vector.delta(module)
+            text = torch.tensor([[*policy.prompt, *said]], device=device)
+            logits = merged.to(device=device, dtype=numbers)(text).logits[0].float()
+        expected = logits[len(policy.prompt) - 1 : -1]
+        for mine in found:
+            assert mine.shape == expected.shape
+            assert (mine - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def test_a_guide_is_its_formula(tiny):

@@ -857,7 +857,7 @@ def test_check_names_line_field_and_rule(tmp_path):
         )
     )
     done = run("data", "check", str(file), "--json")
-    assert json.loads(done.stdout)["faults"] == {"language": 4, "same": 1, "duplicate": 1}
+    assert json.loads(done.stdout)["faults"] == {"language": 2, "same": 1, "duplicate": 1}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import TEMPLATE, make_model, tokenizer
+from conftest import ARCHITECTURES, GROUPED, TEMPLATE, make_model, tokenizer
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -18,6 +18,19 @@ from fader import Fader, load
 from fader.vectors.checkpoint import open_checkpoint
 
 WHOLE = "model.safetensors"
+LATENT = {
+    **GROUPED,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_group": 1,
+    "topk_group": 1,
+}
 
 
 @pytest.fixture
@@ -206,8 +219,11 @@ def test_what_generate_would_do_besides_is_said(folder, capsys):
     assert "temperature" not in said
 
 
-def gguf_file(file: Path, **ends: int) -> Path:
-    """A tiny llama as GGUF, with these entries among the tokenizer's."""
+def gguf_file(
+    file: Path, without: str = "", more: dict[str, np.ndarray] | None = None, **ends: int
+) -> Path:
+    """A tiny llama as GGUF, with these entries among the tokenizer's, less one tensor or with
+    others."""
     words = tokenizer(TEMPLATE)
     config = AutoConfig.for_model(
         "llama",
@@ -242,7 +258,10 @@ def gguf_file(file: Path, **ends: int) -> Path:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
     for name, weight in weights.items():
         found = names.get_name(name, try_suffixes=(".weight",))
-        writer.add_tensor(found, weight.float().numpy().astype(np.float32))
+        if found != without:
+            writer.add_tensor(found, weight.float().numpy())
+    for name, values in (more or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -253,6 +272,41 @@ def gguf_file(file: Path, **ends: int) -> Path:
 def test_every_end_that_a_gguf_file_names_ends_an_answer(tmp_path):
     assert load(str(gguf_file(tmp_path / "one.gguf"))).end_tokens == {1}
     assert load(str(gguf_file(tmp_path / "more.gguf", eot=2, eom=4))).end_tokens == {1, 2, 4}
+
+
+def test_a_gguf_file_is_read_whole(tmp_path):
+    whole = load(str(gguf_file(tmp_path / "whole.gguf"))).fingerprint
+    ones = {"rope_freqs.weight": np.ones(8, dtype=np.float32)}
+    assert load(str(gguf_file(tmp_path / "ones.gguf", more=ones))).fingerprint == whole
+    tied = load(str(gguf_file(tmp_path / "tied.gguf", without="output.weight")))
+    assert tied.fingerprint != whole
+    for name, said, change in (
+        ("less", r"lacks model\.layers\.1\.mlp\.up_proj", {"without": "blk.1.ffn_up.weight"}),
+        (
+            "rope",
+            r"holds rope_freqs\.weight",
+            {"more": {"rope_freqs.weight": 2 * ones.popitem()[1]}},
+        ),
+        ("more", r"holds other\.weight", {"more": {"other.weight": np.ones(8, dtype=np.float32)}}),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load(str(gguf_file(tmp_path / f"{name}.gguf", **change)))
+
+
+def test_weights_that_are_no_numbers_are_named(folder):
+    rewrite(folder, lambda w: {**w, "model.norm.weight": w["model.norm.weight"] * float("nan")})
+    with pytest.raises(ValueError, match=r"model\.norm\.weight holds NaN or infinite numbers"):
+        load(str(folder))
+    rewrite(folder, lambda w: {**w, "model.norm.weight": torch.full((64,), 1e6)})
+    with pytest.raises(ValueError, match=r"infinite numbers in torch\.float16"):
+        load(str(folder), dtype="float16")
+
+
+def test_a_model_that_breaks_when_it_runs_is_one_message(tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "deepseek_v3", LATENT)
+    with pytest.raises(ValueError, match=r"\(deepseek_v3\)") as caught:
+        load(str(make_model(tmp_path / "deepseek", "deepseek_v3")))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_gguf_file_that_is_not_whole_is_one_message(tmp_path):

@@ -1,18 +1,253 @@
 """The engine: jobs, faults, memory, figures."""
 
 import asyncio
+import hashlib
 import logging
+import random
+import re
 import threading
+import time
+from collections import deque
 
 import pytest
-from conftest import until
+import torch
+from conftest import tokenizer, until
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fader import Busy, Cancelled, Fader, load
-from fader.engine.loop import Engine, Stats
+from fader import Busy, Cancelled, Fader, Vector, load
+from fader.engine.loop import Engine
 from fader.engine.prefix import Policy, Prefix
-from fader.engine.program import Emit, NextLogits, Score, UsageSoFar
+from fader.engine.program import Emit, NextLogits, Score, SequenceLogits, UsageSoFar
+from fader.engine.stats import Stats
 
 POLICY_PROMPT = (7, 8, 9)
+
+
+class Slots:
+    """The `Memory` of `Remembering`: each slot is the tokens it holds. A slot that is freed is
+    cleared by the engine's thread, when it is next asked."""
+
+    def __init__(self, slots: int, budget: int) -> None:
+        self.budget, self.slots = budget, slots
+        self.holds: dict[int, list] = {}
+        self._returned: deque[int] = deque()
+
+    @property
+    def used(self):
+        return 8 * sum(map(len, list(self.holds.values())))
+
+    @property
+    def reserved(self):
+        return 8 * self.budget
+
+    def area(self, slots, length):
+        return slots * max(length, self.budget // self.slots)
+
+    def fits(self, slots, length):
+        return self.area(slots, length) <= self.budget
+
+    def reserve(self, slots, length):
+        pass
+
+    def allocate(self):
+        while self._returned:
+            del self.holds[self._returned.popleft()]
+        if len(self.holds) == self.slots:
+            raise MemoryError(f"all {self.slots} slots are taken")
+        slot = min(set(range(self.slots)) - self.holds.keys())
+        self.holds[slot] = []
+        return slot
+
+    def free(self, slot):
+        self._returned.append(slot)
+
+    def fork(self, slot, length):
+        copy = self.allocate()
+        self.holds[copy] = self.holds[slot][:length]
+        assert len(self.holds[copy]) == length
+        return copy
+
+
+class Remembering:
+    """A second `Backbone`, which keeps to the Protocol and has nothing else in common with the one
+    on PyTorch: its logits are drawn anew for each text and mixture, so that any position that was
+    read wrongly, or not at all, shows. Holds callers to the contract of `forward`."""
+
+    def __init__(self, name="remembering", slots=16, budget=4096, max_batch_tokens=512) -> None:
+        self.name, self.fingerprint, self.dtype = name, "0123456789abcdef", "none"
+        self.vocabulary, self.max_length, self.end_tokens = 400, 256, frozenset({1, 2})
+        self.max_batch_tokens, self.layers = max_batch_tokens, {"all": (4, 4)}
+        self.tokenizer, self.memory = tokenizer(), Slots(slots, budget)
+        self.seen: set = set()
+
+    def forward(self, segments):
+        assert len({segment.slot for segment in segments}) == len(segments)
+        assert sum(len(segment.tokens) for segment in segments) <= self.max_batch_tokens
+        return [self._read(segment) for segment in segments]
+
+    def _read(self, segment):
+        held = self.memory.holds[segment.slot]
+        assert segment.start <= len(held)
+        assert 0 <= segment.keep <= len(segment.tokens) > 0
+        mixture = tuple((vector.name, strength) for vector, strength in segment.vectors)
+        self.seen |= {vector for vector, _ in segment.vectors}
+        held[segment.start :] = [(token, mixture) for token in segment.tokens]
+        ends = range(len(held) - segment.keep + 1, len(held) + 1)
+        return torch.stack([self.logits(held[:end]) for end in ends] or [torch.empty(400)])[
+            : segment.keep
+        ]
+
+    def logits(self, text):
+        """The next-token logits after a text of (token, mixture)."""
+        digest = hashlib.sha256(repr(list(text)).encode()).digest()
+        noise = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+        return torch.randn(self.vocabulary, generator=noise)
+
+    def forget(self, vector):
+        self.seen.discard(vector)
+
+    def weight(self, name):
+        raise KeyError(name)
+
+    def check_tokens(self, ids):
+        assert all(0 <= token < self.vocabulary for token in ids)
+
+    def encode(self, text, special=False):
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def decode(self, tokens):
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+
+class TestAnotherBackbone:
+    def truth(self, backbone, policy, prefix, back=0):
+        text = [*policy.prompt, *prefix.tokens]
+        mixture = tuple((vector.name, strength) for vector, strength in policy.vectors)
+        return backbone.logits([(token, mixture) for token in text[: len(text) - back]])
+
+    @settings(max_examples=60, deadline=None)
+    @given(seed=st.integers(0, 2**32), budget=st.sampled_from([3, 16, 512]), jobs=st.integers(1, 4))
+    def test_every_answer_is_of_the_text_that_was_asked(self, seed, budget, jobs):
+        """Random asks of growing, forking, dying prefixes, several of one prefix at a time, read
+        again from farther back while longer ones live, beside jobs that are cancelled."""
+        backbone = Remembering(slots=256, budget=2**15, max_batch_tokens=budget)
+        engine = Engine({backbone.name: backbone}, token_budget=64)
+        vector = Vector("v", {"all": (torch.zeros(1, 4), torch.zeros(4, 1))})
+
+        def program(dice):
+            policies = [
+                Policy(backbone.name, (5, 6, 7, 8)),
+                Policy(backbone.name, (9, 10), ((vector, 0.5),)),
+            ]
+            alive = [Prefix()]
+            for _ in range(12):
+                tail = [dice.randrange(10, 400) for _ in range(dice.randint(1, 4))]
+                alive.append(dice.choice(alive).then(*tail))
+                if len(alive) > 3:
+                    alive.pop(dice.randrange(len(alive)))
+                asks = []
+                for _ in range(dice.randint(1, 4)):
+                    policy, prefix = dice.choice(policies), dice.choice(alive)
+                    if dice.random() < 0.5:
+                        asks.append(NextLogits(policy, dice.choices(alive, k=2)))
+                    else:
+                        longest = len(policy.prompt) + prefix.length - 1
+                        asks.append(SequenceLogits(policy, prefix, dice.randint(0, longest)))
+                for ask, found in zip(asks, (yield asks), strict=True):
+                    if isinstance(ask, NextLogits):
+                        pairs = [(prefix, 0) for prefix in ask.prefixes]
+                    else:
+                        pairs = [(ask.prefix, back) for back in range(ask.length, 0, -1)]
+                    assert len(found) == len(pairs)
+                    for (prefix, back), mine in zip(pairs, found, strict=True):
+                        assert torch.equal(mine, self.truth(backbone, ask.policy, prefix, back))
+
+        needs = {backbone.name: (64, 60)}
+        dice = random.Random(seed)
+        running = [
+            engine.run(program(random.Random(f"{seed} {job}")), needs) for job in range(jobs)
+        ]
+        cancelled = [one for one in running[1:] if dice.random() < 0.3 and one.cancel()]
+        for one in running:
+            error = one.exception(timeout=60)
+            assert error is None or (one in cancelled and isinstance(error, Cancelled)), error
+        engine.close()
+        assert len(backbone.memory.holds) == len(backbone.memory._returned)
+
+    def test_a_row_that_is_read_in_pieces_begins_anew_where_another_one_cut_its_slot(self):
+        backbone = Remembering(max_batch_tokens=3)
+        engine = Engine({backbone.name: backbone})
+        policy, needs = Policy(backbone.name, (5, 6, 7, 8)), {backbone.name: (4, 60)}
+        root = Prefix().then(*range(10, 16))
+        long = root.then(*range(20, 30))
+        forward, forwards, beside = backbone.forward, [], []
+
+        def program(ask):
+            return (yield ask)
+
+        def watched(segments):
+            forwards.append(segments)
+            if len(forwards) == 6:  # 4 for the root: the long one is in its midst
+                beside.append(engine.run(program(NextLogits(policy, [root])), needs))
+            return forward(segments)
+
+        engine.run(program(NextLogits(policy, [root])), needs).result(timeout=30)
+        backbone.forward = watched
+        forwards += [None] * 4
+        found = engine.run(program(SequenceLogits(policy, long, 12)), needs).result(timeout=30)
+        assert len(forwards) > 10
+        assert len(found) == 12
+        for back in range(1, 13):
+            assert torch.equal(found[-back], self.truth(backbone, policy, long, back))
+        assert torch.equal(beside[0].result(timeout=30)[0], self.truth(backbone, policy, root))
+        engine.close()
+
+    def test_it_serves_requests_with_guides_vectors_and_searches(self):
+        backbone = Remembering(slots=64, budget=2**14)
+        vector = Vector("v", {"all": (torch.ones(1, 4), torch.ones(4, 1))})
+        words = {"kind": "length", "at_most": 3}
+        with Fader(backbone) as fader:
+            fader.add_vector(vector)
+            alignments = [
+                {},
+                {"vectors": {"v": 0.5}},
+                {"guides": [{"kind": "contrast", "principle": "be brief", "weight": 2}]},
+                {"search": {"kind": "lookahead", "lookahead": 3, "rewards": [words]}},
+                {"search": {"kind": "best-of-n", "n": 3, "rewards": [words]}},
+            ]
+            requests = [
+                {
+                    "prompt": "the sea",
+                    "alignment": alignment,
+                    "sampling": {
+                        "max_tokens": 8,
+                        "temperature": 1.0 if "best-of-n" in str(alignment) else 0,
+                    },
+                }
+                for alignment in alignments
+            ]
+            together = fader.batch(requests)
+            for request, result in zip(requests, together, strict=True):
+                assert fader.generate(request).answers == result.answers
+            assert len({result.answers[0].token_ids for result in together}) > 2
+            bare = together[0].answers[0].token_ids
+            text = [(token, ()) for token in backbone.encode("<|user|>the sea<|end|><|assistant|>")]
+            for token in bare:
+                assert token == int(backbone.logits(text).argmax())
+                text.append((token, ()))
+            assert backbone.seen == {vector}
+            fader.remove_vector("v")
+            until(lambda: not backbone.seen)
+
+    def test_what_it_can_never_hold_is_refused(self):
+        backbone = Remembering(slots=4, budget=256)
+        engine = Engine({backbone.name: backbone})
+        assert engine.fits({backbone.name: (4, 64)})
+        for needs in ((5, 10), (4, 65)):
+            assert not engine.fits({backbone.name: needs})
+            with pytest.raises(ValueError, match=r"the budget of remembering is 256"):
+                engine.run(counting(backbone.name), {backbone.name: needs})
 
 
 def counting(model, steps=10**6):
@@ -128,6 +363,193 @@ def test_stats_say_what_was_read(tiny_folder):
     del children, running
     until(lambda: engine.stats().kv_used == 0)
     engine.close()
+
+
+def greedy(model, steps=12, prompt=POLICY_PROMPT, vectors=()):
+    """The likeliest tokens, one after the other."""
+    policy, prefix = Policy(model, prompt, vectors), Prefix()
+    for _ in range(steps):
+        logits = yield NextLogits(policy, [prefix])
+        prefix = prefix.then(int(logits[0].argmax()))
+    return prefix.tokens
+
+
+def once(ask):
+    """A program that asks one thing."""
+    return (yield ask)
+
+
+class Stubborn:
+    """An iterator that will not be closed."""
+
+    def send(self, _):
+        raise SystemExit("leave")
+
+    def close(self):
+        raise SystemError("no")
+
+
+def vector_for(fader, name="huge", size=1.0):
+    torch.manual_seed(3)
+    return Vector(
+        name,
+        {
+            layer: (torch.randn(2, inner) * size, torch.randn(out, 2) * size)
+            for layer, (out, inner) in fader.backend.backbones[fader.model].layers.items()
+            if layer.endswith(("v_proj", "down_proj"))
+        },
+    )
+
+
+def bad_jobs(fader):
+    """Programs that cannot go on, by what their error says."""
+    model = fader.model
+    huge, prompt = vector_for(fader), Policy(model, POLICY_PROMPT)
+
+    def asks(**changes):
+        return once(NextLogits(**{"policy": prompt, "prefixes": [Prefix()], **changes}))
+
+    def score(reward, prompts=("p",), texts=("t",)):
+        return once(Score(reward, prompts, texts))
+
+    def leave(prompts, texts):
+        raise SystemExit("leave")
+
+    def raising():
+        yield NextLogits(prompt, [Prefix()])
+        raise SystemExit("leave")
+
+    def stubborn():
+        try:
+            yield NextLogits(prompt, [Prefix()])
+            yield 3
+        finally:
+            yield 4
+
+    infinite = vector_for(fader, "infinite", size=float("inf"))
+    return {
+        r"not finite with \{huge: 1e\+38\}": greedy(model, vectors=((huge, 1e38),)),
+        r"not finite with \{huge: -inf\}": greedy(model, vectors=((huge, float("-inf")),)),
+        r"vectors.infinite: its factors for .* are not finite": greedy(
+            model, vectors=((infinite, 1.0),)
+        ),
+        "float|str|sequence": greedy(model, vectors=((huge, "much"),)),
+        "token 400 is none of the 400": asks(prefixes=[Prefix().then(400)]),
+        "token -1 is none": asks(prefixes=[Prefix().then(10, -1)]),
+        "token 'sea' is none": asks(policy=Policy(model, ("sea", 3))),
+        "no attribute 'length'": asks(prefixes=[None]),
+        "not iterable": asks(prefixes=3),
+        "no attribute 'backbone'": asks(policy=None),
+        "1 of the 0 positions": asks(policy=Policy(model, ())),
+        "announced rows of at most 64": asks(prefixes=[Prefix().then(*range(10, 80))]),
+        "5 of the 4 positions": once(SequenceLogits(prompt, Prefix().then(9), 4)),
+        "it may ask": once(None),
+        "a program ended with SystemExit": raising(),
+        "it may ask NextLogits": stubborn(),
+        r"a program ended with SystemExit\('leave'": Stubborn(),
+        "no attribute 'send'": [1, 2],
+        r"reward .* ended with SystemExit": score(leave),
+        "'int' object is not callable": score(3),
+        "object is not iterable": score(lambda prompts, texts: None),
+        "real number": score(lambda prompts, texts: ["good"]),
+        "gave nan for 't'": score(lambda prompts, texts: [float("nan")]),
+        "gave 2 scores for 1 texts": score(lambda prompts, texts: [1.0, 2.0]),
+        "'NoneType' object is not iterable": score(len, texts=None),
+    }
+
+
+class TestIsolation:
+    @pytest.mark.parametrize("budget", [5, 512])
+    def test_what_cannot_go_on_ends_alone(self, tiny, monkeypatch, budget):
+        """Every kind of fault, all at once, between good jobs: each ends with its own error, and
+        the good ones are as if they were alone."""
+        monkeypatch.setattr(logging.getLogger("fader"), "disabled", True)
+        monkeypatch.setattr(tiny.backend.engine, "token_budget", budget)
+        needs = {tiny.model: (2, 64)}
+        prompts = [tuple(range(10, 12 + place)) for place in range(8)]
+        mild = ((vector_for(tiny, "mild", 0.2), 0.5),)
+        good = [(prompt, mild if len(prompt) % 2 else ()) for prompt in prompts]
+
+        def start(prompt, vectors):
+            return tiny.backend.engine.run(greedy(tiny.model, 12, prompt, vectors), needs)
+
+        alone = [start(*one).result(timeout=60) for one in good]
+        bad = bad_jobs(tiny)
+        running = {}
+        for place, (said, program) in enumerate(bad.items()):
+            running[said] = tiny.backend.engine.run(program, needs)
+            if place % 3 == 0:
+                running[place] = start(*good[place // 3 % len(good)])
+        for said, one in running.items():
+            if isinstance(said, int):
+                assert one.result(timeout=60) == alone[said // 3 % len(good)]
+            else:
+                error = one.exception(timeout=60)
+                assert isinstance(error, Exception)
+                assert re.search(said, str(error)), (said, error)
+        assert [start(*one).result(timeout=60) for one in good] == alone  # in the same slots
+        del running, one, error
+        until(lambda: tiny.backend.engine.stats().kv_used == 0)
+
+    def test_no_prefixes_are_no_rows(self, tiny):
+        found = tiny.backend.engine.run(
+            once(NextLogits(Policy(tiny.model, (7,)), [])), {tiny.model: (1, 64)}
+        ).result(timeout=30)
+        assert found.shape == (0, 400)
+
+    def test_a_row_that_was_not_finite_leaves_nothing_behind(self, tiny_folder):
+        """Attention gives positions beyond a row's end the weight 0, and 0 times NaN is NaN: so a
+        short row beside a longer one, in a slot that a broken row had, tells."""
+        with Fader(load(str(tiny_folder))) as fader:
+            needs = {fader.model: (2, 64)}
+            huge = ((vector_for(fader), 1e38),)
+            long, short = tuple(range(10, 50)), (7, 8)
+            broken = [
+                fader.backend.engine.run(greedy(fader.model, 9, long, huge), needs)
+                for _ in range(2)
+            ]
+            for one in broken:
+                with pytest.raises(ValueError, match="not finite"):
+                    one.result(timeout=30)
+            del broken, one
+            both = [
+                fader.backend.engine.run(greedy(fader.model, 9, it), needs) for it in (short, long)
+            ]
+            found = [one.result(timeout=30) for one in both]
+        with Fader(load(str(tiny_folder))) as fader:
+            for prompt, tokens in zip((short, long), found, strict=True):
+                running = fader.backend.engine.run(greedy(fader.model, 9, prompt), needs)
+                assert running.result(timeout=30) == tokens
+
+    def test_a_forward_without_memory_is_made_in_parts(self, tiny, monkeypatch):
+        backbone = tiny.backend.backbones[tiny.model]
+        forward = backbone.forward
+
+        def small(segments):
+            if len(segments) > 1:
+                raise RuntimeError("out of memory")
+            return forward(segments)
+
+        needs = {tiny.model: (1, 64)}
+        expected = tiny.backend.engine.run(greedy(tiny.model), needs).result(timeout=30)
+        monkeypatch.setattr(backbone, "forward", small)
+        both = [tiny.backend.engine.run(greedy(tiny.model), needs) for _ in range(3)]
+        assert [one.result(timeout=30) for one in both] == [expected] * 3
+
+    def test_memory_that_another_thread_lets_go_of_lets_a_job_begin(self, tiny_folder):
+        with Fader(load(str(tiny_folder), kv_bytes=128 * 768)) as fader:
+
+            def keep():
+                prefixes = [Prefix().then(token) for token in (10, 11)]
+                yield NextLogits(Policy(fader.model, (7,)), prefixes)
+                return prefixes
+
+            held = fader.backend.engine.run(keep(), {fader.model: (2, 64)}).result(timeout=30)
+            later = fader.backend.engine.run(greedy(fader.model, 100), {fader.model: (1, 128)})
+            time.sleep(0.05)
+            assert fader.backend.engine.stats().waiting == len(held) - 1
+            held.clear()
+            assert len(later.result(timeout=30)) == 100
 
 
 class TestFaultsEndTheirJobOnly:

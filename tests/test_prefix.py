@@ -166,7 +166,8 @@ import sys, types
 package = types.ModuleType("fader")
 package.__path__ = [{str(folder)!r}]
 sys.modules["fader"] = package
-import fader.engine.prefix, fader.engine.program, fader.engine.protocols, fader.engine.running
+import fader.engine.prefix, fader.engine.program, fader.engine.protocols
+import fader.engine.running, fader.engine.stats
 assert not {{"torch", "transformers"}} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

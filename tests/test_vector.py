@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fader import Fader, Vector, load
+from fader.vectors.checkpoint import adopt, merge
 from fader.vectors.peft_folder import CONFIG, WEIGHTS
 from fader.vectors.store import available, find, open_vector
 from fader.vectors.vector import CARD, compress, project_out, sparsify
@@ -273,6 +274,112 @@ def test_peft_folders_mean_what_peft_says(options, tmp_path, tiny_folder):
         assert found.logprobs == pytest.approx(expected, abs=1e-3)
 
 
+def peft_logprobs(base, folder, fader, answer=" is wide and small"):
+    """What PEFT makes of a folder."""
+    prompt = fader.backend.plan(fader.request("the sea")).guided.base.prompt
+    answer = fader.backend.backbones[fader.model].encode(answer)
+    fresh = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with torch.no_grad():
+        model = PeftModel.from_pretrained(fresh, str(folder)).eval()
+        log = model(torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
+    return [float(log[len(prompt) + place - 1, token]) for place, token in enumerate(answer)]
+
+
+@pytest.mark.parametrize("left_out", [("lora_alpha",), ("r",), ("lora_alpha", "r")])
+def test_what_is_left_out_is_pefts_default(left_out, tmp_path, tiny_folder, tiny):
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    options = {"target_modules": ["q_proj", "up_proj"], "init_lora_weights": False}
+    rank = 8 if "r" in left_out else 2
+    get_peft_model(base, LoraConfig(r=rank, **options)).save_pretrained(tmp_path / "lora")
+    config = json.loads((tmp_path / "lora" / CONFIG).read_text())
+    for field in left_out:
+        config.pop(field)
+    (tmp_path / "lora" / CONFIG).write_text(json.dumps(config))
+    found = tiny.score(
+        "the sea", " is wide and small", alignment={"vectors": {str(tmp_path / "lora"): 1}}
+    )
+    assert found.logprobs == pytest.approx(
+        peft_logprobs(tiny_folder, tmp_path / "lora", tiny), abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_scales_are_multiplied_in_float32(kind, tmp_path, tiny_folder, tiny):
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    options = {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=64, **options))
+    model.save_pretrained(tmp_path / "lora")
+    tensors = load_file(tmp_path / "lora" / WEIGHTS)
+    for key, tensor in tensors.items():  # 16 times 8000 leaves float16
+        tensors[key] = (torch.sign(tensor) * 8e3 if "lora_B" in key else tensor * 2e-6).to(kind)
+    save_file(tensors, tmp_path / "lora" / WEIGHTS)
+    found = tiny.score(
+        "the sea", " is wide and small", alignment={"vectors": {str(tmp_path / "lora"): 1}}
+    )
+    assert found.logprobs == pytest.approx(
+        peft_logprobs(tiny_folder, tmp_path / "lora", tiny), abs=1e-4
+    )
+
+
+class TestASavedHead:
+    """PEFT saves a head's own weights beside its factors, and whatever modules_to_save names."""
+
+    @pytest.fixture(params=["llama", "qwen2"])
+    def base(self, request, tmp_path):
+        return make_model(tmp_path / "base", request.param)
+
+    def adapter(self, base, folder, **options):
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        torch.manual_seed(0)
+        adapted = get_peft_model(model, LoraConfig(init_lora_weights=False, **options))
+        adapted.save_pretrained(folder)
+        return folder
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_the_bases_own_is_read_and_kept(self, base, tmp_path):
+        folder = self.adapter(base, tmp_path / "lora", target_modules=["q_proj", "lm_head"])
+        assert any("base_layer" in key for key in load_file(folder / WEIGHTS))
+        with Fader(load(str(base))) as fader:
+            expected = peft_logprobs(base, folder, fader)
+            vector = Vector.load(folder, "mine")
+            assert vector.base_weights.keys() == {"lm_head.weight"}
+            turned = (2 * vector - vector).save(tmp_path / "turned")
+            for source in (folder, turned):
+                found = fader.score(
+                    "the sea", " is wide and small", alignment={"vectors": {str(source): 1}}
+                )
+                assert found.logprobs == pytest.approx(expected, abs=1e-3)
+        made = adopt(folder, base, "mine")
+        assert made.base_weights == {}
+        assert made.digest == vector.digest
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_a_trained_or_resized_one_is_refused(self, base, tmp_path):
+        folder = self.adapter(
+            base, tmp_path / "lora", target_modules=["q_proj"], modules_to_save=["lm_head"]
+        )
+        key = "base_model.model.lm_head.weight"
+        tensors = load_file(folder / WEIGHTS)
+        with Fader(load(str(base))) as fader:
+            fader.add_vector(Vector.load(folder, "untrained"))
+            fader.add_vector(Vector.load(folder, "twice") + Vector.load(folder, "again"))
+            for change, said in (
+                (lambda head: head + 1e-3, r"lm_head\.weight differs from .* \(trained, or"),
+                (lambda head: head[:-1], r"lm_head\.weight is \[\d+, 64\], .* has \[\d+, 64\]"),
+            ):
+                save_file({**tensors, key: change(tensors[key]).clone()}, folder / WEIGHTS)
+                for use in (
+                    lambda: fader.add_vector(Vector.load(folder, "mine")),
+                    lambda: adopt(folder, base, "mine"),
+                    lambda: merge(base, {Vector.load(folder): 1.0}, tmp_path / "merged"),
+                ):
+                    with pytest.raises(ValueError, match=said):
+                        use()
+            save_file({**tensors, "base_model.model.x.weight": torch.ones(2)}, folder / WEIGHTS)
+            with pytest.raises(ValueError, match=r"x\.weight is no weight of"):
+                fader.add_vector(Vector.load(folder, "mine"))
+
+
 class TestRefusals:
     @pytest.fixture
     def folder(self, tmp_path, tiny_folder):
@@ -291,10 +398,59 @@ class TestRefusals:
         ("changes", "said"),
         [
             ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+            ({"peft_type": "lora"}, "peft_type is 'lora'"),
+            ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
             ({"bias": "all"}, "bias is 'all'"),
-            ({"modules_to_save": ["embed_tokens"]}, "modules_to_save"),
-            ({"use_dora": True}, "use_dora"),
+            ({"bias": None}, "bias is None"),
+            ({"lora_bias": True}, "lora_bias is True"),
+            ({"modules_to_save": ["embed_tokens"]}, "modules_to_save names 'embed_tokens'"),
+            ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head'; give a list"),
+            ({"use_dora": True}, "use_dora is True"),
+            ({"use_dora": "false"}, "use_dora is 'false'"),
+            ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens is \[5\]"),
+            ({"layer_replication": [[0, 2]]}, r"layer_replication is \[\[0, 2\]\]"),
+            ({"trainable_token_indices": [1]}, r"trainable_token_indices is \[1\]"),
+            ({"ensure_weight_tying": True}, "ensure_weight_tying is True"),
+            ({"target_parameters": ["experts"]}, "target_parameters is"),
+            ({"loftq_config": {"loftq_bits": 4}}, "loftq_config is"),
+            ({"corda_config": {}}, "corda_config is"),
+            ({"lora_ga_config": {}}, "lora_ga_config is"),
+            ({"kasa_config": {}}, "kasa_config is"),
+            ({"use_qalora": True}, "use_qalora is True"),
+            ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+            ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights is 'pissa_niter_16'"),
+            ({"init_lora_weights": "OLoRA"}, "init_lora_weights is 'OLoRA'"),
+            ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda'"),
+            ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
+            ({"init_lora_weights": "MiCA"}, "init_lora_weights is 'MiCA'"),
+            ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga'"),
+            ({"of_tomorrow": None}, "of_tomorrow is None, a field that is not known here"),
             ({"r": 5}, "has rank 2, its adapter_config.json says 5"),
+            ({"r": "2"}, "r is '2'; give a whole number of at least 1"),
+            ({"r": True}, "r is True; give a whole number"),
+            ({"lora_alpha": None}, "lora_alpha is None; give a finite number"),
+            ({"lora_alpha": "16"}, "lora_alpha is '16'; give a finite number"),
+            ({"lora_alpha": float("inf")}, "lora_alpha is inf; give a finite number"),
+            ({"use_rslora": "yes"}, "use_rslora is 'yes'; give true or false"),
+            ({"rank_pattern": ["q_proj"]}, "rank_pattern is .*; it must map layers to numbers"),
+            ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern\.q_proj is 0; give a whole number"),
+            ({"alpha_pattern": {"*.q": 4}}, r"alpha_pattern\.\*\.q is no regular expression"),
+            ({"target_modules": None}, "target_modules is left out"),
+            ({"target_modules": [1]}, r"target_modules is \[1\]; give names of layers"),
+            (
+                {"target_modules": ["v_proj"]},
+                r"q_proj is not among those that .* PEFT would ignore",
+            ),
+            ({"target_modules": "q_proj"}, "is not among those"),
+            ({"target_modules": "("}, "target_modules is no regular expression"),
+            ({"exclude_modules": ["self_attn.q_proj"]}, "is not among those"),
+            ({"layers_to_transform": [0, 2]}, r"layers\.1\.self_attn\.q_proj is not among those"),
+            ({"layers_to_transform": 0, "layers_pattern": "blocks"}, "is not among those"),
+            ({"layers_to_transform": ["0"]}, "layers_to_transform is"),
+            (
+                {"layers_to_transform": 0, "target_modules": ".*q_proj"},
+                "which PEFT takes only with a list",
+            ),
         ],
     )
     def test_what_low_rank_cannot_express(self, folder, changes, said):
@@ -312,6 +468,29 @@ class TestRefusals:
             Vector.load(folder)
         (folder / CONFIG).write_text("{")
         with pytest.raises(ValueError, match="not valid JSON"):
+            Vector.load(folder)
+
+    def test_factors_that_are_none(self, folder):
+        tensors = load_file(folder / WEIGHTS)
+        first = next(iter(tensors))
+        for change, said in (
+            (lambda t: t.clear(), "holds no factors"),
+            (lambda t: t.update({first: t[first].to(torch.int8)}), "is stored as torch.int8"),
+            (lambda t: t.update({first: t[first].to(torch.float8_e4m3fn)}), "is stored as torch.f"),
+            (lambda t: t.update({first: t[first][:0]}), "no matching pair of factors"),
+            (lambda t: t.pop(first), "no matching pair of factors"),
+            (
+                lambda t: t.update({first.replace(".weight", ".default.weight"): t.pop(first)}),
+                "is no LoRA factor of a linear layer under a name that PEFT reads",
+            ),
+        ):
+            changed = dict(tensors)
+            change(changed)
+            save_file(changed, folder / WEIGHTS)
+            with pytest.raises(ValueError, match=said):
+                Vector.load(folder)
+        (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n")
+        with pytest.raises(ValueError, match="git-lfs pointer"):
             Vector.load(folder)
 
     def test_nan_and_embeddings(self, folder):

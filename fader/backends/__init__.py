@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from fader.answer import Chunk, Likelihood, Result
-from fader.engine.loop import Stats
 from fader.engine.running import Running
+from fader.engine.stats import Stats
 from fader.request import Request
 from fader.schema import Invalid
 
@@ -41,6 +41,9 @@ class Backend(Protocol):
 
     def score(self, request: Request, answers: Sequence[str]) -> Running[list[Likelihood]]:
         """How likely each of some given answers is. Raises `Invalid` before anything runs."""
+
+    def identity(self, model: str) -> str:
+        """A hash of all that a model's answers depend on besides the request."""
 
     def stats(self) -> Stats:
         """What the backend is doing at present."""

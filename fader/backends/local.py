@@ -14,11 +14,12 @@ from typing import Any
 from fader.answer import Chunk, Likelihood, Result
 from fader.engine import builtin
 from fader.engine.loading import load
-from fader.engine.loop import Engine, Needs, Stats
+from fader.engine.loop import Engine, Needs
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Program, UsageSoFar, together
 from fader.engine.protocols import Backbone
 from fader.engine.running import Running
+from fader.engine.stats import Stats
 from fader.methods.decode import Task, decode, token_logprobs
 from fader.methods.guidance import GuidedPolicy, next_scores, sequence_scores, terms
 from fader.methods.objective import Objective, objective
@@ -91,6 +92,10 @@ class Local:
     def close(self) -> None:
         """Cancel what runs and free the engine's thread."""
         self.engine.close()
+
+    def identity(self, model: str) -> str:
+        """A hash of all that a model's answers depend on besides the request."""
+        return self.backbones[model].identity
 
     def stats(self) -> Stats:
         """What the engine is doing at present."""
@@ -173,9 +178,11 @@ class Local:
         for answer in answers:
             if not isinstance(answer, str):
                 raise Invalid(f"must be a text to score (got {answer!r})", "answer")
-        words, continuing = plan.backbone.tokenizer, request.prefill is not None
+        begun = request.prefill is not None
         with at("answer"):
-            written = [text_ids(answer, words, continuing=continuing) for answer in answers]
+            written = [
+                text_ids(answer, plan.backbone.tokenizer, continuing=begun) for answer in answers
+            ]
         if not all(written):
             raise Invalid("has no tokens; give a text to score", "answer")
         with at("answer"):
@@ -215,8 +222,12 @@ class Local:
                 vectors = self._mixture(named, reader, inner.inside(field))
                 inner.raise_any()
             preferences = alignment.preferences if spec.preferences is None else spec.preferences
-            told_all = (preferences, told)
-            ids = tuple(prompt_ids(request.messages, told_all, reader.tokenizer, request.prefill))
+            with at("messages"):
+                ids = tuple(
+                    prompt_ids(
+                        request.messages, (preferences, told), reader.tokenizer, request.prefill
+                    )
+                )
             if not ids:
                 raise Invalid("the prompt has no tokens; write something", "messages")
             with at("messages"):
@@ -271,11 +282,10 @@ def _needs(plan: Plan) -> dict[str, tuple[int, int]]:
 
 
 def _task(request: Request, base: Policy, backbone: Backbone) -> Task:
-    ends = backbone.end_tokens | stop_tokens(request.sampling.stop, backbone.tokenizer)
-
     def encode(text: str, continuing: bool) -> list[int]:
         return text_ids(text, backbone.tokenizer, continuing=continuing)
 
+    ends = backbone.end_tokens | stop_tokens(request.sampling.stop, backbone.tokenizer)
     return Task(
         request.sampling,
         frozenset(token for token in ends if token < backbone.vocabulary),

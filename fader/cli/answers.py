@@ -300,13 +300,16 @@ def bench(
     name: Annotated[
         str, typer.Argument(help="A script under benchmarks/: decode, guide, vectors, knob, deal.")
     ],
+    case: Annotated[str | None, typer.Option(help="Only this case of it; left out: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a claim of speed side by side with its peer, in one run. Needs the source
     checkout."""
     folder = Path(__file__).parents[2] / "benchmarks"
     known = sorted(
-        file.stem for file in folder.glob("*.py") if file.stem not in ("__init__", "interleave")
+        file.stem
+        for file in folder.glob("*.py")
+        if file.stem not in ("__init__", "interleave", "against")
     )
     if name not in known:
         raise ValueError(
@@ -314,7 +317,7 @@ def bench(
             f" {', '.join(known) or 'none (benchmarks come with the source checkout)'}"
         )
     sys.path.insert(0, str(folder.parent))
-    for row in importlib.import_module(f"benchmarks.{name}").run():
+    for row in importlib.import_module(f"benchmarks.{name}").run(case=case):
         if as_json:
             print_json(row)
         else:

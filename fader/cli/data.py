@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +12,20 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fader.cli.show import AsJson, commands, needing, print_json, screen, table
+from fader.cli.show import (
+    AsJson,
+    Rating,
+    SkipBad,
+    commands,
+    needing,
+    print_json,
+    screen,
+    table,
+)
+from fader.data.records import read
+from fader.data.splits import NAMES, marked, row_of
 from fader.endpoint import Endpoint
+from fader.files import write_whole
 
 if TYPE_CHECKING:
     from fader.data.rounds import Cost
@@ -162,12 +175,14 @@ def check_command(
         str,
         typer.Argument(
             help=(
-                "JSONL of levels (query, avoidance, generic, expert) or of pairs (prompt, chosen,"
-                " rejected)."
+                "Level data (query, avoidance, generic, expert) or pairs in any common form: JSONL,"
+                " JSON, CSV, parquet, a folder, or a data set's hub id."
             )
         ),
     ],
     language: Language = "en",
+    rating: Rating = None,
+    skip_bad: SkipBad = 0,
     as_json: AsJson = False,
 ) -> None:
     """Hold level data or pairs against the rules. Exit status 0 without a fault, 1 with one, 2 if
@@ -175,7 +190,9 @@ def check_command(
     with needing("checking data", "data"):
         from fader.data.check import RULES, check
 
-    report = check(file, language)
+    report = check(file, language, rating, skip_bad)
+    for note in report.notes:
+        messages.print(note, markup=False, highlight=False, soft_wrap=True)
     if as_json:
         findings = [
             {"line": found.line, "field": found.field, **asdict(found.fault)}
@@ -204,6 +221,30 @@ def check_command(
             )
     if report.findings:
         raise typer.Exit(1)
+
+
+@app.command("split", epilog="Example: `fader data split mine.jsonl --out pairs.jsonl`")
+def split_command(
+    file: Annotated[str, typer.Argument(help="Pairs or level data, as for `data check`.")],
+    out: Annotated[str, typer.Option(help="JSONL file to write; one that is there is not.")],
+    splits: Annotated[str, typer.Option(help="Shares of train, dev and test.")] = "0.6,0.15,0.25",
+    rating: Rating = None,
+    skip_bad: SkipBad = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write any preference data as JSONL, each record marked train, dev or test; no question is in
+    two of them."""
+    found = read(file, rating, skip_bad)
+    if Path(out).exists():
+        raise ValueError(f"--out: {out} is there already; choose another file, or remove it")
+    items = marked(found.items, _shares(splits))
+    for note in found.notes():
+        messages.print(note, markup=False, highlight=False, soft_wrap=True)
+    lines = [json.dumps(row_of(item), ensure_ascii=False) + "\n" for item in items]
+    write_whole(Path(out), "".join(lines))
+    counts = {name: sum(item.split == name for item in items) for name in NAMES}
+    row = {"file": out, "items": len(items), "splits": counts}
+    print_json(row) if as_json else screen.print(row)
 
 
 def _shares(text: str) -> tuple[float, ...]:

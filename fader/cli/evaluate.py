@@ -11,8 +11,18 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fader.cli.show import AsJson, Model, named_value, needing, print_json, screen, table
-from fader.data.records import LEVELS, Level, LevelItem, read_levels
+from fader.cli.show import (
+    AsJson,
+    Model,
+    Rating,
+    SkipBad,
+    named_value,
+    needing,
+    print_json,
+    screen,
+    table,
+)
+from fader.data.records import LEVELS, Level, LevelItem, as_pairs, read, read_levels
 from fader.endpoint import Endpoint
 from fader.engine import builtin
 from fader.engine.backbone import quick_dtype
@@ -24,7 +34,10 @@ from fader.vectors.store import available
 
 Moved = Annotated[
     list[str] | None,
-    typer.Option("--vector", help="DOMAIN=NAME: another vector for a domain. Repeatable."),
+    typer.Option(
+        "--vector",
+        help="DOMAIN=NAME: another vector for a domain. Repeatable. For pairs: its name alone.",
+    ),
 ]
 Levels = Annotated[
     list[str] | None,
@@ -32,7 +45,7 @@ Levels = Annotated[
         "--data",
         help=(
             "DOMAIN=FILE: another level file for a domain; without a dev split, the shipped one"
-            " serves. Repeatable."
+            " serves. Repeatable. For pairs: FILE alone, in any common form."
         ),
     ),
 ]
@@ -58,7 +71,10 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="TASK...",
-            help="levels, curve, prompting, generation, spillover, fluency, ability, styles.",
+            help=(
+                "levels, curve, prompting, generation, spillover, fluency, ability, styles; or"
+                " pairs, by itself, of your own data."
+            ),
         ),
     ],
     split: Annotated[
@@ -75,6 +91,8 @@ def evaluate(
         str | None, typer.Option(help="HTML file to write: tables and plots.")
     ] = None,
     limit: Limited = None,
+    rating: Rating = None,
+    skip_bad: SkipBad = 0,
     judge: Annotated[
         str | None,
         typer.Option(
@@ -104,7 +122,12 @@ def evaluate(
     for task in tasks:
         if task not in TASKS:
             raise ValueError(f"TASK: no task {task!r}; known: {', '.join(TASKS)}")
-    chosen = _chosen(domain or DOMAINS, vector, data)
+    if "pairs" in tasks:
+        if len(tasks) > 1:
+            raise ValueError(f"TASK: pairs is measured by itself (got {' '.join(tasks)})")
+        chosen = _of_pairs(vector, data, rating, skip_bad)
+    else:
+        chosen = _chosen(domain or DOMAINS, vector, data)
     at = re.fullmatch(r"(https?://[^#]+)#(.+)", judge or "")
     if judge is not None and at is None:
         raise ValueError(f"--judge: must be URL#MODEL (got {judge!r})")
@@ -221,6 +244,25 @@ def _chosen(
         "levels": {name: _items(name, files.get(name)) for name in domains},
         "vectors": {name: moved.get(name, name) for name in domains},
     }
+
+
+def _of_pairs(
+    vector: Sequence[str] | None,
+    data: Sequence[str] | None,
+    rating: str | None,
+    skip_bad: int,
+) -> dict[str, Any]:
+    """The pairs and the vector that the task `pairs` measures."""
+    if len(vector or ()) != 1 or len(data or ()) != 1:
+        raise ValueError(
+            "pairs: needs one file and one vector, as in `fader eval pairs --data mine.jsonl"
+            " --vector mine`"
+        )
+    ((name,), (source,)) = vector or (), data or ()
+    found = read(source, rating, skip_bad)
+    for line in [*found.notes(), found.summary()]:
+        typer.echo(line, err=True)
+    return {"pairs": as_pairs(found.items), "levels": {}, "vectors": {name: name}}
 
 
 def _items(domain: str, file: str | None) -> list[LevelItem]:

@@ -13,13 +13,25 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fader.data.records import json_rows
+from fader.data.sources import json_rows
 from fader.files import read_text
 
 screen = Console(markup=False, emoji=False)  # what people and models write is no mark-up
 
 Model = Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or hub id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+Rating = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "Column that says which answer is better, for data with ratings instead of a chosen"
+            " answer."
+        )
+    ),
+]
+SkipBad = Annotated[
+    int, typer.Option(min=0, help="Pass over at most this many bad records, naming each.")
+]
 Align = Annotated[
     str | None,
     typer.Option(help="An alignment: JSON text, a YAML or JSON file, or a profile's name."),

@@ -9,10 +9,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from fader.cli.show import AsJson, Model, commands, named_value, needing, print_json, screen
-from fader.data.records import Item, Pair, read_any
+from fader.cli.show import (
+    AsJson,
+    Model,
+    Rating,
+    SkipBad,
+    commands,
+    named_value,
+    needing,
+    print_json,
+    screen,
+    table,
+)
+from fader.data.records import Item, Pair, read
 from fader.data.records import split as of_split
+from fader.data.sources import split_name
 from fader.engine import builtin
 from fader.training.lessons import at_one, lessons_of
 from fader.training.lessons import cotrain as side_by_side
@@ -27,6 +40,10 @@ class Loss(StrEnum):
     dpo = "dpo"
 
 
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace another vector that is in the folder.")
+]
+messages = Console(stderr=True)
 app = commands("Train vectors (needs the extra `train`).")
 
 
@@ -42,8 +59,8 @@ def vector(
         str,
         typer.Option(
             help=(
-                "JSONL, folder or hub data set of pairs (prompt, chosen, rejected) or levels"
-                " (query, avoidance, generic, expert)."
+                "Pairs in any common form (prompt, chosen, rejected) or levels (query, avoidance,"
+                " generic, expert): JSONL, JSON, CSV, parquet, a folder, or a data set's hub id."
             )
         ),
     ],
@@ -98,6 +115,13 @@ def vector(
     length_normalized: Annotated[
         bool | None, typer.Option(help="Compare log-probabilities per token, or of whole answers.")
     ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(help="Leave out what has more tokens, prompt and answer together [1024]."),
+    ] = None,
+    rating: Rating = None,
+    skip_bad: SkipBad = 0,
+    force: Force = False,
     seed: int = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -107,7 +131,10 @@ def vector(
         from fader.evaluation.effect import note_effect
         from fader.training.vector import DPO, Recipe, train_vector
 
-    items = [item.swapped if negate and isinstance(item, Pair) else item for item in read_any(data)]
+    items = [
+        item.swapped if negate and isinstance(item, Pair) else item
+        for item in _read(data, rating, skip_bad)
+    ]
     if negate and not any(isinstance(item, Pair) for item in items):
         raise ValueError(
             "--negate: swaps the sides of pairs, and there are none; a vector trained on levels"
@@ -119,11 +146,11 @@ def vector(
             "--retain: plain DPO (--loss dpo) has no lessons that retain other subjects; give one"
             " of the two"
         )
-    taught = of_split(items, split) if split else _taught(items)
-    left_alone = [item for source in retain or [] for item in _taught(read_any(source))]
+    taught = of_split(items, split_name(split, "--split")) if split else _taught(items)
+    left_alone = [item for source in retain or [] for item in _taught(_read(source))]
     given: dict[str, Any] = {
         "rank": rank,
-        "alpha": 2 * rank if rank else None,
+        "alpha": None if rank is None else 2 * rank,
         "targets": tuple(targets.split(",")) if targets else None,
         "epochs": epochs,
     }
@@ -132,6 +159,7 @@ def vector(
         "learning_rate": learning_rate,
         "sft_epochs": sft_epochs,
         "length_normalized": length_normalized,
+        "max_length": max_length,
         "seed": seed,
     }
     recipe = replace(
@@ -140,7 +168,8 @@ def vector(
     )
     folder = vector_folder(name, Path(out) if out else None, "NAME")
     lessons = at_one(taught) if plain else lessons_of(taught, left_alone, seed)
-    trained = train_vector(name, lessons, folder, recipe, model=model)
+    _say(f"Taught: {len(taught)} of {len(items)} items, in {len(lessons)} lessons.")
+    trained = train_vector(name, lessons, folder, recipe, model=model, force=force)
     _show(note_effect(trained, folder, model=model, **_measured(items, taught)), folder, as_json)
 
 
@@ -165,6 +194,8 @@ def cotrain(
         list[str] | None,
         typer.Option(help="Data whose answers are to stay as likely as they are. Repeatable."),
     ] = None,
+    skip_bad: SkipBad = 0,
+    force: Force = False,
     seed: int = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -174,17 +205,18 @@ def cotrain(
         from fader.evaluation.effect import note_effect
         from fader.training.vector import Recipe, train_vectors
 
-    given = {
-        name: read_any(source) for name, source in (named_value(text, "NAME=DATA") for text in data)
-    }
-    left_alone = [item for source in retain or [] for item in _taught(read_any(source))]
+    sources = [named_value(text, "NAME=DATA") for text in data]
+    if len({name for name, _ in sources}) < len(sources):
+        raise ValueError(f"NAME=DATA: names a vector twice (got {' '.join(data)})")
+    given = {name: _read(source, skip_bad=skip_bad) for name, source in sources}
+    left_alone = [item for source in retain or [] for item in _taught(_read(source))]
     lessons = side_by_side(
         [lessons_of(_taught(items), seed=seed) for items in given.values()], left_alone, seed
     )
     folders = {
         name: vector_folder(name, Path(out) / name if out else None, "NAME") for name in given
     }
-    for trained in train_vectors(folders, lessons, Recipe(seed=seed), model):
+    for trained in train_vectors(folders, lessons, Recipe(seed=seed), model, force=force):
         items = given[trained.name]
         noted = note_effect(
             trained, folders[trained.name], model=model, **_measured(items, _taught(items))
@@ -192,16 +224,36 @@ def cotrain(
         _show(noted, folders[trained.name], as_json)
 
 
+def _read(source: str, rating: str | None = None, skip_bad: int = 0) -> list[Item]:
+    """The items of a source; says on standard error what was read, left out and ignored."""
+    found = read(source, rating, skip_bad)
+    for line in [*found.notes(), found.summary()]:
+        _say(line)
+    return list(found.items)
+
+
 def _taught(items: Sequence[Item]) -> list[Item]:
-    """The items marked train; all where none is."""
-    return [item for item in items if item.split == "train"] or list(items)
+    """The items marked train; all where none is marked at all."""
+    marked = [item for item in items if item.split == "train"]
+    if not marked and len({item.split for item in items}) > 1:
+        raise ValueError("--data: no item is marked train; name the split with --split")
+    return marked or list(items)
 
 
 def _measured(items: Sequence[Item], taught: Sequence[Item]) -> dict[str, Any]:
-    """What a trained vector is measured on: the items marked dev that were not taught; where there
-    are none, the taught ones."""
-    unseen = [item for item in items if item.split == "dev" and item not in taught]
-    return {"items": unseen or taught, "seen": not unseen}
+    """What a trained vector is measured on: the items marked dev that were not taught, else those
+    marked test; where there are none, the taught ones."""
+    unseen = [item for item in items if item.split != "train" and item not in taught]
+    chosen = [item for item in unseen if item.split == "dev"] or unseen
+    return {
+        "items": chosen or taught,
+        "seen": not chosen,
+        "held_out": [item for item in unseen if isinstance(item, Pair)],
+    }
+
+
+def _say(line: str) -> None:
+    messages.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(trained: Vector, folder: Path, as_json: bool) -> None:
@@ -210,4 +262,9 @@ def _show(trained: Vector, folder: Path, as_json: bool) -> None:
         "folder": str(folder),
         **{key: trained.card[key] for key in ("lessons", "retained", "seconds", "effect")},
     }
-    print_json(row) if as_json else screen.print(row)
+    if as_json:
+        print_json(row)
+        return
+    if held_out := trained.card["effect"].get("held_out"):
+        table("Held-out pairs, by strength", held_out)
+    screen.print(row)

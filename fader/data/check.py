@@ -19,7 +19,7 @@ from pathlib import Path
 from datasketch import MinHash, MinHashLSH
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from fader.data.records import LEVELS, Level, LevelItem, Pair, read_levels, read_pairs, read_rows
+from fader.data.records import LEVELS, Level, LevelItem, Pair, read
 
 RULES = {
     "empty": "there is a text",
@@ -36,7 +36,9 @@ RULES = {
     "refusal": "a generic or expert answer does not decline (English only)",
     "vague": "an expert answer holds a figure or a name",
     "same": "the answers of one record differ",
-    "duplicate": "no text nearly repeats an earlier record's",
+    "duplicate": (
+        "no text nearly repeats an earlier record's; of pairs, the question with its answers"
+    ),
 }
 RANGES = {
     "persona": (4, 45),
@@ -104,6 +106,8 @@ class Report:
     kind: str
     items: int
     findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+    """What was passed over, left out or ignored while reading."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -138,25 +142,31 @@ class Seen:
             self._index.insert(text, _hashed(self._pairs[text]))
 
 
-def check(file: Path | str, language: str = "en") -> Report:
-    """Hold a level file or a pairs file against the rules.
+def check(
+    file: Path | str, language: str = "en", rating: str | None = None, skip_bad: int = 0
+) -> Report:
+    """Hold a level file or a pairs file against the rules. `rating` and `skip_bad`: see
+    `records.read`.
 
     Raises ValueError for a record that cannot be read, OSError for a file that cannot, ValueError
     for a language that is not known.
     """
     check_language(language)
-    rows = read_rows(file)
-    lines = [line for line, _ in rows]
-    if all("query" in row for _, row in rows):
-        return Report(
-            "levels",
-            len(rows),
-            tuple(_level_findings(list(zip(lines, read_levels(file), strict=True)), language)),
-        )
+    found = read(file, rating, skip_bad)
+    numbered = list(zip(found.places, found.items, strict=True))
+    levels = [(line, item) for line, item in numbered if isinstance(item, LevelItem)]
+    pairs = [(line, item) for line, item in numbered if isinstance(item, Pair)]
+    findings = _level_findings(levels, language) + _pair_findings(pairs, language)
+    findings += [
+        Finding(line, "rejected", Fault("same", why))
+        for why, lines in found.left_out.items()
+        for line in lines
+    ]
     return Report(
-        "pairs",
-        len(rows),
-        tuple(_pair_findings(list(zip(lines, read_pairs(file), strict=True)), language)),
+        "levels" if levels else "pairs",
+        found.records,
+        tuple(sorted(findings, key=lambda finding: finding.line)),
+        tuple(found.notes()),
     )
 
 
@@ -298,9 +308,7 @@ def _level_findings(items: list[tuple[int, LevelItem]], language: str) -> list[F
 def _pair_findings(pairs: list[tuple[int, Pair]], language: str) -> list[Finding]:
     seen, findings = Seen(), []
     for line, pair in pairs:
-        whole = "\n".join(
-            [*(message.content for message in pair.messages), pair.chosen, pair.rejected]
-        )
+        whole = "\n".join([pair.messages[-1].content, pair.chosen, pair.rejected])
         faults = [("chosen", fault) for fault in language_faults(pair.chosen, language)]
         faults += [
             ("rejected", fault)

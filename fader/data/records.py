@@ -1,29 +1,30 @@
 """Training and evaluation data: preference pairs and level files, read and checked.
 
-A *pairs* record has `prompt` (text or messages), `chosen` and `rejected` (text or messages).
-Records whose whole conversation stands in `chosen` and `rejected` (as in many public sets), as
-messages or as a transcript of turns that begin with "Human:" and "Assistant:", are split before
-their last answer. A *level* record has `query` and one answer for each of the levels avoidance,
-generic and expert. Either may carry `split`: train, dev or test.
+A *pairs* record is a conversation with a preferred and another answer, in any of the forms that
+`conversations.py` lists. A *level* record has `query` and one answer for each of the levels
+avoidance, generic and expert. Either may carry `split`: train, dev or test, by any of their usual
+names. Nothing is dropped in silence: a `Reading` says what was read, left out and ignored.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
+import logging
 import random
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fader.data import conversations, sources
+from fader.data.conversations import Comparison, NoPreference, Rated
+from fader.data.sources import Row
 from fader.request import Message
-from fader.schema import parse
 
 Level = Literal["avoidance", "generic", "expert"]
 LEVELS: tuple[Level, ...] = ("avoidance", "generic", "expert")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,142 @@ class LevelItem:
 Item = LevelItem | Pair
 
 
-def read_any(source: Path | str) -> list[Item]:
-    """Level items or pairs, whichever `source` holds. Raises ValueError naming the record and the
-    field that is wrong."""
-    rows = read_rows(source)
-    return (
-        [_level(row, f"{source}:{place}") for place, row in rows]
-        if _are_levels(rows)
-        else [pair_of(row, f"{source}:{place}") for place, row in rows]
+@dataclass(frozen=True)
+class Reading:
+    """What was read of a file or data set."""
+
+    source: str
+    records: int
+    """Those that there are, whatever became of them."""
+    items: tuple[Item, ...]
+    places: tuple[int, ...]
+    """Of each item its line, or the number of its record."""
+    left_out: Mapping[str, Sequence[int]]
+    """Why records teach nothing, and the places of those."""
+    ignored: tuple[str, ...]
+    """Columns that nothing was taken from."""
+    bad: tuple[str, ...]
+    """What is wrong with the lines that were passed over."""
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """How many items there are of each split."""
+        return dict(Counter(item.split for item in self.items))
+
+    def notes(self) -> list[str]:
+        """What a reader of the file should know beside the counts: a sentence each."""
+        found = [f"{line} (passed over)" for line in self.bad]
+        if self.ignored:
+            found.append(f"{self.source}: columns that are ignored: {', '.join(self.ignored)}")
+        for why, places in self.left_out.items():
+            found.append(f"{self.source}: {len(places)} left out: {why} ({_few(places)})")
+        return found
+
+    def summary(self) -> str:
+        """The counts in one sentence."""
+        parts = [f"{count} {name}" for name, count in self.splits.items()]
+        gone = sum(map(len, self.left_out.values()))
+        parts += [f"{gone} left out"] if gone else []
+        parts += [f"{len(self.bad)} passed over"] if self.bad else []
+        kind = "level items" if isinstance(self.items[0], LevelItem) else "pairs"
+        return (
+            f"{self.source}: {self.records} records read, {len(self.items)} {kind}:"
+            f" {', '.join(parts)}"
+        )
+
+
+def read(source: Path | str, rating: str | None = None, skip_bad: int = 0) -> Reading:
+    """Level items or pairs, whichever `source` holds, and what became of the rest.
+
+    `rating`: the column that says which of several answers is better, for data that has ratings
+    instead of a chosen answer. `skip_bad`: at most this many records may be wrong, and are passed
+    over. Raises ValueError naming the record and the field that is wrong, and where nothing is
+    left.
+    """
+    rows = list(sources.rows(source))
+    if not rows:
+        raise ValueError(f"{source}: no records")
+    levels = any(_has_levels(row.fields) for row in rows if row.fields is not None)
+    found: list[tuple[int, Item]] = []
+    groups: dict[tuple[object, str], tuple[int, Rated]] = {}
+    left_out: dict[str, list[int]] = {}
+    ignored: dict[str, None] = {}
+    bad: list[str] = []
+    for row in rows:
+        try:
+            fields = _fields(row)
+            if levels:
+                found.append((row.place, _level(fields, row.where)))
+                ignored |= dict.fromkeys(name for name in fields if name not in _LEVEL_FIELDS)
+                continue
+            ignored |= dict.fromkeys(
+                name for name in conversations.unknown(fields) if name != rating
+            )
+            mark = sources.split_name(fields.get("split"), row.where)
+            if not conversations.is_rated(fields):
+                compared = conversations.comparison(fields, row.where, rating)
+                found.append((row.place, _pair(compared, mark)))
+                continue
+            rated = conversations.rated(fields, row.where, rating)
+            place, before = groups.get((rated.messages, mark), (row.place, None))
+            answers = (*(before.answers if before else ()), *rated.answers)
+            groups[rated.messages, mark] = (place, replace(rated, answers=answers))
+        except NoPreference as why:
+            left_out.setdefault(str(why), []).append(row.place)
+        except ValueError as error:
+            bad.append(str(error).replace("\n", "; "))
+            if len(bad) > skip_bad:
+                raise ValueError(_too_bad(bad, skip_bad)) from None
+    for (_, mark), (place, rated) in groups.items():
+        try:
+            found.append((place, _pair(conversations.best_and_worst(rated), mark)))
+        except NoPreference as reason:
+            left_out.setdefault(str(reason), []).append(place)
+    if not found:
+        reasons = [*(f"{reason} ({_few(places)})" for reason, places in left_out.items()), *bad]
+        raise ValueError(f"{source}: no records are left of {len(rows)}: {'; '.join(reasons)}")
+    return Reading(
+        str(source),
+        len(rows),
+        tuple(item for _, item in found),
+        tuple(place for place, _ in found),
+        left_out,
+        tuple(ignored),
+        tuple(bad),
     )
+
+
+def _few(places: Sequence[int]) -> str:
+    first = ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else "")
+    return f"record{'s' * (len(places) > 1)} {first}"
+
+
+def _too_bad(bad: Sequence[str], skip_bad: int) -> str:
+    if not skip_bad:
+        return bad[0]
+    return f"{bad[-1]}; it is bad record {len(bad)}, --skip-bad passes over {skip_bad}"
+
+
+def _fields(row: Row) -> Mapping[str, Any]:
+    if row.fields is None:
+        raise ValueError(row.fault)
+    return row.fields
+
+
+def read_any(source: Path | str, rating: str | None = None, skip_bad: int = 0) -> list[Item]:
+    """The items of `read`; what it left out or ignored is logged as a warning."""
+    found = read(source, rating, skip_bad)
+    for note in found.notes():
+        log.warning("%s", note)
+    return list(found.items)
 
 
 def read_levels(source: Path | str) -> list[LevelItem]:
     """Level items. Raises ValueError naming the record and the field that is wrong."""
-    return [_level(row, f"{source}:{place}") for place, row in read_rows(source)]
+    found = read_any(source)
+    if not all(isinstance(item, LevelItem) for item in found):
+        raise ValueError(f"{source}: must hold levels: query, {', '.join(LEVELS)}")
+    return [item for item in found if isinstance(item, LevelItem)]
 
 
 def read_pairs(
@@ -84,69 +207,28 @@ def read_pairs(
 ) -> list[Pair]:
     """Pairs, or level items as pairs with `chosen` preferred to `rejected`. Raises ValueError
     naming the record and the field that is wrong."""
-    return [
-        item.pair(chosen, rejected) if isinstance(item, LevelItem) else item
-        for item in read_any(source)
-    ]
+    return as_pairs(read_any(source), chosen, rejected)
+
+
+def as_pairs(
+    items: Iterable[Item], chosen: Level = "expert", rejected: Level = "avoidance"
+) -> list[Pair]:
+    """The items as pairs, the answers of level items at `chosen` preferred to those at
+    `rejected`."""
+    return [item.pair(chosen, rejected) if isinstance(item, LevelItem) else item for item in items]
 
 
 def read_rows(source: Path | str) -> list[tuple[int, dict[str, Any]]]:
-    """The records of a JSONL or JSONL.gz file, or of a data set on the hub or in a folder, each
-    with its number from 1.
+    """The records of a file or data set as they are, each with its line, or its number from 1.
+    Raises ValueError for what cannot be read and for a line that is no JSON object."""
+    return [(row.place, dict(_fields(row))) for row in _some(sources.rows(source), source)]
 
-    A data set is read by `datasets`, its split behind a colon (`owner/name:train_prefs`; left out:
-    train). Raises ValueError for what cannot be read and for a line that is no JSON object.
-    """
-    path = Path(source)
-    if path.is_file():
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8") as stream:
-            rows = list(json_rows(stream, str(source)))
-    else:
-        rows = _data_set(str(source))
-    if not rows:
+
+def _some(rows: Iterable[Row], source: Path | str) -> list[Row]:
+    found = list(rows)
+    if not found:
         raise ValueError(f"{source}: no records")
-    return rows
-
-
-def _data_set(source: str) -> list[tuple[int, dict[str, Any]]]:
-    name, _, part = source.partition(":")
-    known = (
-        "give a .jsonl or .jsonl.gz file, a folder that `datasets` reads, or a data set's hub id"
-    )
-    if source.endswith((".jsonl", ".jsonl.gz", ".json")):
-        raise ValueError(f"{source}: no such file; {known}")
-    try:
-        from datasets import load_dataset
-        from datasets.utils.logging import disable_progress_bar
-    except ModuleNotFoundError:
-        raise ValueError(
-            f"{source}: no such file, and data sets need `datasets`: pip install 'fader[train]'"
-        ) from None
-    disable_progress_bar()
-    try:
-        return list(enumerate(load_dataset(name, split=part or "train"), 1))
-    except Exception as error:  # the hub client has no common kind of error
-        raise ValueError(
-            f"{source}: could not be read ({str(error).splitlines()[0]}); {known}"
-        ) from error
-
-
-def json_rows(lines: Iterable[str], source: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of some lines, with their line numbers; blank lines are passed over.
-    `source` names them in errors."""
-    for place, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{source}:{place}: not valid JSON: {error}") from None
-        except RecursionError:
-            raise ValueError(f"{source}:{place}: nested too deeply") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{source}:{place}: must be a JSON object (got {type(row).__name__})")
-        yield place, row
+    return found
 
 
 def split(items: Sequence[Any], name: str) -> list[Any]:
@@ -171,64 +253,38 @@ def content_hash(items: Sequence[Any]) -> str:
     return hashlib.sha256("\n".join(repr(item) for item in items).encode()).hexdigest()[:16]
 
 
-def _are_levels(rows: Sequence[tuple[int, dict[str, Any]]]) -> bool:
-    return all("query" in row for _, row in rows)
+_LEVEL_FIELDS = ("query", *LEVELS, "split", "persona")
 
 
-def _level(row: dict[str, Any], where: str) -> LevelItem:
+def _has_levels(row: Mapping[str, Any]) -> bool:
+    return "chosen" not in row and any(level in row for level in LEVELS)
+
+
+def _level(row: Mapping[str, Any], where: str) -> LevelItem:
     for name in ("query", *LEVELS):
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise ValueError(f"{where}: {name} must be a text (got {row.get(name)!r})")
+    for name in conversations.SYSTEMS:
+        if row.get(name):
+            raise ValueError(
+                f"{where}: {name}: level data has no system turns; take the column out"
+            )
+    persona = row.get("persona")
+    if persona is not None and not isinstance(persona, str):
+        raise ValueError(f"{where}: persona must be a text (got {persona!r})")
     return LevelItem(
         row["query"],
         {level: row[level] for level in LEVELS},
-        row.get("split", "train"),
-        row.get("persona", ""),
+        sources.split_name(row.get("split"), where),
+        persona or "",
     )
+
+
+def _pair(compared: Comparison, split: str) -> Pair:
+    return Pair(compared.messages, compared.chosen, compared.rejected, split)
 
 
 def pair_of(row: Mapping[str, Any], where: str) -> Pair:
     """A record as a pair. Raises ValueError naming `where` and the field that is wrong."""
-    prompt, chosen, rejected = (
-        row.get("prompt", row.get("messages")),
-        _turns(row.get("chosen")),
-        _turns(row.get("rejected")),
-    )
-    if prompt is None and isinstance(chosen, list) and chosen:
-        prompt = chosen[:-1]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{where}: prompt must be a text or a list of messages (got {prompt!r})")
-    turns = tuple(
-        parse(Message, message, f"{where}: prompt.{place}")
-        for place, message in enumerate(messages)
-    )
-    return Pair(
-        turns,
-        _answer(chosen, f"{where}: chosen"),
-        _answer(rejected, f"{where}: rejected"),
-        row.get("split", "train"),
-    )
-
-
-def _turns(value: Any) -> Any:
-    """The messages of a transcript; anything else as it is."""
-    if not (isinstance(value, str) and value.startswith("\n\nHuman:")):
-        return value
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": roles[who], "content": said.strip()}
-        for who, said in re.findall(
-            r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", value, re.S
-        )
-    ]
-
-
-def _answer(value: Any, where: str) -> str:
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
-        value = value[-1].get("content")
-    elif isinstance(value, dict):
-        value = value.get("content")
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: must be a text, or messages that end with one (got {value!r})")
-    return value
+    mark = sources.split_name(row.get("split"), where)
+    return _pair(conversations.comparison(row, where), mark)

@@ -28,7 +28,9 @@ class AdapterMixer:
         self._head_mixture: Tensor | None = None  # the same for the tokens whose logits are wanted
         self._expanded: dict[tuple[tuple[int, ...], bool], Tensor] = {}
         head = getattr(model, "get_output_embeddings", lambda: None)()
-        for name, (product, place) in fused_linears(model, read_order, head).items():
+        fused = fused_linears(model, read_order, head)
+        self.products = list(dict.fromkeys(product for product, _ in fused.values()))
+        for name, (product, place) in fused.items():
             parent, _, leaf = name.rpartition(".")
             linear = model.get_submodule(name)
             assert isinstance(linear, nn.Linear)

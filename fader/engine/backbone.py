@@ -7,8 +7,8 @@ the model's own attention and by ours, and the two must agree.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import psutil
@@ -23,6 +23,8 @@ from transformers import (
 
 from fader.engine import attention
 from fader.engine.adapters import AdapterMixer
+from fader.engine.identity import fingerprint, identity
+from fader.engine.linear import choose_kernels
 from fader.engine.memory import TorchMemory
 from fader.engine.protocols import Delta, Segment
 
@@ -83,6 +85,16 @@ class TorchBackbone:
     def forget(self, vector: Delta) -> None:
         """Take a vector's factors out of the layers. A row that still uses it brings them back."""
         self._mixer.drop(vector)
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of all that its answers depend on. Read once, and only where it is asked for."""
+        return identity(self.model, self.tokenizer)
+
+    def choose_kernels(self, kernels: str | None = None) -> None:
+        """Multiply from now on with the kernels that are fastest here: "measured", or torch's own
+        ("default"); left out: as FADER_KERNELS says, else measured."""
+        choose_kernels(self._mixer.products, kernels)
 
     def weight(self, name: str) -> Tensor:
         """One of the model's weights by its name. Raises KeyError for a name that there is not."""
@@ -237,24 +249,6 @@ def quick_dtype() -> str:
         else torch.cpu._is_avx512_bf16_supported()
     )
     return "bfloat16" if fast else "float32"
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A short hash of the weights' names, shapes and a sample of their values, the same in float32
-    and bfloat16."""
-    weights = model.state_dict()
-    return fingerprint_of((name, weights[name]) for name in sorted(weights))
-
-
-def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> str:
-    """`fingerprint` of a model whose weights come one at a time, sorted by their names in the
-    model; tied ones under each of their names."""
-    digest = hashlib.sha256()
-    for name, weight in weights:
-        flat = weight.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 64)][:64].to(torch.bfloat16).view(torch.int16).cpu()
-        digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _refuse_by_config(name: str, config: PreTrainedConfig) -> None:

@@ -1,28 +1,28 @@
-"""The products inside the linear layers: siblings that read the same input are one product, and few
-rows on a CPU take the fastest kernel.
-
-Facts (float32, 2 CPU cores, hidden size 576): the default product x @ W.T slows down sharply
-between 4 and 48 rows. There, layers that widen gain 1.2-1.6x from a copy of the weights packed for
-oneDNN, and layers that narrow gain 1.1-1.8x from W @ x.T. See docs/decisions/0003.
+"""The products inside the linear layers: siblings that read the same input are one product, and
+each product is computed by the kernel that was measured to be the fastest (`kernels.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-FEW, MANY = 4, 48  # rows between which the default product is not the fastest on a CPU
-PACK_LIMIT = 2**32  # bytes of weights up to which a packed copy of the widening layers is kept
+from fader.engine import kernels
 
 
 class FusedLinear:
     """y = x W^T + b for one linear layer, or for several that read the same input, as one
-    product."""
+    product.
 
-    def __init__(self, layers: Sequence[nn.Linear], pack: bool) -> None:
+    `choice`: the kernel by rows (`kernels.Choice`); empty for the default product.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
         self.sizes = [layer.out_features for layer in layers]
         self.weight: Tensor
         self.bias: Tensor | None
@@ -37,8 +37,8 @@ class FusedLinear:
             )
             for layer, part in zip(layers, self.weight.split(self.sizes), strict=True):
                 layer.weight.data = part
-        self._widens = pack and self.weight.shape[0] > self.weight.shape[1]
-        self._packed: Tensor | None = None
+        self.choice: Mapping[int, kernels.Name] = {}
+        self._prepared: dict[kernels.Name, Tensor] = {}
         self._input: Tensor | None = None
         self._outputs: list[Tensor] = []
 
@@ -55,18 +55,43 @@ class FusedLinear:
         return y
 
     def _multiply(self, x: Tensor) -> Tensor:
-        rows = x.numel() // x.shape[-1]
-        if not FEW <= rows <= MANY or x.device.type != "cpu" or x.dtype != torch.float32:
-            return functional.linear(x, self.weight, self.bias)
-        if self._widens:
-            if self._packed is None:
-                self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 16)
-            packed: Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self._packed, self.bias, "none", [], ""
-            )
-            return packed
-        y = (self.weight @ x.reshape(rows, -1).t()).t().contiguous().view(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias
+        name = kernels.kernel_for(self.choice, x.numel() // x.shape[-1])
+        kernel = kernels.KERNELS[name]
+        if name not in self._prepared:  # not before it is needed: it may be a copy
+            self._prepared[name] = kernel.prepare(self.weight)
+        return kernel.multiply(x, self._prepared[name], self.bias)
+
+
+def choose_kernels(products: Sequence[FusedLinear], asked: str | None = None) -> None:
+    """Give each product of a model the kernels that are the fastest on this machine, and torch the
+    thread count.
+
+    `asked`: "measured" or "default", else FADER_KERNELS says it. On another device than a CPU all
+    keep the default product. Raises ValueError for another word.
+    """
+    measured = kernels.measuring(asked)
+    if not (measured and products) or products[0].weight.device.type != "cpu":
+        return
+    shapes = Counter((product.weight.shape[0], product.weight.shape[1]) for product in products)
+    dtype = products[0].weight.dtype
+    torch.set_num_threads(kernels.choose_threads(shapes, dtype))
+    choice = kernels.choose(shapes, dtype)
+    for product in products:
+        product.choice = choice.of((product.weight.shape[0], product.weight.shape[1]))
+
+
+def choose_dtype(config: PreTrainedConfig, asked: str | None = None) -> torch.dtype:
+    """The type in which a CPU multiplies the layers of such a model faster, float32 or bfloat16;
+    says on standard error what it took and why. Float32 where nothing is to be measured."""
+    if not kernels.measuring(asked):
+        sys.stderr.write("dtype: float32 (nothing is measured with kernels 'default')\n")
+        return torch.float32
+    with torch.device("meta"):  # shapes alone, no weights
+        model = AutoModelForCausalLM.from_config(config)
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear]
+    pace = kernels.pace(Counter((layer.out_features, layer.in_features) for layer in layers))
+    sys.stderr.write(f"{pace}\n")
+    return pace.dtype
 
 
 def fused_linears(
@@ -78,9 +103,6 @@ def fused_linears(
     that read the same tensor share a product.
     """
     layers = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
-    pack = (
-        sum(weight.numel() * weight.element_size() for weight in model.parameters()) <= PACK_LIMIT
-    )
     groups: list[list[str]] = []
     last: Tensor | None = None
     for name, read in read_order:
@@ -100,9 +122,8 @@ def fused_linears(
     found: dict[str, tuple[FusedLinear, int]] = {}
     for group in groups:
         if not any(name in found for name in group):
-            product = FusedLinear([layers[name] for name in group], pack)
+            product = FusedLinear([layers[name] for name in group])
             found.update({name: (product, place) for place, name in enumerate(group)})
     return {
-        name: found[name] if name in found else (FusedLinear([layers[name]], pack), 0)
-        for name in layers
+        name: found[name] if name in found else (FusedLinear([layers[name]]), 0) for name in layers
     }

@@ -27,12 +27,19 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+)
 from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import logging as transformers_logging
 
 from fader.engine import builtin
 from fader.engine.backbone import TorchBackbone
+from fader.engine.linear import choose_dtype
 
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 KNOWN = (
     f"the built-in {builtin.NAME!r}, a folder with config.json and weights, a .gguf file, or a hub"
     " id"
@@ -71,11 +78,14 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     kv_bytes: int | None = None,
+    kernels: str | None = None,
 ) -> TorchBackbone:
     """A backbone from the built-in model's name, a folder, a GGUF file or a hub id.
 
     `device` and `dtype`: chosen (cuda, else mps, else cpu; float32 on a CPU, else bfloat16) unless
-    given. `kv_bytes`: memory for keys and values. Raises ValueError for a model that cannot run,
+    given; `dtype="auto"` takes on a CPU the faster of float32 and bfloat16 and says so on standard
+    error. `kv_bytes`: memory for keys and values. `kernels`: "measured" (unless FADER_KERNELS says
+    otherwise) or "default", see docs/engine.md. Raises ValueError for a model that cannot run,
     OSError for one that cannot be had. What the model's generation_config asks for and a request
     does not do by itself is said in one line on standard error.
     """
@@ -86,15 +96,27 @@ def load(
         if torch.backends.mps.is_available()
         else "cpu"
     )
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    auto = dtype == "auto" and device == "cpu"
+    if dtype is None or dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
     numbers = getattr(torch, dtype, None)
     if not isinstance(numbers, torch.dtype) or not numbers.is_floating_point:
         raise ValueError(
-            f"dtype: {dtype!r} is not a floating-point type; give float32, bfloat16 or float16"
+            f"dtype: {dtype!r} is not a floating-point type; give float32, bfloat16, float16 or"
+            " auto"
         )
+    if auto:
+        numbers = choose_dtype(AutoConfig.from_pretrained(**_source(name)), kernels)
     model, tokenizer = read(name, numbers)
     on_device: Any = model.to(torch.device(device))  # type: ignore[arg-type]
-    return TorchBackbone(name, on_device, tokenizer, kv_bytes)
+    try:
+        backbone = TorchBackbone(name, on_device, tokenizer, kv_bytes)
+    except (RuntimeError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(
+            f"model: {name} ({on_device.config.model_type}) does not run: {_first_line(error)}"
+        ) from error
+    backbone.choose_kernels(kernels)
+    return backbone
 
 
 def read(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -103,7 +125,7 @@ def read(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedToke
     Raises ValueError for what is not whole or cannot be read, OSError for what cannot be had.
     """
     source = _source(name)
-    with _one_message(name), _quiet():
+    with one_message(name), quiet():
         config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
     if config.is_encoder_decoder:
         raise ValueError(
@@ -116,7 +138,7 @@ def read(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedToke
             f"model: {name} is quantised ({_method(quantised).get('quant_method')}), which"
             " transformers does not know; give one in full precision, or a GGUF file"
         )
-    with _one_message(name, quantised), _quiet():
+    with one_message(name, quantised), quiet():
         found: Any = AutoModelForCausalLM.from_pretrained(
             **source,
             dtype=dtype,
@@ -127,11 +149,20 @@ def read(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedToke
             output_loading_info=True,
         )
     model, report = found
-    _refuse_by_report(name, report)
-    with _one_message(f"{name}: its tokenizer"), _quiet():
+    refuse_by_report(name, report)
+    _refuse_broken_numbers(name, model)
+    with one_message(f"{name}: its tokenizer"), quiet():
         tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     if "gguf_file" in source:
-        model.generation_config.eos_token_id = _gguf_ends(Path(name), tokenizer)
+        with one_message(name):
+            reader = GGUFReader(name)
+            unread = _gguf_unread(reader, model)
+        if unread:
+            raise ValueError(
+                f"model: {name} holds {_some(unread)}, which transformers does not read from GGUF"
+                " files; give the model as a folder of safetensors"
+            )
+        model.generation_config.eos_token_id = _gguf_ends(reader, tokenizer)
     else:
         _say_of_an_adapter(name, Path(source["pretrained_model_name_or_path"]))
     _say_what_is_not_applied(name, model.generation_config)
@@ -216,7 +247,7 @@ def _refuse_pointer(file: Path) -> None:
 
 
 @contextmanager
-def _one_message(name: str, quantised: Any = None) -> Iterator[None]:
+def one_message(name: str, quantised: Any = None) -> Iterator[None]:
     """Whatever a reader of files raises becomes one sentence: OSError stays one, all else is a
     ValueError."""
     try:
@@ -249,7 +280,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' own bars, reports and warnings: what they say is refused or said
     here."""
     bars, level = (
@@ -268,7 +299,7 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _refuse_by_report(name: str, report: dict[str, Any]) -> None:
+def refuse_by_report(name: str, report: dict[str, Any]) -> None:
     """Raises ValueError for weights that are missing, of another shape, or without a place."""
     if mismatched := sorted(report["mismatched_keys"]):
         weight, stored, wanted = mismatched[0]
@@ -295,15 +326,40 @@ def _some(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + more
 
 
-def _gguf_ends(file: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _refuse_broken_numbers(name: str, model: PreTrainedModel) -> None:
+    for weight, values in model.named_parameters():
+        if values.dtype in FLOATS and not torch.isfinite(values.sum(dtype=torch.float32)):
+            raise ValueError(
+                f"model: {name}: {weight} holds NaN or infinite numbers in {values.dtype}; get the"
+                " files again, or give another dtype"
+            )
+
+
+def _gguf_ends(reader: GGUFReader, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """All tokens that end an answer or a turn by the file's own metadata; transformers reads only
     the first kind."""
     found = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
-    for key, field in GGUFReader(file).fields.items():
+    for key, field in reader.fields.items():
         if re.fullmatch(r"tokenizer\.ggml\.(eos|eot|eom|eog)_token_ids?", key):
             value = field.contents()
             found.update(int(token) for token in (value if isinstance(value, list) else [value]))
     return sorted(found)
+
+
+def _gguf_unread(reader: GGUFReader, model: PreTrainedModel) -> list[str]:
+    """The tensors of a GGUF file that transformers leaves out without a word, such as the factors
+    by which Llama 3.1 scales its positions."""
+    kind = reader.fields["general.architecture"].contents()
+    processors: dict[str, Any] = TENSOR_PROCESSORS
+    processor = processors.get(kind, TensorProcessor)(config=model.config.to_dict())
+    known = get_gguf_hf_weights_map(model, processor)
+    return [
+        tensor.name
+        for tensor in reader.tensors
+        if tensor.name not in known
+        and "_exps." not in tensor.name  # stacked experts have rules of their own
+        and not (tensor.name == "rope_freqs.weight" and (tensor.data == 1).all())
+    ]
 
 
 def _say_of_an_adapter(name: str, folder: Path) -> None:

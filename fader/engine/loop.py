@@ -39,6 +39,7 @@ from fader.engine.program import (
 )
 from fader.engine.protocols import Backbone, Delta, Segment
 from fader.engine.running import Busy, Cancelled, Running
+from fader.engine.stats import Meter, Stats
 from fader.schema import Invalid
 
 T = TypeVar("T")
@@ -47,29 +48,7 @@ Needs = Mapping[str, tuple[int, int]]
 """For each backbone: how many rows a program keeps alive at most, and how many positions the
 longest of them takes, prompt included."""
 
-WINDOW = 10.0  # seconds over which `Stats` averages
 LOOK = 0.1  # seconds after which jobs that wait look again whether others let go of memory
-
-
-@dataclass(frozen=True)
-class Stats:
-    """How busy an engine is."""
-
-    live: int
-    """Jobs that run."""
-    waiting: int
-    """Jobs that wait for memory."""
-    rows_per_second: float
-    """Rows read by forward passes, averaged over the last 10 seconds."""
-    tokens_per_second: float
-    """Tokens read, prompts included, averaged in the same way."""
-    kv_used: int
-    """Bytes of KV memory that belong to rows in use."""
-    kv_reserved: int
-    """Bytes of KV memory that are set aside, in use or not."""
-    prompt_share_from_memory: float
-    """Of the prompt tokens that new rows began with, the share that was in memory already, since
-    the engine began; 0 before the first."""
 
 
 @dataclass(eq=False)
@@ -90,40 +69,6 @@ class _Job:
     @property
     def usage(self) -> Usage:
         return self.running.usage
-
-
-class _Meter:
-    """What forwards have read: lately, and of prompts in all. Written by the engine's thread, read
-    by any."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._since = time.monotonic()
-        self._reads: deque[tuple[float, int, int]] = deque()  # time, rows, tokens
-        self._prompt_tokens = self._from_memory = 0
-
-    def count(self, rows: int, tokens: int) -> None:
-        with self._lock:
-            self._reads.append((time.monotonic(), rows, tokens))
-            self._forget_old()
-
-    def count_prompt(self, tokens: int, from_memory: int) -> None:
-        with self._lock:
-            self._prompt_tokens += tokens
-            self._from_memory += from_memory
-
-    def rates(self) -> tuple[float, float, float]:
-        """Rows per second, tokens per second, share of prompt tokens from memory."""
-        with self._lock:
-            self._forget_old()
-            seconds = min(WINDOW, time.monotonic() - self._since) or WINDOW
-            rows, tokens = (sum(read[kind] for read in self._reads) for kind in (1, 2))
-            share = self._from_memory / self._prompt_tokens if self._prompt_tokens else 0.0
-        return rows / seconds, tokens / seconds, share
-
-    def _forget_old(self) -> None:
-        while self._reads and self._reads[0][0] < time.monotonic() - WINDOW:
-            self._reads.popleft()
 
 
 @dataclass(eq=False)
@@ -165,7 +110,7 @@ class Engine:
         self.token_budget = token_budget
         self.max_waiting = max_waiting
         self._unstarted = 0  # jobs that were taken up and have neither started nor ended
-        self._meter = _Meter()
+        self._meter = Meter()
         self._inbox: deque[_Job | Callable[[], None]] = deque()
         self._waiting: deque[_Job] = deque()
         self._live: list[_Job] = []
@@ -572,6 +517,12 @@ class Engine:
                 # its frames would keep rows, and so their memory, alive
                 self._end_row(picked[0][0], error.with_traceback(None))
                 return [None]
+            logging.getLogger("fader").warning(
+                "a forward pass of %s with %d rows failed (%s): each is read by itself",
+                backbone.name,
+                len(picked),
+                error,
+            )
         else:
             for row, segment in picked:
                 assert row.slot is not None

@@ -138,6 +138,10 @@ class Backbone(Protocol):
     def forget(self, vector: Delta) -> None:
         """Drop what is held for a vector. A row that still uses it brings it back."""
 
+    @property
+    def identity(self) -> str:
+        """A hash of all that its answers depend on: weights, settings, tokenizer, template."""
+
     def weight(self, name: str) -> Tensor:
         """One of the model's weights by its name, to be compared with what a vector was made on.
         Raises KeyError for a name that there is not."""

@@ -32,7 +32,8 @@ class Running(Future[T]):
 
     def cancel(self) -> bool:
         """Ask for an early end: the job's memory returns at the next step, and `result` raises
-        `Cancelled`. From any thread; False, and nothing happens, if the job is done."""
+        `Cancelled` (`cancelled` stays False: the end is an error like others). From any thread;
+        False, and nothing happens, if the job is done."""
         if self.done():
             return False
         self._stop()

@@ -3,7 +3,8 @@ the full request.
 
 It is a memo: a line that is there already is not measured again, so a run that was stopped goes on
 where it was, and a second task that asks the same costs nothing. Lines are found by their content:
-request, answer, model, and the numbers inside each vector that the request names.
+request, answer, model (its weights, settings, tokenizer and chat template), and the numbers inside
+each vector that the request names.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from fader.fader import Fader
 from fader.files import write_whole
 from fader.request import Request
 
+FORMAT = 1
+"""Raise it by hand when a change of the code changes what is measured: lines of another format are
+measured again."""
 TOGETHER = 96  # measurements that are asked at once; a stopped run loses at most these
 
 
@@ -124,15 +128,19 @@ class ResultCache:
 
     def _key(self, asked: Query) -> str:
         request = asked.request.model_dump(mode="json")
-        name = asked.request.model or self.fader.model
+        models = {asked.request.model or self.fader.model, *_named(request, "model")}
         vectors = {
-            vector: self.fader.vector(vector).digest for vector in sorted(set(_vectors(request)))
+            vector: self.fader.vector(vector).digest
+            for vector in sorted(set(_named(request, "vectors")))
         }
         content = [
+            FORMAT,
             request,
             asked.answer,
-            self.fader.backend.backbones[name].fingerprint,
-            str(self.fader.backend.backbones[name].dtype),
+            {
+                name: self.fader.backend.identity(name)
+                for name in sorted(models & {*self.fader.backend.models})
+            },
             vectors,
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -157,15 +165,16 @@ def _written(result: Result) -> Measurement:
     )
 
 
-def _vectors(value: Any) -> Iterator[str]:
-    """Names of the vectors that a request names anywhere."""
+def _named(value: Any, kind: str) -> Iterator[str]:
+    """Names of the vectors, or of the models, that a request names anywhere."""
     if isinstance(value, dict):
-        yield from value.get("vectors") or ()
+        named = value.get(kind) or ()
+        yield from [named] if isinstance(named, str) else named
         for inner in value.values():
-            yield from _vectors(inner)
+            yield from _named(inner, kind)
     elif isinstance(value, list):
         for inner in value:
-            yield from _vectors(inner)
+            yield from _named(inner, kind)
 
 
 def _lines(file: Path) -> dict[str, Measurement]:

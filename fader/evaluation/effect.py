@@ -4,7 +4,7 @@ answers, best those it was not trained on."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from fader.data.records import LEVELS, Item, LevelItem, Pair, content_hash
 from fader.engine import builtin
 from fader.engine.backbone import quick_dtype
 from fader.evaluation.cache import ResultCache
+from fader.evaluation.pairs import pairs
 from fader.evaluation.suite import Suite
 from fader.evaluation.tune import alone, curves, top1
 from fader.fader import Fader
+from fader.vectors.peft_folder import CONFIG
 from fader.vectors.vector import Vector
 
 STRENGTHS = (-1.0, -0.35, 0.0, 0.5, 1.0)
@@ -28,14 +30,23 @@ def note_effect(
     items: Sequence[Item],
     model: str = builtin.NAME,
     seen: bool = False,
+    held_out: Sequence[Pair] = (),
 ) -> Vector:
     """Measure the vector on `items` and write what was found into its card in `folder`. Returns the
-    vector with that card. `seen`: it was trained on these items, which the card then says."""
+    vector with that card. `seen`: it was trained on these items, which the card then says.
+    `held_out`: pairs it was not trained on, whose figures the card has with their intervals.
+
+    Raises ValueError where another vector has come into the folder in the meantime.
+    """
     with Fader(model, dtype=quick_dtype()) as fader:
         fader.add_vector(vector)
-        found = effect(ResultCache(fader), vector.name, items) | (
-            {"seen_in_training": True} if seen else {}
-        )
+        cache = ResultCache(fader)
+        found = effect(cache, vector.name, items) | ({"seen_in_training": True} if seen else {})
+        if held_out:
+            suite = Suite(cache, pairs=held_out, vectors={"": vector.name})
+            found["held_out"] = [asdict(metric) for metric in pairs(suite, STRENGTHS)]
+    if (folder / CONFIG).is_file() and Vector.load(folder).digest != vector.digest:
+        raise ValueError(f"out: {folder} holds another vector by now; nothing was written into it")
     noted = replace(vector, card={**vector.card, "effect": found})
     noted.save(folder)
     return noted
@@ -46,7 +57,7 @@ def effect(cache: ResultCache, name: str, items: Sequence[Item]) -> dict[str, An
     chosen answer does, and by what margin. For levels also the strength at which each is clearest.
     `vector`, `base` and `data` tell of which numbers this holds, on which model and items."""
     levels = [item for item in items if isinstance(item, LevelItem)]
-    pairs = [item for item in items if isinstance(item, Pair)]
+    preferred = [item for item in items if isinstance(item, Pair)]
     vector = cache.fader.vector(name)
     found: dict[str, Any] = {
         "vector": vector.digest,
@@ -67,9 +78,9 @@ def effect(cache: ResultCache, name: str, items: Sequence[Item]) -> dict[str, An
             {"strength": strength, **{level: round(share, 3) for level, share in row.items()}}
             for strength, row in shares.items()
         ]
-    if pairs:
+    if preferred:
         found["strengths"] = [
-            _preferred(Suite(cache), name, pairs, strength) for strength in STRENGTHS
+            _preferred(Suite(cache), name, preferred, strength) for strength in STRENGTHS
         ]
     return found
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 RESAMPLES = 2000
+Z = 1.959964  # of the normal distribution, 95% lie within so many standard deviations
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,21 @@ def average(
         len(found),
         seed,
     )
+
+
+def share(
+    task: str, method: str, case: str, metric: str, values: Sequence[bool], seed: int = 0
+) -> Metric:
+    """The share of items that hold, with Wilson's 95% interval: all of 18 is .82 to 1."""
+    count = len(values)
+    if not count:
+        raise ValueError(f"{task}: no items for {case} {metric}")
+    found = sum(values) / count
+    spread = Z * Z / count
+    middle = (found + spread / 2) / (1 + spread)
+    half = Z * math.sqrt((found * (1 - found) + spread / 4) / count) / (1 + spread)
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return Metric(task, method, case, metric, _round(found), _round(low), _round(high), count, seed)
 
 
 def perplexity(

@@ -31,7 +31,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; } figure { ma
   svg { max-width: 100%; height: auto; }
 </style></head><body>
 <h1>Evaluation</h1>
-<p>Each value with its 95% bootstrap interval over n items.</p>
+<p>Each value with its 95% interval over n items.</p>
 {% for title, drawing in drawings %}
 <figure><figcaption><b>{{ title }}</b></figcaption>{{ drawing }}</figure>{% endfor %}
 {% for task, figures in tables.items() %}<h2>{{ task }}</h2>
@@ -167,12 +167,41 @@ def cost_and_quality(figures: Sequence[Metric]) -> str | None:
     return _svg(canvas)
 
 
+def pairs_against_strength(figures: Sequence[Metric]) -> str | None:
+    """Accuracy and margin of held-out pairs against the vector's strength, a line per split, with
+    bands."""
+    found = [figure for figure in figures if figure.task == "pairs"]
+    if not found:
+        return None
+    canvas, panels = pyplot.subplots(1, 2, figsize=(8.4, 3.4))
+    for panel, metric in zip(panels, ("accuracy", "margin"), strict=True):
+        for name in dict.fromkeys(_vector_and_case(figure) for figure in found):
+            line = sorted(
+                (_amount(figure), figure.value, figure.low, figure.high)
+                for figure in found
+                if (_vector_and_case(figure), figure.metric) == (name, metric)
+            )
+            x, y, low, high = zip(*line, strict=True)
+            panel.plot(x, y, marker="o", markersize=3, label=name)
+            panel.fill_between(x, low, high, alpha=0.15)
+        panel.set(xlabel="strength", ylabel=metric)
+    panels[0].set_ylim(-0.02, 1.02)
+    panels[1].axhline(0, color="#ccc", zorder=0)
+    panels[1].legend(frameon=False)
+    return _svg(canvas)
+
+
 DRAWINGS: Mapping[str, Callable[[Sequence[Metric]], str | None]] = {
     "Effect against lambda": effect_against_amount,
     "Combinations of levels: least accuracy over the domains": combination_map,
     "Spill-over: share of questions whose first answer moves": spill_matrix,
     "Cost against quality of generated answers": cost_and_quality,
+    "Pairs: the chosen answer is the likelier one": pairs_against_strength,
 }
+
+
+def _vector_and_case(figure: Metric) -> str:
+    return f"{figure.method.rpartition('=')[0]}, {figure.case}"
 
 
 def _amount(figure: Metric) -> float:

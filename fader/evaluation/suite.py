@@ -34,6 +34,8 @@ class Suite:
         default_factory=lambda: {domain: domain for domain in DOMAINS}
     )
     styles: Sequence[str] = STYLES
+    pairs: Sequence[Pair] = ()
+    """The pairs that the task `pairs` measures."""
     judge: LevelJudge | None = None
     """Who says which level a written answer has; left out: the shipped classifier."""
     split: str = "test"

@@ -9,6 +9,7 @@ from fader.evaluation.general import ability, fluency, styles
 from fader.evaluation.generation import generation
 from fader.evaluation.levels import curve, levels, prompting, spillover
 from fader.evaluation.metrics import Metric
+from fader.evaluation.pairs import pairs
 from fader.evaluation.suite import Suite
 
 TASKS: Mapping[str, Callable[[Suite], Iterator[Metric]]] = {
@@ -20,4 +21,5 @@ TASKS: Mapping[str, Callable[[Suite], Iterator[Metric]]] = {
     "fluency": fluency,
     "ability": ability,
     "styles": styles,
+    "pairs": pairs,
 }

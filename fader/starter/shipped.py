@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fader.data.records import LevelItem, Pair, read_levels, read_pairs, read_rows
+from fader.data.records import LevelItem, Pair, read, read_rows
 
 STARTER = Path(__file__).parent / "data"
 DOMAINS = ("medical", "legal", "financial")
@@ -15,12 +15,14 @@ AIMS = ("harmless", "helpful")
 
 def starter_levels(domain: str) -> list[LevelItem]:
     """The shipped level data of one domain."""
-    return read_levels(STARTER / "levels" / f"{domain}.jsonl")
+    found = read(STARTER / "levels" / f"{domain}.jsonl").items
+    return [item for item in found if isinstance(item, LevelItem)]
 
 
 def starter_pairs(name: str) -> list[Pair]:
     """The shipped pairs of one style axis, or of one aim."""
-    return read_pairs(STARTER / ("aims" if name in AIMS else "styles") / f"{name}.jsonl")
+    found = read(STARTER / ("aims" if name in AIMS else "styles") / f"{name}.jsonl").items
+    return [item for item in found if isinstance(item, Pair)]
 
 
 def starter_rows(name: str, part: str | None = None) -> list[dict[str, Any]]:

@@ -1,14 +1,24 @@
-"""What every training shares: resumption, clock, progress bar, settings."""
+"""What every training shares: one at a time in a folder, resumption, clock, progress bar, settings,
+and whether a chat template can be trained on.
+
+A run that was killed goes on from its last whole checkpoint. The newest two are kept: while the one
+is being written, the one before it is there.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+from jinja2 import TemplateError
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,6 +33,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from fader.engine import builtin
 from fader.engine.backbone import quick_dtype
 from fader.files import write_whole
+from fader.methods.prompt import has_system_role
+from fader.schema import short
+
+WHOLE = "seconds"  # the file that makes a checkpoint whole
 
 
 def load(model: str) -> tuple[Any, Any]:
@@ -34,13 +48,20 @@ def load(model: str) -> tuple[Any, Any]:
     return base, AutoTokenizer.from_pretrained(source)
 
 
-def shared(batch: int, learning_rate: float, seed: int) -> dict[str, Any]:
-    """Settings of the trainers of TRL and transformers that every training has."""
+def steps(items: int, batch: int, epochs: float) -> int:
+    """How often a training changes the weights."""
+    return math.ceil(math.ceil(items / batch) * epochs)
+
+
+def shared(batch: int, learning_rate: float, seed: int, steps: int) -> dict[str, Any]:
+    """Settings of the trainers of TRL and transformers that every training has. The rate rises over
+    the first tenth of the steps; where that is less than one step, it starts at its peak, for the
+    first step of a rise has a rate of 0."""
     return {
         "per_device_train_batch_size": batch,
         "learning_rate": learning_rate,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.1,
+        "warmup_steps": 0.1 if steps >= 10 else 0,
         "logging_steps": 1,
         "report_to": [],
         "disable_tqdm": True,
@@ -52,16 +73,78 @@ def shared(batch: int, learning_rate: float, seed: int) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def locked(folders: Iterable[Path]) -> Iterator[None]:
+    """Within: no other training writes into these folders. Raises ValueError for one into which
+    another does."""
+    with ExitStack() as held:
+        for folder in sorted(folders):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+            try:
+                held.enter_context(lock)
+            except Timeout:
+                raise ValueError(
+                    f"out: another training is writing into {folder}; wait until it has ended, or"
+                    " give another folder"
+                ) from None
+            held.callback(Path(lock.lock_file).unlink, missing_ok=True)  # before it is given back
+        yield
+
+
 def same_run_or_fresh(work: Path, identity: dict[str, Any]) -> None:
-    """Keep the checkpoints of a stopped run of the same data and settings; drop those of
-    another."""
+    """Keep the checkpoints of a stopped run of the same data and settings; drop those of another,
+    and what a killed process left half-written."""
     note = work / "run.json"
-    wanted = json.loads(json.dumps(identity))
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == wanted:
+    wanted = json.dumps(identity, sort_keys=True)
+    if note.is_file() and note.read_text(encoding="utf-8") == wanted:
+        for checkpoint in work.glob("checkpoint-*"):
+            if not (checkpoint / WHOLE).is_file():
+                shutil.rmtree(checkpoint)
         return
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    write_whole(note, json.dumps(identity))
+    write_whole(note, wanted)
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The newest checkpoint, from which a run goes on; each of them is whole."""
+    found = sorted(work.glob("checkpoint-*"), key=lambda place: int(place.name.split("-")[1]))
+    return found[-1] if found else None
+
+
+def fits_the_template(tokenizer: Any, conversations: Iterable[Sequence[Mapping[str, str]]]) -> None:
+    """Raises ValueError for a chat template that cannot tell an answer from what stands before it:
+    there is none, it refuses or drops system turns, or it writes the prompt otherwise once an
+    answer follows. `conversations`: messages that end with the assistant's."""
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "model: has no chat template, and conversations cannot be taught without one; give a"
+            " tuned model, or put a chat_template.jinja into its folder"
+        )
+    for place, turns in enumerate(conversations, 1):
+        *asked, answer = turns
+        if asked[0]["role"] == "system" and not has_system_role(tokenizer):
+            raise ValueError(
+                f"data: item {place} has a system turn ({short(asked[0]['content'])}), and the"
+                " model's chat template takes none; put its text into the first user turn"
+            )
+        try:
+            prompt, whole = (
+                str(tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=more))
+                for part, more in ((asked, True), ([*asked, answer], False))
+            )
+        except TemplateError as error:
+            raise ValueError(
+                f"data: item {place}: the model's chat template refuses the conversation: {error}"
+            ) from None
+        if not whole.startswith(prompt):
+            parted = next(i for i, letter in enumerate(prompt) if whole[i : i + 1] != letter)
+            raise ValueError(
+                f"model: its chat template writes the prompt of item {place} otherwise once an"
+                f" answer follows ({short(prompt[parted:])} becomes"
+                f" {short(whole[parted : parted + 60])}); give a template that only appends"
+            )
 
 
 def progress_bar(show: bool) -> Progress:
@@ -78,11 +161,11 @@ def progress_bar(show: bool) -> Progress:
 
 class Clock(TrainerCallback):
     """Seconds that a training has taken, those before the checkpoint that it goes on from
-    included."""
+    included. It writes them into every checkpoint as the last thing: one that has them is whole."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._before = float(file.read_text(encoding="utf-8")) if file.is_file() else 0.0
+    def __init__(self, checkpoint: Path | None) -> None:
+        said = (checkpoint / WHOLE).read_text(encoding="utf-8") if checkpoint else "0"
+        self._before = float(said)
         self._began = time.perf_counter()
 
     @property
@@ -92,7 +175,8 @@ class Clock(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer after each checkpoint."""
-        write_whole(self._file, f"{self.seconds}")
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_whole(checkpoint / WHOLE, f"{self.seconds}")
 
 
 class Watch(TrainerCallback):

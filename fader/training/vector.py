@@ -17,13 +17,15 @@ since levels are ranked by likelihood itself). Lessons that hold other subjects 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from datasets import Dataset
@@ -39,11 +41,30 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from fader.data.records import content_hash
 from fader.engine import builtin
-from fader.engine.backbone import fingerprint
+from fader.engine.identity import fingerprint, identity
 from fader.training.lessons import Lesson
-from fader.training.run import Clock, Watch, load, progress_bar, same_run_or_fresh, shared
+from fader.training.run import (
+    Clock,
+    Watch,
+    fits_the_template,
+    last_checkpoint,
+    load,
+    locked,
+    progress_bar,
+    same_run_or_fresh,
+    shared,
+    steps,
+)
 from fader.vectors.peft_folder import CONFIG
 from fader.vectors.vector import Vector, check_place
+
+FORMAT = 1
+"""Raise it by hand when a change of the code changes what a training gives: vectors of another
+format are not taken for what the same data and settings give."""
+DATED = ("base_identity", "format")
+"""What of a card may differ in a vector that is trained anew by the same command: it is out of
+date, and no other vector."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,7 +90,24 @@ class Recipe:
     batch: int = 2
     sft_epochs: float = 0.0
     """Supervised passes over the chosen answers, at strength 1, before the comparisons."""
+    max_length: int = 1024
+    """Lessons with more tokens, prompt and answer together, are left out."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("rank", 1), ("batch", 1), ("max_length", 2), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: must be at least {least} (got {getattr(self, name)})")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed: must be below 2**32 (got {self.seed})")
+        for name in ("alpha", "beta", "learning_rate", "epochs"):
+            if not (math.isfinite(value := getattr(self, name)) and value > 0):
+                raise ValueError(f"{name}: must be above 0 (got {value})")
+        for name in ("sft_weight", "retain_weight", "sft_epochs"):
+            if not (math.isfinite(value := getattr(self, name)) and value >= 0):
+                raise ValueError(f"{name}: must not be below 0 (got {value})")
+        if not all(self.targets) or not self.targets:
+            raise ValueError(f"targets: must be names of linear layers (got {self.targets})")
 
 
 DPO = Recipe(
@@ -93,6 +131,7 @@ def train_vectors(
     dtype: str = "bfloat16",
     progress: bool = True,
     start: Sequence[Vector] = (),
+    force: bool = False,
 ) -> list[Vector]:
     """Train the vectors of these names side by side, write each to its folder with its card, and
     return them.
@@ -102,31 +141,74 @@ def train_vectors(
     there already from the same are returned as they are. `start`: vectors of the recipe's rank and
     targets to go on from, one for each name. `dtype`: of the saved factors. The products run in
     bfloat16 where the device computes it fast; the factors are trained in float32.
+
+    Raises ValueError before anything is trained for lessons that the model cannot be taught, for a
+    folder that another training writes into, and for one with another vector unless `force`.
     """
     for folder in folders.values():
         check_place(folder)
+    with locked(folders.values()):
+        return _trained(folders, lessons, recipe, model, dtype, progress, start, force)
+
+
+def _trained(
+    folders: Mapping[str, Path],
+    lessons: Sequence[Lesson],
+    recipe: Recipe,
+    model: str,
+    dtype: str,
+    progress: bool,
+    start: Sequence[Vector],
+    force: bool,
+) -> list[Vector]:
     base, tokenizer = load(model)
     base_print = fingerprint(base)
+    _check_targets(base, recipe.targets)
+    given = len(lessons)
+    fits_the_template(tokenizer, (_conversation(lesson) for lesson in lessons))
+    lessons = _short_enough(lessons, tokenizer, base, recipe.max_length)
     first = next(iter(folders.values()))
     work = first.with_name("." + "+".join(folder.name for folder in folders.values()) + ".part")
-    identity = {
+    run = {
         "vectors": list(folders),
         "data": content_hash(lessons),
         "recipe": asdict(recipe),
         "base_fingerprint": base_print,
         "start": [vector.digest for vector in start],
+        "base_identity": identity(base, tokenizer),
+        "format": FORMAT,
     }
     numbers = getattr(torch, dtype)
-    if there := _trained_before(folders, identity, numbers):
+    there = _there(folders)
+    if len(there) == len(folders) and all(_as_asked(one, run, numbers) for one in there):
         return there
-    same_run_or_fresh(work, identity)
-    clock = Clock(work / "seconds")
+    for one in there:
+        if not (force or _as_asked(one, {**run, **{key: one.card.get(key) for key in DATED}})):
+            raise ValueError(
+                f"out: {folders[one.name]} holds a vector of other data, settings or model; replace"
+                " it with --force, or give another folder"
+            )
+        if not force:
+            log.warning(
+                "%s is trained anew: since it was, the model's tokenizer, chat template or settings"
+                " or the way of training have changed",
+                folders[one.name],
+            )
+    same_run_or_fresh(work, run)
+    checkpoint = last_checkpoint(work)
+    clock = Clock(checkpoint)
     with progress_bar(progress) as bar:
         trainer = _trainer(recipe, base, tokenizer, lessons, len(folders), work, bar)
         trainer.add_callback(clock)
         if start:
             _go_on(trainer.model, start)
-        trainer.train(resume_from_checkpoint=bool(list(work.glob("checkpoint-*"))))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else False)
+    weights = cast("nn.Module", trainer.model).parameters()
+    if not all(torch.isfinite(weight).all() for weight in weights):
+        shutil.rmtree(work)
+        raise ValueError(
+            f"learning_rate: {recipe.learning_rate} is too high; the numbers ran off to infinity"
+        )
     trainer.save_model(str(work / "final"))
     card = {
         "kind": "alignment vector",
@@ -134,9 +216,8 @@ def train_vectors(
         "trained_with": list(folders),
         "lessons": len(lessons),
         "retained": sum(lesson.retained for lesson in lessons),
-        "data": identity["data"],
-        "recipe": asdict(recipe),
-        "start": identity["start"],
+        "too_long": given - len(lessons),
+        **{key: run[key] for key in ("data", "recipe", "start", "base_identity", "format")},
         "started_from": _histories(start),
         "seconds": round(clock.seconds, 1),
         "curve": [
@@ -162,30 +243,79 @@ def train_vectors(
     return found
 
 
-def _trained_before(
-    folders: Mapping[str, Path], identity: Mapping[str, Any], numbers: torch.dtype
-) -> list[Vector]:
-    """The vectors in these folders, if all of them are what the same lessons and settings gave;
-    else none."""
-    found = []
-    for name, folder in folders.items():
-        if not (folder / CONFIG).is_file():
-            return []
-        vector = Vector.load(folder, name)
-        card = {
-            **vector.card,
-            "vectors": vector.card.get("trained_with"),
-            "base_fingerprint": vector.base,
-        }
-        same = all(
-            card.get(key) == value for key, value in json.loads(json.dumps(identity)).items()
+def _there(folders: Mapping[str, Path]) -> list[Vector]:
+    """The vectors that are in these folders already."""
+    return [
+        Vector.load(folder, name) for name, folder in folders.items() if (folder / CONFIG).is_file()
+    ]
+
+
+def _as_asked(vector: Vector, run: Mapping[str, Any], numbers: torch.dtype | None = None) -> bool:
+    """Whether a vector is what these lessons and settings give, in these numbers where they are
+    said."""
+    card = {
+        **vector.card,
+        "vectors": vector.card.get("trained_with"),
+        "base_fingerprint": vector.base,
+    }
+    return all(
+        card.get(key) == value for key, value in json.loads(json.dumps(run)).items()
+    ) and not any(
+        numbers and factor.dtype != numbers for pair in vector.factors.values() for factor in pair
+    )
+
+
+def _conversation(lesson: Lesson) -> list[dict[str, str]]:
+    row = _row(lesson)
+    return [*row["prompt"], *row["chosen"]]
+
+
+def _check_targets(base: nn.Module, targets: Sequence[str]) -> None:
+    layers = [name for name, layer in base.named_modules() if isinstance(layer, nn.Linear)]
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            known = sorted({name.rpartition(".")[2] for name in layers})
+            raise ValueError(
+                f"targets: the model has no linear layer {target!r}; it has {', '.join(known)}"
+            )
+
+
+def _short_enough(
+    lessons: Sequence[Lesson], tokenizer: Any, base: Any, longest: int
+) -> list[Lesson]:
+    """The lessons whose conversations, with either answer, have at most `longest` tokens; says how
+    many are left out. Raises ValueError where none is left."""
+    reach = getattr(base.config.get_text_config(), "max_position_embeddings", None) or longest
+    lengths: dict[tuple[Any, str], int] = {}
+
+    def length(lesson: Lesson, answer: str) -> int:
+        key = (lesson.messages, answer)
+        if key not in lengths:
+            turns = _conversation(replace(lesson, chosen=answer))
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+            lengths[key] = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return lengths[key]
+
+    limit = min(longest, reach)
+    kept = [
+        lesson
+        for lesson in lessons
+        if max(length(lesson, lesson.chosen), length(lesson, lesson.rejected)) <= limit
+    ]
+    if not kept:
+        raise ValueError(
+            f"max_length: all {len(lessons)} lessons are longer than {limit} tokens (the longest"
+            f" has {max(lengths.values(), default=0)}); give a greater --max-length, at most what"
+            f" the model reads ({reach}), or shorter conversations"
         )
-        if not same or any(
-            factor.dtype != numbers for pair in vector.factors.values() for factor in pair
-        ):
-            return []
-        found.append(vector)
-    return found
+    if gone := len(lessons) - len(kept):
+        log.warning(
+            "%d of %d lessons are left out: longer than %d tokens (--max-length)",
+            gone,
+            len(lessons),
+            limit,
+        )
+    return kept
 
 
 def _histories(vectors: Sequence[Vector]) -> list[dict[str, Any]]:
@@ -255,13 +385,19 @@ def _trainer(
         base = _supervised(base, tokenizer, data, lora, recipe, work, Watch(bar, "supervised"))
     settings = DPOConfig(
         output_dir=str(work),
+        max_length=None,
         num_train_epochs=recipe.epochs,
         precompute_ref_log_probs=recipe.loss == "dpo",
         precompute_ref_batch_size=8,
         save_strategy="steps",
         save_steps=25,
-        save_total_limit=1,
-        **shared(recipe.batch, recipe.learning_rate, recipe.seed),
+        save_total_limit=2,
+        **shared(
+            recipe.batch,
+            recipe.learning_rate,
+            recipe.seed,
+            steps(len(data), recipe.batch, recipe.epochs),
+        ),
     )
     watch = Watch(bar, "preferences")
     return LineTrainer(
@@ -297,7 +433,7 @@ class LineTrainer(DPOTrainer):
             if processing_class.pad_token_id is None
             else processing_class.pad_token_id
         )  # masked either way
-        together = partial(collate, pad=pad, longest=args.max_length)
+        together = partial(collate, pad=pad)
         super().__init__(
             model, args=args, processing_class=processing_class, data_collator=together, **settings
         )
@@ -354,28 +490,23 @@ class LineTrainer(DPOTrainer):
                 self._metrics["train"][name].append(float(values.detach().mean()))
 
 
-def collate(
-    rows: Sequence[Mapping[str, Any]], pad: int, longest: int | None = None
-) -> dict[str, Tensor]:
+def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tensor]:
     """A batch of lessons, each as prompt, chosen, rejected in one row, in which the answers see the
     prompt and themselves.
 
     `source` and `target`: the place (in the flattened rows) from which each answer token is
     predicted, and the token; `answer`: whose it is, the chosen ones of all lessons first, then the
-    rejected; `lengths`: tokens of each. Answers are cut where the row would be over `longest`.
+    rejected; `lengths`: tokens of each.
     """
     count = len(rows)
-    cut: list[list[list[int]]] = []
-    for row in rows:
-        room = max(1, longest - len(row["prompt_ids"])) if longest else None
-        cut.append([row["prompt_ids"], row["chosen_ids"][:room], row["rejected_ids"][:room]])
-    width = max(sum(map(len, parts)) for parts in cut)
+    texts = [[row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]] for row in rows]
+    width = max(sum(map(len, parts)) for parts in texts)
     ids, places = torch.full((count, width), pad), torch.zeros(count, width, dtype=torch.long)
     part = torch.full((count, width), -1)  # of each token: 0 prompt, 1 chosen, 2 rejected
     source: list[int] = []
     target: list[int] = []
     answer: list[int] = []
-    for lesson, (prompt, *answers) in enumerate(cut):
+    for lesson, (prompt, *answers) in enumerate(texts):
         at = len(prompt)
         ids[lesson, :at], places[lesson, :at], part[lesson, :at] = (
             torch.tensor(prompt),
@@ -401,7 +532,7 @@ def collate(
         "source": torch.tensor(source),
         "target": torch.tensor(target),
         "answer": torch.tensor(answer),
-        "lengths": torch.tensor([len(parts[side]) for side in (1, 2) for parts in cut]),
+        "lengths": torch.tensor([len(parts[side]) for side in (1, 2) for parts in texts]),
     }
     given = ("strengths", "retained", "ref_chosen_logps", "ref_rejected_logps")
     return {
@@ -477,7 +608,13 @@ def _supervised(
         output_dir=str(work / "sft"),
         num_train_epochs=recipe.sft_epochs,
         save_strategy="no",
-        **shared(recipe.batch, recipe.learning_rate, recipe.seed),
+        max_length=None,
+        **shared(
+            recipe.batch,
+            recipe.learning_rate,
+            recipe.seed,
+            steps(len(examples), recipe.batch, recipe.sft_epochs),
+        ),
     )
     trainer = SFTTrainer(
         base,

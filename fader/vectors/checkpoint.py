@@ -13,23 +13,30 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
 
 from fader.engine import builtin
-from fader.engine.backbone import fingerprint_of
-from fader.engine.loading import weight_files
+from fader.engine.identity import fingerprint_of
+from fader.engine.loading import FLOATS, one_message, quiet, refuse_by_report, weight_files
 from fader.files import whole_folder
 from fader.vectors.peft_folder import CONFIG
 from fader.vectors.vector import (
@@ -46,6 +53,7 @@ from fader.vectors.vector import (
 Track = Callable[[Sequence[str]], Iterable[str]]
 """Hands on the names that it is given, one by one, and may show how far it is."""
 
+INDEX = "model.safetensors.index.json"
 SMALL = 256  # matrices with a side up to this are decomposed in full
 FORMATS = {
     ".safetensors",
@@ -60,6 +68,25 @@ FORMATS = {
 }  # weights, which `merge` does not copy as they are
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Where a weight is stored: as one tensor, or as several that transformers makes it from when
+    it loads the model, such as one for each expert."""
+
+    weight: str
+    parts: tuple[tuple[Path, str], ...]
+    """Files and the tensors' names there."""
+    make: Callable[[Sequence[Tensor]], Mapping[str, Tensor]] | None = field(
+        default=None, compare=False
+    )
+    """The parts -> the weights that they make; None where the one part is the weight."""
+
+    @property
+    def name(self) -> str:
+        """What a person may look for: the name in the file, of what is one tensor there."""
+        return self.parts[0][1] if self.make is None else self.weight
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A model folder whose weights are read one at a time. Weights go by their names in the model,
@@ -69,8 +96,8 @@ class Checkpoint:
     folder: Path
     config: PreTrainedConfig
     files: tuple[Path, ...]
-    stored: Mapping[str, tuple[Path, str]]
-    """Weight, in the order of names -> its file and its name there; tied weights have one place."""
+    stored: Mapping[str, Stored]
+    """Weight, in the order of names -> where it is stored; tied weights have one place."""
     shapes: Mapping[str, tuple[int, ...]]
     layers: Mapping[str, tuple[int, int]]
     """Linear layer -> (out, in)."""
@@ -78,10 +105,14 @@ class Checkpoint:
     def read(self, weight: str) -> Tensor:
         """One weight, as it is stored. Raises ValueError for one that is not in a plain
         floating-point type, or is not finite."""
-        file, key = self.stored[weight]
+        stored = self.stored[weight]
+        parts = [self._read_part(*part) for part in stored.parts]
+        return parts[0] if stored.make is None else stored.make(parts)[stored.weight]
+
+    def _read_part(self, file: Path, key: str) -> Tensor:
         with safe_open(file, framework="pt") as opened:
             tensor: Tensor = opened.get_tensor(key)
-        if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        if tensor.dtype not in FLOATS:
             raise ValueError(
                 f"{file}: {key} is stored as {tensor.dtype}; give a checkpoint in float32, bfloat16"
                 " or float16"
@@ -104,8 +135,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     """A checkpoint folder, or the built-in model by its name, its headers read and checked against
     its config.json.
 
-    What its files hold beyond the model's own weights is not read, as transformers does not read
-    it. Raises ValueError naming what is wrong.
+    Raises ValueError naming what is wrong, for the same files that `load` refuses.
     """
     folder = Path(builtin.source(str(source)))
     if not (folder / "config.json").is_file():
@@ -113,9 +143,14 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             f"model: {source} is no folder with a config.json; give a folder of safetensors, or"
             f" {builtin.NAME!r}"
         )
-    config = AutoConfig.from_pretrained(folder)
+    with one_message(str(source)), quiet():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if getattr(config, "quantization_config", None):
+        raise ValueError(
+            f"model: {source} is quantised; give the checkpoint in float32, bfloat16 or float16"
+        )
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), quiet():
             model: Any = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
         raise ValueError(
@@ -128,21 +163,25 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             f"{folder}: there is no model.safetensors and no index of shards; checkpoints are read"
             f" from safetensors only: {_RESAVE}"
         )
-    found = _stored(files, model, weights)
-    stored: dict[str, tuple[Path, str]] = {}
+    found, surplus = _stored(files, model, weights)
+    stored: dict[str, Stored] = {}
+    missing: list[str] = []
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
     for weight, tensor in sorted(weights.items(), key=lambda item: item[0]):
         place = found.get(weight) or next(
             (found[other] for other, mate in weights.items() if mate is tensor and other in found),
             None,
         )
         if place is None:
-            raise ValueError(f"{folder}: the tensor {weight} is missing; {_RESAVE}")
-        file, key, shape = place
+            missing.append(weight)
+            continue
+        stored[weight], shape = place
         if shape != tuple(tensor.shape):
-            raise ValueError(
-                f"{file}: {key} is {list(shape)}, config.json says {list(tensor.shape)}"
-            )
-        stored[weight] = file, key
+            mismatched.append((stored[weight].name, shape, tuple(tensor.shape)))
+    refuse_by_report(
+        str(source),
+        {"missing_keys": missing, "unexpected_keys": surplus, "mismatched_keys": mismatched},
+    )
     layers = {
         name: (part.out_features, part.in_features)
         for name, part in model.named_modules()
@@ -185,7 +224,7 @@ def extract(
             factors[module], kept = _cut(difference, rank, energy)
             layers[module] = asdict(kept)
         else:
-            not_carried[plain.stored[weight][1]] = norm  # by its place: tied weights are one tensor
+            not_carried[plain.stored[weight].name] = norm  # by its place: tied ones are one tensor
     if not factors:
         raise ValueError(
             f"aligned: no linear layer of {aligned} differs from {base}; there is no vector between"
@@ -241,16 +280,18 @@ def merge(
     wanted = mixture(strengths.items())
     _check_mixture(plain, wanted)
     with whole_folder(out) as scratch:
-        for file in plain.folder.iterdir():
-            if file in plain.files or (file.is_file() and file.suffix not in FORMATS):
-                shutil.copyfile(file, scratch / file.name)
+        _copy_all_but_weights(plain.folder, scratch)
+        for file in plain.files:
+            shutil.copyfile(file, scratch / file.name)
+        if plain.files[0].name != "model.safetensors":
+            shutil.copyfile(plain.folder / INDEX, scratch / INDEX)
         for module in track(sorted({module for vector, _ in wanted for module in vector.factors})):
             weight = plain.read(f"{module}.weight")
             merged = weight.float()
             for vector, strength in wanted:
                 if module in vector.factors:
                     merged = merged + strength * vector.delta(module)
-            file, key = plain.stored[f"{module}.weight"]
+            ((file, key),) = plain.stored[f"{module}.weight"].parts
             _overwrite(scratch / file.name, key, merged.to(weight.dtype))
         parts = [
             {"name": vector.name, "strength": strength, "base_fingerprint": vector.base}
@@ -308,29 +349,61 @@ _RESAVE = "if transformers can load the model, save it anew with its save_pretra
 
 def _stored(
     files: Sequence[Path], model: Any, weights: dict[str, Tensor]
-) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
-    """Weight -> its file, its name there and its shape, with the renaming that transformers does
-    when it loads.
-
-    A tensor that transformers would split or join on the way is left out, so its weight counts as
-    missing.
-    """
+) -> tuple[dict[str, tuple[Stored, tuple[int, ...]]], list[str]]:
+    """Weight -> where it is stored and its shape, and the names of tensors that are no weight's;
+    with the renaming, splitting and joining that transformers does when it loads."""
     mapping = get_model_conversion_mapping(model)
     renamings = [change for change in mapping if isinstance(change, WeightRenaming)]
     converters = [change for change in mapping if isinstance(change, WeightConverter)]
-    found = {}
+    by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
+    ignored = [re.compile(one) for one in model._keys_to_ignore_on_load_unexpected or ()]
+    tensors: dict[str, tuple[Path, tuple[int, ...]]] = {}
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():  # noqa: SIM118
-                    weight, converted = rename_source_key(
-                        key, renamings, converters, model.base_model_prefix, weights
-                    )
-                    if converted is None:
-                        found[weight] = file, key, tuple(opened.get_slice(key).get_shape())
-        except SafetensorError as error:
-            raise ValueError(f"{file}: corrupt: {error}") from None
-    return found
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                tensors[key] = file, tuple(opened.get_slice(key).get_shape())
+    found: dict[str, tuple[Stored, tuple[int, ...]]] = {}
+    surplus: list[str] = []
+    groups: dict[str, list[tuple[str, str]]] = {}  # first weight made -> (pattern, name in a file)
+    for key in sorted(tensors, key=dot_natural_key):
+        prefix = model.base_model_prefix
+        weight, pattern = rename_source_key(key, renamings, converters, prefix, weights)
+        if weight not in weights and key in weights:
+            weight, pattern = key, None
+        if weight not in weights:
+            surplus += [] if any(one.search(weight) for one in ignored) else [key]
+        elif pattern is not None:
+            groups.setdefault(weight, []).append((pattern, key))
+        else:
+            file, shape = tensors[key]
+            found[weight] = Stored(weight, ((file, key),)), shape
+    for first, sources in groups.items():
+        make = _maker(by_pattern[sources[0][0]], first, sources, model)
+        shapes = [torch.empty(tensors[key][1], device="meta") for _, key in sources]
+        parts = tuple((tensors[key][0], key) for _, key in sources)
+        with one_message(f"{model.config.name_or_path}: {first}"):
+            made = make(shapes)
+        for weight, tensor in made.items():
+            found[weight] = Stored(weight, parts, make), tuple(tensor.shape)
+    return found, surplus
+
+
+def _maker(
+    converter: WeightConverter, first: str, sources: Sequence[tuple[str, str]], model: Any
+) -> Callable[[Sequence[Tensor]], Mapping[str, Tensor]]:
+    """What transformers does to the tensors of these (pattern, name) to make the weight `first`,
+    and others beside it."""
+
+    def make(parts: Sequence[Tensor]) -> dict[str, Tensor]:
+        change = deepcopy(converter)
+        for (pattern, key), part in zip(sources, parts, strict=True):
+            change.add_tensor(first, key, pattern, part)  # type: ignore[arg-type]
+        made = change.convert(first, model=model, config=model.config)
+        return {
+            weight: value[0] if isinstance(value, list) else value for weight, value in made.items()
+        }
+
+    return make
 
 
 def _same_kind(one: Checkpoint, two: Checkpoint) -> None:
@@ -417,6 +490,18 @@ def _check_mixture(plain: Checkpoint, wanted: Sequence[tuple[Vector, float]]) ->
         if not math.isfinite(strength):
             raise ValueError(f"vectors.{vector.name}: the strength {strength} is not finite")
         vector.check_model(plain.name, mark, plain.layers, plain.read)
+        if joined := next(
+            (
+                module
+                for module in vector.factors
+                if plain.stored[f"{module}.weight"].make is not None
+            ),
+            None,
+        ):
+            raise ValueError(
+                f"vectors.{vector.name}: {joined} is stored in {plain.name} together with other"
+                f" layers; serve the vector unmerged, or {_RESAVE}"
+            )
         if shared := next(
             (module for module in vector.factors if f"{module}.weight" in tied), None
         ):
@@ -425,6 +510,23 @@ def _check_mixture(plain: Checkpoint, wanted: Sequence[tuple[Vector, float]]) ->
                 f" {plain.name}, which merging would change too; serve the vector unmerged, or"
                 " untie the base"
             )
+
+
+def _copy_all_but_weights(folder: Path, out: Path) -> None:
+    """Copy what belongs to a model beside its weights: settings, tokenizer files, chat templates in
+    folders of their own. Weights, folders that hold any, and an adapter that lies there are left
+    out."""
+    for file in folder.iterdir():
+        if file.is_dir():
+            parts = list(file.rglob("*"))
+            if not file.name.startswith(".") and not any(part.suffix in FORMATS for part in parts):
+                shutil.copytree(file, out / file.name)
+        elif (
+            file.suffix not in FORMATS
+            and not file.name.endswith(".index.json")
+            and file.name not in (CONFIG, CARD)
+        ):
+            shutil.copyfile(file, out / file.name)
 
 
 def _overwrite(file: Path, key: str, tensor: Tensor) -> None:

@@ -20,11 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fader.engine.loading import check_safetensors
+from fader.engine.loading import FLOATS, check_safetensors
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 RANK, ALPHA = 8, 8  # PEFT's, where the config leaves r or lora_alpha out
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 PREFIX = "base_model.model."
 _FACTOR = re.compile(rf"^{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
 

@@ -413,8 +413,8 @@ def _joined(one: Vector, two: Vector) -> dict[str, StoredWeight]:
 def _same_weight(
     where: str, stored: StoredWeight, read: Callable[[str], Tensor], model: str, name: str
 ) -> None:
-    """Raises ValueError unless the model's weight of that name is the stored one, up to the
-    rounding of the coarser type of the two."""
+    """Raises ValueError unless the model's weight of that name is the stored one, in the model's
+    type."""
     try:
         theirs = read(name).detach().cpu()
     except KeyError:
@@ -425,10 +425,10 @@ def _same_weight(
             f"{where} is {list(mine.shape)}, {model} has {list(theirs.shape)}; an adapter with a"
             " changed vocabulary cannot be mixed per row"
         )
-    if not (torch.equal(mine.to(theirs.dtype), theirs) or torch.equal(theirs.to(mine.dtype), mine)):
+    if not torch.equal(mine.to(theirs.dtype), theirs):
         raise ValueError(
-            f"{where} was trained and differs from {model}'s, which a low-rank vector cannot"
-            " express; train without modules_to_save"
+            f"{where} differs from {model}'s (trained, or rounded when it was saved), which a"
+            " low-rank vector cannot express; train without modules_to_save"
         )
 
 
