@@ -8,8 +8,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+ENCODINGS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+"""Byte order marks, and the encodings that they say."""
 SCRATCH = ".*.tmp"
 """What is still being written, as a pattern; without a writer, a killed process left it behind."""
+
+
+def read_text(content: bytes, source: str) -> str:
+    """The text of a file in UTF-8, or in what its byte order mark says. Raises ValueError naming
+    `source` and the line for other bytes."""
+    encoding = next((name for mark, name in ENCODINGS if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{source}:{line}: byte {content[error.start]:#04x} is no {encoding.upper()}; save the"
+            " file as UTF-8"
+        ) from None
 
 
 def write_whole(file: Path, content: str | bytes) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from platformdirs import user_config_path
 
-from fader.files import write_whole
+from fader.files import read_text, write_whole
 from fader.request import Alignment
 from fader.schema import (
     parse,
@@ -34,30 +35,62 @@ def profiles() -> dict[str, Path]:
 
 
 def load_alignment(text: str | Mapping[str, Any] | Alignment) -> Alignment:
-    """An alignment from what a person may give: JSON or YAML text, a file, or a profile's name."""
+    """An alignment from what a person may give: JSON text, a JSON or YAML file, or a profile's
+    name. What is JSON is read as JSON, for YAML reads some of it otherwise."""
     if isinstance(text, Alignment):
         return text
     if isinstance(text, Mapping):
         return parse(Alignment, text, "alignment")
-    source, content = "alignment", text
+    source, content, yaml_too = "alignment", text, False
     if not text.lstrip().startswith(("{", "[")):
-        file = profiles().get(text, Path(text))
-        if len(text) > 1000 or not file.is_file():
+        file = profiles().get(text) or Path(text)
+        if len(text) > 1000 or not _is_file(file):
             known = ", ".join(profiles()) or "none yet"
             raise ValueError(
                 f"alignment: {short(text)} is neither JSON, nor a file, nor a profile (known"
                 f" profiles: {known})"
             )
-        source, content = str(file), file.read_text(encoding="utf-8")
+        source, yaml_too = str(file), file.suffix != ".json"
+        content = read_text(file.read_bytes(), source)
+    value = _json_or_yaml(content, source, yaml_too)
+    return parse(Alignment, value if value is not None else {}, source)
+
+
+def _is_file(file: Path) -> bool:
     try:
-        value = yaml.safe_load(content)
-    except yaml.YAMLError as error:
+        return file.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _json_or_yaml(content: str, source: str, yaml_too: bool) -> Any:
+    try:
+        return json.loads(content, object_pairs_hook=_without_twins)
+    except json.JSONDecodeError as error:
+        fault = f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+    except RecursionError:
+        raise ValueError(f"{source}: nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    if not yaml_too:
+        raise ValueError(f"{source}: {fault}")
+    try:
+        return yaml.safe_load(content)
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ValueError(
             f"{source}: not valid YAML or JSON{place}: {getattr(error, 'problem', error)}"
         ) from None
-    return parse(Alignment, value if value is not None else {}, source)
+
+
+def _without_twins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twin!r} is given twice in one object; give it once")
+    return found
 
 
 def profile_file(name: str) -> Path:

@@ -168,7 +168,7 @@ class Mix(_Guide):
 
 
 class Personalized(_Guide):
-    """A personalised reward model (PAD, arXiv 2410.04070, eq. 13) told the user's principle."""
+    """A personalised reward model (PAD, arXiv 2410.04070, eq. (13)) told the user's principle."""
 
     kind: Literal["personalized"]
     principle: Text

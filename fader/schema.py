@@ -151,6 +151,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 def parse(schema: type[Schema], value: Any, where: str = "") -> Schema:
     """`value` as `schema`. Raises `Invalid` with each faulty field's path (under `where`), what is
     wrong with it and the value given."""
+    _refuse_halves(value, [where] if where else [])
     try:
         return schema.model_validate(value)
     except ValidationError as error:
@@ -168,6 +169,32 @@ def parse(schema: type[Schema], value: Any, where: str = "") -> Schema:
             raise Invalid(said + given, "" if where or fault["loc"] else schema.__name__.lower())
     faults.raise_any()
     raise AssertionError("a validation error without a fault")
+
+
+def whole_characters(text: str) -> None:
+    """Raises `Invalid` for a text with half of a character (a lone surrogate), as programs write
+    that cut texts: no tokenizer and no file can hold it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Invalid(
+            f"character {error.start + 1} is half of one (U+{ord(text[error.start]):04X}); write"
+            f" the whole character (got {short(text)})"
+        ) from None
+
+
+def _refuse_halves(value: Any, path: list[str | int]) -> None:
+    if isinstance(value, str):
+        with at(*path):
+            whole_characters(value)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            with at(*path):
+                whole_characters(str(key))
+            _refuse_halves(part, [*path, str(key)])
+    elif isinstance(value, list | tuple):
+        for place, part in enumerate(value):
+            _refuse_halves(part, [*path, place])
 
 
 _TYPES = {"int", "float", "bool", "str", "none"}

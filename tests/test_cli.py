@@ -33,7 +33,7 @@ def run(*arguments: str, stdin: str | None = None, cwd: Path | None = None) -> D
         contextlib.redirect_stderr(err),
     ):
         patch.setattr(sys, "argv", ["fader", *arguments])
-        patch.setattr(sys, "stdin", io.StringIO(stdin or ""))
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((stdin or "").encode())))
         if cwd is not None:
             patch.chdir(cwd)
         try:
@@ -58,11 +58,11 @@ def rows(done: Done) -> list[dict]:
             "alignment.vectors.nope: no such vector",
         ),
         (
-            ["generate", "x", "--align", '{"vectors": {"medical": .nan}}'],
+            ["generate", "x", "--align", '{"vectors": {"medical": NaN}}'],
             "Input should be a finite number",
         ),
         (["generate", "x", "--align", '{"guides": [{"kind": "magic"}]}'], "alignment.guides[0]"),
-        (["generate", "x", "--align", "{a: ["], "not valid YAML or JSON"),
+        (["generate", "x", "--align", "{a: ["], "not valid JSON at line 1"),
         (["generate", "x", "--align", "nowhere.yaml"], "neither JSON, nor a file, nor a profile"),
         (["generate", "--input", "nowhere.jsonl"], "nowhere.jsonl"),
         (["generate", "x", "--model", "no/such"], "model: 'no/such' could not be loaded"),
@@ -216,6 +216,11 @@ def test_score_vectors_models_profiles_schema(tmp_path):
     assert rows(run("profiles", "--json", cwd=tmp_path))[0]["alignment"] == {
         "preferences": {"user": ["Be brief."]}
     }
+    (tmp_path / ".fader" / "profiles" / "tags.yaml").write_text(
+        "preferences: {user: 'Never write [/INST] or [red] :smile:'}"
+    )
+    shown = "".join(run("profiles", cwd=tmp_path).stdout.split())
+    assert all(piece in shown for piece in ("[/INST]", "[red]", ":smile:"))
     assert json.loads(run("schema").stdout)["title"] == "Request"
     assert all("name" in row for row in rows(run("vectors", "list", "--json")))
 
@@ -464,4 +469,18 @@ def test_as_a_process():
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("error: alignment: not valid YAML or JSON")
+    assert done.stderr.startswith("error: alignment: not valid JSON at line 1")
+
+
+def test_input_that_cannot_be_read_is_named_with_its_line(tmp_path):
+    for name, content, message in (
+        ("latin.jsonl", b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n', "latin.jsonl:2: byte 0xe9"),
+        ("deep.jsonl", b'{"prompt":' + b"[" * 100_000, "deep.jsonl:1: not valid JSON"),
+        ("half.jsonl", b'{"prompt": "x \\ud83d y"}\n', "messages: character 3 is half of one"),
+        ("bom.jsonl", b'\xef\xbb\xbf{"prompt": "a", "x": 1}\n', "x: no such field"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        done = run("generate", "--input", str(tmp_path / name))
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr

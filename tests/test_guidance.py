@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import make_model, random_vectors
+from conftest import make_model
 from transformers import AutoModelForCausalLM
 
-from fader import Fader, Vector, load
+from fader import Fader
 from fader.engine.prefix import Policy
 from fader.methods.guidance import GuidedPolicy, Term, combine
 from fader.request import Plausible
@@ -43,27 +43,13 @@ def test_only_plausible_tokens_have_a_probability():
     assert scores.isinf().tolist() == [[False, False, True]]
 
 
-@pytest.mark.parametrize("weight", [1e38, 1e39])
+@pytest.mark.parametrize("weight", [1e39, 1e300])
 def test_a_guide_whose_scores_are_no_numbers_is_named(tiny, weight):
     told = {"preferences": {"user": "be kind"}}
     guide = {"kind": "realign", "aligned": told, "weight": weight}
     alone = tiny.generate("the sea", max_tokens=6).answers
-    with pytest.raises(ValueError, match=r"guides: .*no finite numbers.*0:realign \(1e\+3[89]\)"):
+    with pytest.raises(ValueError, match=r"guides: .*no finite numbers.*0:realign \(1e"):
         tiny.generate("the sea", max_tokens=3, alignment={"guides": [guide]})
     with pytest.raises(ValueError, match=r"0:realign"):
         tiny.score("the sea", " wide", alignment={"guides": [guide]})
     assert tiny.generate("the sea", max_tokens=6).answers == alone
-
-
-def test_a_strength_whose_scores_are_no_numbers_is_named(tiny_folder, tmp_path):
-    with Fader(load(str(tiny_folder))) as fader:
-        [(name, folder)] = random_vectors(fader, tmp_path, ["loud"]).items()
-        fader.add_vector(Vector.load(folder, name))
-        for search in (None, {"kind": "lookahead", "rewards": [{"kind": "length", "at_most": 3}]}):
-            with pytest.raises(ValueError, match=r"scores: those of .* vectors loud at 1e\+39 are"):
-                fader.generate(
-                    "the sea",
-                    max_tokens=3,
-                    alignment={"vectors": {"loud": 1e39}, "search": search},
-                )
-        assert fader.generate("the sea", max_tokens=3).text is not None

@@ -127,3 +127,56 @@ def test_broken_yaml_says_where(tmp_path):
         load_alignment(str(file))
     file.write_text("")
     assert load_alignment(str(file)) == Alignment()
+
+
+@pytest.mark.parametrize("written", [{}, {"indent": "\t"}, {"ensure_ascii": False}], ids=str)
+def test_json_is_read_as_json(written, tmp_path):
+    schema = {"type": "number", "minimum": 1e-05, "maximum": 1e16}
+    alignment = {
+        "preferences": {"user": ["Use \U0001f600 a lot", "a\u0085b", "a\u007fb", "a: b"]},
+        "vectors": {"x" * 1100: 1},
+        "search": {"kind": "best-of-n", "rewards": [{"kind": "json-schema", "of": schema}]},
+    }
+    text, expected = json.dumps(alignment, **written), load_alignment(alignment)
+    assert load_alignment(text) == load_alignment(f"  {text}\n") == expected
+    for name, bom in (("a.json", ""), ("b.json", "\ufeff"), ("c.yaml", "")):
+        (tmp_path / name).write_text(bom + text, encoding="utf-8")
+        assert load_alignment(str(tmp_path / name)) == expected
+    (tmp_path / "d.json").write_text(text, encoding="utf-16")
+    assert load_alignment(str(tmp_path / "d.json")) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b"vectors: {a: 1}", r"a.json: not valid JSON at line 1, column 1"),
+        ("b.json", b'{"vectors": {},\n}', r"b.json: not valid JSON at line 2"),
+        ("c.yaml", b"a: 1\nb: caf\xe9", r"c.yaml:2: byte 0xe9 is no UTF-8; save"),
+        ("d.json", b"[" * 100_000, r"d.json: nested too deeply"),
+        ("e.json", b'{"guides": [], "guides": []}', r"e.json: 'guides' is given twice"),
+        (
+            "f.json",
+            b'{"preferences": {"user": ["x", "y \\ud83d z"]}}',
+            r"preferences.user\[1\]: character 3 is half of one \(U\+D83D\)",
+        ),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_alignment(str(tmp_path / name))
+
+
+def test_a_sentence_is_no_alignment():
+    with pytest.raises(ValueError, match="is neither JSON, nor a file, nor a profile"):
+        load_alignment("Answer like a pirate. " * 14)
+
+
+def test_halves_of_characters_are_refused_everywhere():
+    for value in (
+        {"messages": "x \ud83d"},
+        {"messages": "x", "alignment": {"vectors": {"\ud83d": 1}}},
+        {"messages": "x", "sampling": {"stop": ["\udc00"]}},
+    ):
+        with pytest.raises(ValueError, match="half of one"):
+            parse(Request, value)

@@ -249,5 +249,5 @@ def test_tokenizers_that_put_a_space_before_texts_continue_them(tmp_path, how):
 
 
 def test_half_a_character_is_refused():
-    with pytest.raises(ValueError, match=r"character 3 is half of one \(the surrogate U\+D83D\)"):
+    with pytest.raises(ValueError, match=r"character 3 is half of one \(U\+D83D\)"):
         text_ids("x \ud83d", TOKENIZERS["chatml"])

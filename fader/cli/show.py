@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fader.data.sources import json_rows
+from fader.files import read_text
 
-screen = Console()
+screen = Console(markup=False, emoji=False)  # what people and models write is no mark-up
 
 Model = Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or hub id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
@@ -49,7 +50,8 @@ def rows(source: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
     """The JSON objects of a JSONL file or of standard input, with their line numbers."""
     if source is None:
         return
-    text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    text = read_text(content, source)
     yield from json_rows(text.split("\n"), source)  # no other line ends: JSON text may hold them
 
 
@@ -72,8 +74,13 @@ def named_value(text: str, form: str) -> tuple[str, str]:
 
 
 def print_json(row: dict[str, Any]) -> None:
-    """One line of JSON."""
-    sys.stdout.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    """One line of JSON; in ASCII where standard output can hold no more."""
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(row, allow_nan=False)
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 

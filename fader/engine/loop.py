@@ -316,6 +316,7 @@ class Engine:
                 return self._end(job, stop.value, None)
             except BaseException as error:  # whatever it is: it ends this job, not the engine
                 traceback.clear_frames(error.__traceback__)  # they would keep prefixes alive too
+                job.asks = []  # and so would what it asked, while somebody holds the error
                 return self._end(job, None, _fault("a program", error))
             job.single = not isinstance(asked, list)
             job.asks = asked if isinstance(asked, list) else [asked]

@@ -99,5 +99,6 @@ def together(programs: Sequence[Program]) -> Program:
                 )
         return results
     finally:
+        asking.clear()  # an error that somebody holds would keep its prefixes, and so their memory
         for program in programs:
             program.close()

@@ -23,7 +23,7 @@ decoding rule, is (13). ARGS (2402.01694) is no guide but a setting of the look-
 `lookahead.py`.
 
 The scores are renormalised over the plausible tokens, so that log-probabilities are those of the
-guided distribution. Raises ValueError where they are no numbers, naming the guide or the strength.
+guided distribution. Raises ValueError where they are no numbers, naming the guides.
 """
 
 from __future__ import annotations
@@ -113,7 +113,6 @@ def sequence_scores(guided: GuidedPolicy, prefix: Prefix, length: int) -> Progra
 def combine(guided: GuidedPolicy, logits: Mapping[Policy, Tensor]) -> GuidedLogits:
     """The log-linear form over the logits [positions, vocabulary] of every policy."""
     if not guided.terms:
-        _refuse_unusable(guided, logits, logits[guided.base])
         return GuidedLogits(logits[guided.base], {})
     size = min(
         scores.shape[-1] for scores in logits.values()
@@ -123,38 +122,22 @@ def combine(guided: GuidedPolicy, logits: Mapping[Policy, Tensor]) -> GuidedLogi
         term.label: term.weight * (log[term.policy] - log[term.reference]) for term in guided.terms
     }
     scores = log[guided.base] + torch.stack(list(added.values())).sum(0)
-    _refuse_unusable(guided, logits, scores)
+    _refuse_unusable(guided, scores)
     plausible = torch.zeros_like(scores, dtype=torch.bool)
     for term in guided.terms:
         plausible |= _plausible(term.plausible, log[guided.base], log[term.policy])
     return GuidedLogits(scores.masked_fill(~plausible, float("-inf")), added)
 
 
-def _refuse_unusable(guided: GuidedPolicy, logits: Mapping[Policy, Tensor], scores: Tensor) -> None:
-    """Raises ValueError, naming what made them so, for scores [positions, vocabulary] that are no
-    distribution: the greatest is not finite, or one is no number."""
-
-    def usable(found: Tensor) -> bool:
-        return bool(found.amax(-1).isfinite().all())  # the greatest of what is no number is none
-
-    if usable(scores):
-        return
-    for policy, found in logits.items():
-        if not usable(found):
-            raise ValueError(
-                f"scores: those of {named(policy)} are no finite numbers; take smaller strengths,"
-                " or another model"
-            )
-    weights = ", ".join(f"{term.label} ({term.weight:g})" for term in guided.terms)
-    raise ValueError(
-        f"guides: their scores are no finite numbers at the weights of {weights}; take smaller ones"
-    )
-
-
-def named(policy: Policy) -> str:
-    """A policy as errors name it: its model, and the strengths of its vectors."""
-    strengths = ", ".join(f"{vector.name} at {strength:g}" for vector, strength in policy.vectors)
-    return policy.backbone + (f" with the vectors {strengths}" if strengths else "")
+def _refuse_unusable(guided: GuidedPolicy, scores: Tensor) -> None:
+    """Raises ValueError, naming the guides, for scores [positions, vocabulary] that are no
+    distribution: they have grown beyond all numbers."""
+    if not bool(scores.amax(-1).isfinite().all()):  # of what is no number the greatest is none
+        weights = ", ".join(f"{term.label} ({term.weight:g})" for term in guided.terms)
+        raise ValueError(
+            f"guides: their scores are no finite numbers at the weights of {weights}; take smaller"
+            " ones"
+        )
 
 
 def _plausible(plausible: Plausible | None, base: Tensor, policy: Tensor) -> Tensor:

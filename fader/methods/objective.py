@@ -20,7 +20,7 @@ import torch
 
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import Ask, NextLogits, Program, Score, SequenceLogits
-from fader.methods.guidance import Resolve, named
+from fader.methods.guidance import Resolve
 from fader.request import ImplicitSpec, RewardSpec
 from fader.rewards.reward import ANY, Interval, Resources, Reward
 from fader.rewards.table import WeightedSum, make
@@ -57,8 +57,8 @@ class Implicit:
         if not math.isfinite(value):
             raise ValueError(
                 f"rewards.implicit: gave {value!r}, which is no finite number; take smaller"
-                f" strengths, `weight` or `beta` (policy {named(self.policy)}, reference"
-                f" {named(self.reference)})"
+                f" strengths, `weight` or `beta` (policy {_named(self.policy)}, reference"
+                f" {_named(self.reference)})"
             )
         return value
 
@@ -212,6 +212,12 @@ def _implicit(spec: ImplicitSpec, resolve: Resolve) -> Implicit:
             "policy",
         )
     return Implicit(spec, policy, reference)
+
+
+def _named(policy: Policy) -> str:
+    """A policy as errors name it: its model, and the strengths of its vectors."""
+    strengths = ", ".join(f"{vector.name} at {strength:g}" for vector, strength in policy.vectors)
+    return policy.backbone + (f" with the vectors {strengths}" if strengths else "")
 
 
 def _total(intervals: Iterable[Interval]) -> Interval:

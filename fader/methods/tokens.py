@@ -23,6 +23,8 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from fader.schema import Invalid, whole_characters
+
 
 def text_ids(
     text: str,
@@ -81,22 +83,12 @@ def stop_tokens(stop: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> froz
     for string in stop:
         within = next((name for name in special if name in string), None)
         if within is not None and string not in special:
-            raise ValueError(
-                f"sampling.stop: {string!r} is never found, for the text of an answer leaves the"
-                f" special token {within!r} out; give {within!r} alone"
+            raise Invalid(
+                f"{string!r} is never found, for the text of an answer leaves the special token"
+                f" {within!r} out; give {within!r} alone",
+                "sampling.stop",
             )
     return frozenset(special[string] for string in stop if string in special)
-
-
-def whole_characters(text: str) -> None:
-    """Raises ValueError for a text with half of a character (a lone surrogate), which no tokenizer
-    reads."""
-    for place, character in enumerate(text):
-        if "\ud800" <= character <= "\udfff":
-            raise ValueError(
-                f"text: character {place + 1} is half of one (the surrogate"
-                f" U+{ord(character):04X}); write the whole character"
-            )
 
 
 @dataclass(frozen=True)
@@ -146,7 +138,7 @@ def _spelled(tokenizer: PreTrainedTokenizerBase, control: Any, continuing: bool)
     inner = getattr(tokenizer, "backend_tokenizer", None)
     if inner is None:
         raise ValueError(
-            "text: spells a control token, or continues another text, and this model's tokenizer"
+            "spells a control token, or continues another text, and this model's tokenizer"
             " (of the slow kind) cannot read that; leave it out, or convert it to a tokenizer.json"
         )
     parts = json.loads(inner.to_str())
