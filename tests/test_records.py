@@ -432,7 +432,12 @@ def test_a_pair_of_a_record_alone():
 def test_a_check_compares_questions_and_answers_not_what_stands_above_them(tmp_path):
     from fader.data.check import check
 
-    above = s("You are the assistant of a shop for garden tools; be kind, short and precise. " * 3)
+    terms = " ".join(
+        f"Rule {place}: article {place} costs {place + 5} euros." for place in range(9)
+    )
+    above = s(
+        "You are the assistant of a shop for garden tools; be kind, short and precise. " + terms
+    )
     texts = [
         ("How do I sharpen a spade?", "File its edge at thirty degrees.", "Buy a new one."),
         ("Which rake suits moss?", "One with spring tines of steel.", "Any rake will do it."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -265,6 +265,20 @@ def _show(trained: Vector, folder: Path, as_json: bool) -> None:
     if as_json:
         print_json(row)
         return
-    if held_out := trained.card["effect"].get("held_out"):
-        table("Held-out pairs, by strength", held_out)
-    screen.print(row)
+    effect = {key: value for key, value in row["effect"].items() if key != "held_out"}
+    screen.print({**row, "effect": effect})
+    if held_out := row["effect"].get("held_out"):
+        table("Held-out pairs: the chosen answer is the likelier one", _by_strength(held_out))
+
+
+def _by_strength(held_out: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Accuracy and margin side by side, each with its interval."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in held_out:
+        said = "{value:.2f} ({low:.2f} to {high:.2f})".format_map(one)
+        row = found.setdefault(
+            (one["case"], one["method"]),
+            {"split": one["case"], "pairs": one["n"], "strength": one["method"].split("=")[1]},
+        )
+        row[one["metric"]] = said
+    return list(found.values())
