@@ -43,6 +43,10 @@ class Loss(StrEnum):
 Force = Annotated[
     bool, typer.Option("--force", help="Replace another vector that is in the folder.")
 ]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(help="Leave out what has more tokens, prompt and answer together [1024]."),
+]
 messages = Console(stderr=True)
 app = commands("Train vectors (needs the extra `train`).")
 
@@ -115,10 +119,7 @@ def vector(
     length_normalized: Annotated[
         bool | None, typer.Option(help="Compare log-probabilities per token, or of whole answers.")
     ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(help="Leave out what has more tokens, prompt and answer together [1024]."),
-    ] = None,
+    max_length: MaxLength = None,
     rating: Rating = None,
     skip_bad: SkipBad = 0,
     force: Force = False,
@@ -194,6 +195,7 @@ def cotrain(
         list[str] | None,
         typer.Option(help="Data whose answers are to stay as likely as they are. Repeatable."),
     ] = None,
+    max_length: MaxLength = None,
     skip_bad: SkipBad = 0,
     force: Force = False,
     seed: int = 0,
@@ -216,7 +218,10 @@ def cotrain(
     folders = {
         name: vector_folder(name, Path(out) / name if out else None, "NAME") for name in given
     }
-    for trained in train_vectors(folders, lessons, Recipe(seed=seed), model, force=force):
+    recipe = Recipe(seed=seed)
+    if max_length is not None:
+        recipe = replace(recipe, max_length=max_length)
+    for trained in train_vectors(folders, lessons, recipe, model, force=force):
         items = given[trained.name]
         noted = note_effect(
             trained, folders[trained.name], model=model, **_measured(items, _taught(items))
