@@ -236,6 +236,14 @@ FAULTS = {
         {"prompt": Q, "history": [["a", "b"]], **SAME},
         "history: is not understood (got [['a', 'b']])",
     ),
+    "a system text by another name": (
+        {"prompt": Q, **SAME, "system_message": "Be brief."},
+        "system_message: is not understood (got 'Be brief.')",
+    ),
+    "a column in other letters": (
+        {"prompt": Q, **SAME, "Split": "test"},
+        "Split: call the column 'split', or take it out",
+    ),
     "scores say the opposite": (
         {"prompt": Q, **SAME, "chosen-rating": 2.0, "rejected-rating": "9"},
         "chosen-rating is 2.0, below rejected-rating, which is 9",
