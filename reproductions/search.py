@@ -377,6 +377,7 @@ def preferences(suite: Suite) -> Iterator[Metric]:
                 RUNS / name,
                 DPO,
                 model=fader.model,
+                force=True,
             )
         )
         yield from _preferred(suite, aim, name, unseen, length_normalized=True)

@@ -78,7 +78,7 @@ def joint(suite: Suite) -> Iterator[Metric]:
         for other in LEVELS
         if other != wanted
     ]
-    trained = train_vector(name, at_one(pairs), folder, model=suite.cache.fader.model)
+    trained = train_vector(name, at_one(pairs), folder, model=suite.cache.fader.model, force=True)
     suite.cache.fader.add_vector(trained)
     found = suite.ranked(
         "joint", [trial(suite, {name: 1.0}, domain, suite.split) for domain in COMBINATION]
@@ -229,6 +229,7 @@ def remedies(suite: Suite) -> Iterator[Metric]:
             lessons_of(suite.items("medical", "train")),
             RUNS / "medical-unheld",
             model=fader.model,
+            force=True,
         )
     )
     yield from spillover(replace(suite, vectors={"medical": "medical-unheld"}))

@@ -236,6 +236,14 @@ FAULTS = {
         {"prompt": Q, "history": [["a", "b"]], **SAME},
         "history: is not understood (got [['a', 'b']])",
     ),
+    "a system text by another name": (
+        {"prompt": Q, **SAME, "system_message": "Be brief."},
+        "system_message: is not understood (got 'Be brief.')",
+    ),
+    "a column in other letters": (
+        {"prompt": Q, **SAME, "Split": "test"},
+        "Split: call the column 'split', or take it out",
+    ),
     "scores say the opposite": (
         {"prompt": Q, **SAME, "chosen-rating": 2.0, "rejected-rating": "9"},
         "chosen-rating is 2.0, below rejected-rating, which is 9",
@@ -432,7 +440,12 @@ def test_a_pair_of_a_record_alone():
 def test_a_check_compares_questions_and_answers_not_what_stands_above_them(tmp_path):
     from fader.data.check import check
 
-    above = s("You are the assistant of a shop for garden tools; be kind, short and precise. " * 3)
+    terms = " ".join(
+        f"Rule {place}: article {place} costs {place + 5} euros." for place in range(9)
+    )
+    above = s(
+        "You are the assistant of a shop for garden tools; be kind, short and precise. " + terms
+    )
     texts = [
         ("How do I sharpen a spade?", "File its edge at thirty degrees.", "Buy a new one."),
         ("Which rake suits moss?", "One with spring tines of steel.", "Any rake will do it."),

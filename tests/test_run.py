@@ -4,9 +4,12 @@ cannot be taught is said before anything is trained."""
 import json
 import math
 import multiprocessing
+import re
+import shlex
 import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -279,7 +282,7 @@ def test_openai_pairs_become_a_measured_vector(tmp_path, tiny_folder, monkeypatc
         (case, metric, 2) for case in ("dev", "test") for metric in ("accuracy", "margin")
     }
     shown = run("train", "vector", "mine", "--out", "mine", *common)
-    assert "Held-out pairs, by strength" in shown.stdout
+    assert "Held-out pairs: the chosen answer is the likelier one" in shown.stdout
     done = run(
         "eval", "pairs", *common, "--vector", "mine", "--report", "mine.html", "--json",
         "--out", "runs/mine.jsonl",
@@ -310,3 +313,26 @@ def test_what_eval_pairs_lacks_is_said(tmp_path, monkeypatch, words, said):
     done = run("eval", *words)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+@warnings_of_the_trainer
+def test_the_five_commands_of_the_docs_run(tmp_path, tiny_folder, monkeypatch):
+    """From 40 pairs in OpenAI's format to a measured vector, as the page says it."""
+    page = (Path(__file__).parent.parent / "docs" / "vectors.md").read_text()
+    section = page.partition("### From 40 pairs in OpenAI's format")[2]
+    record = json.loads(re.search(r"```json\n(.+?)\n```", section)[1])
+    lines = []
+    for place in range(40):
+        turn = {"role": "user", "content": f"How do I keep plant {place} alive? {'abcdef' * place}"}
+        lines.append(json.dumps({**record, "input": {"messages": [turn]}}))
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    commands = re.search(r"```bash\n(.+?)```", section, re.S)[1].splitlines()
+    assert len(commands) == 5
+    for command in commands:
+        _, *words = shlex.split(command)
+        model = [] if words[0] == "data" else ["--model", str(tiny_folder)]
+        done = run(*words, *model)
+        assert done.returncode == (1 if words[1] == "check" else 0), done.stderr  # alike on purpose
+    assert (tmp_path / "mine.html").is_file()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -42,6 +42,10 @@ class Loss(StrEnum):
 
 Force = Annotated[
     bool, typer.Option("--force", help="Replace another vector that is in the folder.")
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(help="Leave out what has more tokens, prompt and answer together [1024]."),
 ]
 messages = Console(stderr=True)
 app = commands("Train vectors (needs the extra `train`).")
@@ -115,10 +119,7 @@ def vector(
     length_normalized: Annotated[
         bool | None, typer.Option(help="Compare log-probabilities per token, or of whole answers.")
     ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(help="Leave out what has more tokens, prompt and answer together [1024]."),
-    ] = None,
+    max_length: MaxLength = None,
     rating: Rating = None,
     skip_bad: SkipBad = 0,
     force: Force = False,
@@ -194,6 +195,7 @@ def cotrain(
         list[str] | None,
         typer.Option(help="Data whose answers are to stay as likely as they are. Repeatable."),
     ] = None,
+    max_length: MaxLength = None,
     skip_bad: SkipBad = 0,
     force: Force = False,
     seed: int = 0,
@@ -216,7 +218,10 @@ def cotrain(
     folders = {
         name: vector_folder(name, Path(out) / name if out else None, "NAME") for name in given
     }
-    for trained in train_vectors(folders, lessons, Recipe(seed=seed), model, force=force):
+    recipe = Recipe(seed=seed)
+    if max_length is not None:
+        recipe = replace(recipe, max_length=max_length)
+    for trained in train_vectors(folders, lessons, recipe, model, force=force):
         items = given[trained.name]
         noted = note_effect(
             trained, folders[trained.name], model=model, **_measured(items, _taught(items))
@@ -265,6 +270,20 @@ def _show(trained: Vector, folder: Path, as_json: bool) -> None:
     if as_json:
         print_json(row)
         return
-    if held_out := trained.card["effect"].get("held_out"):
-        table("Held-out pairs, by strength", held_out)
-    screen.print(row)
+    effect = {key: value for key, value in row["effect"].items() if key != "held_out"}
+    screen.print({**row, "effect": effect})
+    if held_out := row["effect"].get("held_out"):
+        table("Held-out pairs: the chosen answer is the likelier one", _by_strength(held_out))
+
+
+def _by_strength(held_out: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Accuracy and margin side by side, each with its interval."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in held_out:
+        said = "{value:.2f} ({low:.2f} to {high:.2f})".format_map(one)
+        row = found.setdefault(
+            (one["case"], one["method"]),
+            {"split": one["case"], "pairs": one["n"], "strength": one["method"].split("=")[1]},
+        )
+        row[one["metric"]] = said
+    return list(found.values())

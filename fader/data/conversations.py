@@ -186,8 +186,20 @@ def _given(value: Any) -> bool:
     return value is not None and not (isinstance(value, str | list | dict) and not value)
 
 
+def refuse_misspelt(row: Row, where: str, known: Iterable[str]) -> None:
+    """Raises ValueError for a column that is a known one in other letters, as `Split` is."""
+    spelt = {name.lower(): name for name in known}
+    for name in row:
+        meant = spelt.get(str(name).strip().lower(), name)
+        if meant != name and _given(row[name]):
+            raise ValueError(f"{where}: {name}: call the column {meant!r}, or take it out")
+
+
 def _refuse_others(row: Row, where: str) -> None:
-    for name in REFUSED:
+    answers = (name for pair in ANSWERS for name in pair)
+    refuse_misspelt(row, where, (*PROMPTS, *SYSTEMS, *answers, *RESPONSES, *PREFERENCES, "split"))
+    systems = [name for name in row if "system" in str(name).lower() and name not in SYSTEMS]
+    for name in (*REFUSED, *systems):
         if _given(row.get(name)):
             raise ValueError(
                 f"{where}: {name}: is not understood (got {short(row[name])}); put what it says"

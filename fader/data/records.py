@@ -261,6 +261,7 @@ def _has_levels(row: Mapping[str, Any]) -> bool:
 
 
 def _level(row: Mapping[str, Any], where: str) -> LevelItem:
+    conversations.refuse_misspelt(row, where, _LEVEL_FIELDS)
     for name in ("query", *LEVELS):
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise ValueError(f"{where}: {name} must be a text (got {row.get(name)!r})")
