@@ -63,6 +63,29 @@ def reward(**policy):
         (reward(policy={"vectors": {}}), ["alignment.search.rewards[0].implicit.policy"]),
         (
             {
+                "search": {
+                    **SEARCH,
+                    "rewards": [
+                        {"kind": "judge", "judge": "nope", "criterion": "x"},
+                        {"kind": "python", "name": "nope"},
+                        {"kind": "classifier", "model": "nope"},
+                        {"kind": "regex", "pattern": "("},
+                        {"kind": "keywords", "words": "a", "lang": "zz"},
+                        {"kind": "json-schema", "of": {"type": "thing"}},
+                    ],
+                }
+            },
+            [
+                "alignment.search.rewards[0].judge.judge",
+                "alignment.search.rewards[1].python.name",
+                "alignment.search.rewards[2].classifier.model",
+                "alignment.search.rewards[3].regex.pattern",
+                "alignment.search.rewards[4].keywords.lang",
+                "alignment.search.rewards[5].json-schema.of",
+            ],
+        ),
+        (
+            {
                 "vectors": {"nope": 1, "neither": 1},
                 **guide("proxy", tuned="nope", untuned="nope"),
                 **reward(policy={"model": "nope"}),

@@ -891,22 +891,22 @@ def test_a_function_is_checked(returned):
     [
         (
             {"kind": "judge", "judge": "x", "criterion": "c"},
-            r"rewards.judge: 'x' is not declared; declared: kind; name it in Fader\(.*judges=",
+            r"^judge: 'x' is not declared; declared: kind; name it in Fader\(.*judges=",
         ),
         (
             {"kind": "python", "name": "x"},
-            r"rewards.python: 'x' is not declared; declared: vowels; .*callables=",
+            r"^name: 'x' is not declared; declared: vowels; .*callables=",
         ),
         (
             {"kind": "classifier", "model": "x"},
             (
-                r"rewards.classifier: 'x' is not declared; declared: chat, unpadded, pair, roberta;"
+                r"^model: 'x' is not declared; declared: chat, unpadded, pair, roberta;"
                 r" .*classifiers="
             ),
         ),
         (
             {"kind": "similarity", "to": "a", "model": "x"},
-            r"rewards.similarity: 'x' is not declared; declared: small; .*embedders=",
+            r"^model: 'x' is not declared; declared: small; .*embedders=",
         ),
         (
             {"kind": "classifier", "model": "pair"},
@@ -920,15 +920,15 @@ def test_a_function_is_checked(returned):
         ({"kind": "classifier", "model": "chat", "normalize": "softmax"}, "always 1; use sigmoid"),
         (
             {"kind": "keywords", "words": "a", "lang": "zz"},
-            r"rewards.keywords.lang: .*'zz'.*`form`",
+            r"^lang: .*'zz'.*`form`",
         ),
         (
             {"kind": "regex", "pattern": "("},
-            r"rewards.regex.pattern: no regular expression: .*got '\('",
+            r"^pattern: no regular expression: .*got '\('",
         ),
         (
             {"kind": "json-schema", "of": {"type": "thing"}},
-            r"rewards.json-schema.of: no JSON Schema: \$.type",
+            r"^of: no JSON Schema: \$.type",
         ),
         ({"kind": "json-schema", "of": {"$ref": "http://a/b"}}, "leads out of the schema"),
         (
@@ -937,7 +937,7 @@ def test_a_function_is_checked(returned):
         ),
         (
             {"kind": "json-schema", "of": {"properties": {"a": {"pattern": "("}}}},
-            r"json-schema.of: no regular expression: missing \)",
+            r"^of: no regular expression: missing \)",
         ),
         ({"kind": "json-schema", "of": {"patternProperties": {}}}, "not supported"),
         ({"kind": "length"}, "give `at_most`, `at_least` or `about`"),

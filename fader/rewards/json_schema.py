@@ -20,7 +20,7 @@ from fader.rewards.models import package
 from fader.rewards.patterns import SECONDS, compiled, matches
 from fader.rewards.reward import UNIT, Resources, Reward
 from fader.rewards.specs import JsonSchemaSpec
-from fader.schema import short
+from fader.schema import at, short
 
 DIGITS = 10_000
 """Of quotients of more digits it is not asked whether they are whole."""
@@ -35,18 +35,17 @@ def json_schema(spec: JsonSchemaSpec, resources: Resources) -> Reward:
     """1 for JSON that is valid by the schema, 0.5 for other JSON, 0 for what is none."""
     jsonschema = package("jsonschema")
     kind = jsonschema.validators.validator_for(spec.of, default=jsonschema.Draft202012Validator)
-    try:
-        # no formats: the check of `regex` would be another dialect's, and without bounds
-        kind.check_schema(spec.of, format_checker=jsonschema.FormatChecker(formats=()))
-        patterns = dict.fromkeys(_patterns(spec.of, kind))
-        schema = _exact(spec.of)
-    except jsonschema.SchemaError as error:
-        raise ValueError(
-            f"rewards.json-schema.of: no JSON Schema: {error.json_path}: {error.message}"
-        ) from None
-    except RecursionError:
-        raise ValueError("rewards.json-schema.of: nested too deeply; make it flatter") from None
-    ready = dict(zip(patterns, compiled(list(patterns), "rewards.json-schema.of"), strict=True))
+    with at("of"):
+        try:
+            # no formats: the check of `regex` would be another dialect's, and without bounds
+            kind.check_schema(spec.of, format_checker=jsonschema.FormatChecker(formats=()))
+            patterns = dict.fromkeys(_patterns(spec.of, kind))
+            schema = _exact(spec.of)
+        except jsonschema.SchemaError as error:
+            raise ValueError(f"no JSON Schema: {error.json_path}: {error.message}") from None
+        except RecursionError:
+            raise ValueError("nested too deeply; make it flatter") from None
+    ready = dict(zip(patterns, compiled(list(patterns), "of"), strict=True))
     validator, clock = _validator(kind, schema, ready)
 
     def valid(content: Any) -> bool:
@@ -125,9 +124,8 @@ def _patterns(schema: Any, kind: Any) -> Iterator[str]:
         seen.add(id(part))
         if "patternProperties" in part:
             raise ValueError(
-                "rewards.json-schema.of: patternProperties"
-                f" {short(part['patternProperties'])}: not supported; use `properties`, or"
-                " `propertyNames` with a `pattern`"
+                f"patternProperties {short(part['patternProperties'])}: not supported; use"
+                " `properties`, or `propertyNames` with a `pattern`"
             )
         if isinstance(part.get("pattern"), str):
             yield part["pattern"]
@@ -137,7 +135,7 @@ def _patterns(schema: Any, kind: Any) -> Iterator[str]:
                     aim = resolver.lookup(part[key])
                 except Exception:
                     raise ValueError(
-                        f"rewards.json-schema.of: {key} {short(part[key])} leads out of the schema;"
+                        f"{key} {short(part[key])} leads out of the schema;"
                         " put what is meant under $defs and refer to it as #/$defs/NAME"
                     ) from None
                 waiting.append((aim.contents, aim.resolver))

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from fader.schema import Invalid
+
 
 @dataclass(frozen=True, eq=False)
 class Reader:
@@ -109,14 +111,15 @@ def load(kind: str, source: str) -> Reader:
             source, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"rewards: {source!r} cannot be loaded as {kind}: {error}") from error
+        raise Invalid(f"{source!r} cannot be loaded as {kind}: {error}", "model") from error
     missing = sorted(
         name for name in report["missing_keys"] if kind != "AutoModel" or "pooler" not in name
     )
     if missing:
-        raise ValueError(
-            f"rewards: {source!r} is no model for {kind}: it lacks {', '.join(missing[:3])};"
-            " declare one that was trained for this"
+        raise Invalid(
+            f"{source!r} is no model for {kind}: it lacks {', '.join(missing[:3])}; declare one"
+            " that was trained for this",
+            "model",
         )
     tables = [
         module for name, module in model.named_modules() if name.endswith("position_embeddings")
@@ -142,6 +145,4 @@ def package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(
-            f"rewards: this one needs {error.name or name}: pip install 'fader[rewards]'"
-        ) from error
+        raise ValueError(f"needs {error.name or name}: pip install 'fader[rewards]'") from error

@@ -17,7 +17,7 @@ from typing import Any
 
 import regex  # type: ignore[import-untyped]
 
-from fader.schema import short
+from fader.schema import Invalid, short
 
 SECONDS = 0.1
 """So long a pattern may take for one text."""
@@ -44,13 +44,13 @@ for pattern in json.load(sys.stdin):
 """
 
 
-def compiled(patterns: Sequence[str], where: str) -> list[Any]:
-    """The patterns, ready to match. Raises ValueError, naming the field `where`, for what is no
-    regular expression or takes too much to become one."""
+def compiled(patterns: Sequence[str], field: str) -> list[Any]:
+    """The patterns, ready to match. Raises `Invalid` under `field` for what is no regular
+    expression or takes too much to become one."""
     distinct = tuple(dict.fromkeys(patterns))
     for pattern, fault in zip(distinct, _tried(distinct), strict=True):
         if fault is not None:
-            raise ValueError(f"{where}: no regular expression: {fault} (got {short(pattern)})")
+            raise Invalid(f"no regular expression: {fault} (got {short(pattern)})", field)
     return [_compiled(pattern) for pattern in patterns]
 
 

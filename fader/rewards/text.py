@@ -33,13 +33,13 @@ from fader.rewards.specs import (
     SimilaritySpec,
 )
 from fader.rewards.words import in_order, rest, settled, spots
-from fader.schema import short
+from fader.schema import Invalid, short
 
 
 def keywords(spec: KeywordsSpec, resources: Resources) -> Reward:
     """The share of the words that the text holds; 1 for all or nothing (hard), or of those at the
     list's beginning in their order (ordered)."""
-    find = spots(spec.words, spec.match, spec.lang, "rewards.keywords")
+    find = spots(spec.words, spec.match, spec.lang)
 
     def held(text: str) -> list[bool]:
         return in_order(find(text)) if spec.ordered else [bool(places) for places in find(text)]
@@ -65,7 +65,7 @@ def keywords(spec: KeywordsSpec, resources: Resources) -> Reward:
 def forbidden(spec: ForbiddenSpec, resources: Resources) -> Reward:
     """1 for a text that holds none of the words, else 0; soft: 1 - the share of them that it
     holds."""
-    find = spots(spec.words, spec.match, spec.lang, "rewards.forbidden")
+    find = spots(spec.words, spec.match, spec.lang)
 
     def value(text: str) -> float:
         held = sum(map(bool, find(text)))
@@ -129,7 +129,7 @@ _UNSURE = regex.compile(r"\(\?(?!:)|\\[^dDwWsSntpP\W]|[*+?}]\+|\{[^\d,}]")
 
 def pattern(spec: RegexSpec, resources: Resources) -> Reward:
     """1 for a text that the pattern matches, else 0."""
-    [found] = compiled([spec.pattern], "rewards.regex.pattern")
+    [found] = compiled([spec.pattern], "pattern")
 
     def value(text: str) -> float:
         try:
@@ -213,7 +213,7 @@ def similarity(spec: SimilaritySpec, resources: Resources) -> Reward:
         return Reward(
             _each(lambda text: min(1.0, float((counts.transform([text]) @ aim.T).sum()))), UNIT
         )
-    model = load("AutoModel", _named("similarity", spec.model, resources.embedders, "embedders"))
+    model = load("AutoModel", _named("model", spec.model, resources.embedders, "embedders"))
     wanted = model.embeddings([spec.to])[0]
 
     def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
@@ -227,23 +227,17 @@ def classifier(spec: ClassifierSpec, resources: Resources) -> Reward:
     squashed into [0, 1]."""
     model = load(
         "AutoModelForSequenceClassification",
-        _named("classifier", spec.model, resources.classifiers, "classifiers"),
+        _named("model", spec.model, resources.classifiers, "classifiers"),
     )
     names = [str(name) for _, name in sorted(model.model.config.id2label.items())]
     known = f"it has {', '.join(f'{i} ({name})' for i, name in enumerate(names))}"
     if spec.label is None and len(names) > 1:
-        raise ValueError(
-            f"rewards.classifier.label: {spec.model!r} has several outputs; name one: {known}"
-        )
+        raise Invalid(f"{spec.model!r} has several outputs; name one: {known}", "label")
     output = names.index(spec.label) if spec.label in names else spec.label or 0
     if not isinstance(output, int) or not 0 <= output < len(names):
-        raise ValueError(
-            f"rewards.classifier.label: {spec.model!r} has no output {spec.label!r}; {known}"
-        )
+        raise Invalid(f"{spec.model!r} has no output {spec.label!r}; {known}", "label")
     if spec.normalize == "softmax" and len(names) == 1:
-        raise ValueError(
-            "rewards.classifier.normalize: softmax of one output is always 1; use sigmoid"
-        )
+        raise Invalid("softmax of one output is always 1; use sigmoid", "normalize")
 
     def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
         logits = model.logits(prompts, texts)  # [texts, outputs]
@@ -270,7 +264,7 @@ def judge(spec: JudgeSpec, resources: Resources) -> Reward:
 
 def python(spec: PythonSpec, resources: Resources) -> Reward:
     """What a declared function returns, checked."""
-    function = _named("python", spec.name, resources.callables, "callables")
+    function = _named("name", spec.name, resources.callables, "callables")
 
     def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
         try:
@@ -296,12 +290,13 @@ def _each(value: Callable[[str], float]) -> Callable[[Sequence[str], Sequence[st
     return lambda prompts, texts: [value(text) for text in texts]
 
 
-def _named(kind: str, name: str, resources: Mapping[str, Any], argument: str) -> Any:
+def _named(field: str, name: str, resources: Mapping[str, Any], argument: str) -> Any:
     if name not in resources:
         known = ", ".join(resources) or "none yet"
-        raise ValueError(
-            f"rewards.{kind}: {name!r} is not declared; declared: {known}; name it in"
-            f" Fader(declared=Resources({argument}={{...}}))"
+        raise Invalid(
+            f"{name!r} is not declared; declared: {known}; name it in"
+            f" Fader(resources=Resources({argument}={{...}}))",
+            field,
         )
     return resources[name]
 

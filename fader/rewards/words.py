@@ -18,6 +18,7 @@ import regex  # type: ignore[import-untyped]
 
 from fader.rewards.forms import inflections, irregular
 from fader.rewards.models import package
+from fader.schema import Invalid
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _TOKENS = regex.compile(rf"(?V1)[\w--[{_UNSPACED}]]+|\S")
@@ -119,7 +120,7 @@ Spots = Callable[[str], list[list[tuple[int, int]]]]
 """Of each of some words or phrases, between which words of a text it stands."""
 
 
-def spots(words: Sequence[str | Sequence[str]], match: str, lang: str, where: str) -> Spots:
+def spots(words: Sequence[str | Sequence[str]], match: str, lang: str) -> Spots:
     """A function that says of each of some words or phrases (or lists of forms) between which words
     of a text it stands: [(start, end), ...]."""
     forms = [
@@ -135,9 +136,9 @@ def spots(words: Sequence[str | Sequence[str]], match: str, lang: str, where: st
         try:
             lemma("word", tongue)
         except ValueError as error:
-            raise ValueError(
-                f"{where}.lang: {error} (got {lang!r}); name one that simplemma has, or set `match`"
-                " to `form`"
+            raise Invalid(
+                f"{error} (got {lang!r}); name one that simplemma has, or set `match` to `form`",
+                "lang",
             ) from None
 
     @lru_cache(maxsize=2**16)
