@@ -7,11 +7,10 @@ Fader().generate("What is a bond?", alignment=child).text
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import queue
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,12 +19,10 @@ from fader.answer import Chunk, Likelihood, Result
 from fader.backends.local import Local
 from fader.engine import builtin
 from fader.engine.protocols import Backbone
-from fader.profiles import load_alignment
-from fader.request import Alignment, Request, RequestLike
+from fader.given import naming, resolve
+from fader.request import Request, RequestLike
 from fader.rewards.reward import NOTHING, Resources
-from fader.schema import Faults, Invalid, parse
-from fader.vectors.peft_folder import CONFIG
-from fader.vectors.store import available
+from fader.schema import Faults, Invalid
 from fader.vectors.vector import Vector
 
 
@@ -40,7 +37,7 @@ class Fader:
         self,
         model: str | Backbone = builtin.NAME,
         *,
-        models: Mapping[str, str | Backbone] | None = None,
+        models: Mapping[str, str | Path | Backbone] | None = None,
         vectors: Mapping[str, str | Path] | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -207,7 +204,7 @@ class Fader:
             groups.setdefault(request.model_dump_json(), []).append(place)
         asked = [(p[0], requests[p[0]], [pairs[one][1] for one in p]) for p in groups.values()]
         for place, request, answers in asked if len(asked) > 1 else []:
-            with _naming(place, len(pairs)):
+            with naming(place, len(pairs)):
                 Faults(found=self.backend.check(request, answers)).raise_any()
         running: list[Future[list[Likelihood]]] = []
         found: dict[int, Likelihood] = {}
@@ -234,10 +231,13 @@ class Fader:
 
     def requests(self, prompts: Iterable[RequestLike], **fields: Any) -> list[Request]:
         """`request` for several; a fault names the request it is in."""
-        requests, folders = resolve(prompts, **fields)
-        for name, folder in folders.items():
+        requests, places = resolve(prompts, [*self.backend.models, *self.vectors], **fields)
+        for name, folder in places.vectors.items():
             if name not in self.vectors:
                 self.add_vector(Vector.load(folder, name))
+        for name, source in places.models.items():
+            if name not in self.backend.models:
+                self.backend.add_model(name, source)
         return requests
 
     def _submit(
@@ -250,7 +250,7 @@ class Fader:
         requests = self.requests(prompts, **fields)
         if len(requests) > 1:
             for place, request in enumerate(requests):
-                with _naming(place, len(requests)):
+                with naming(place, len(requests)):
                     Faults(found=self.backend.check(request)).raise_any()
         running: list[Future[Result]] = []
         try:
@@ -261,71 +261,3 @@ class Fader:
                 future.cancel()
             raise
         return running
-
-
-def resolve(prompts: Iterable[RequestLike], **fields: Any) -> tuple[list[Request], dict[str, Path]]:
-    """Requests from what a person gives (see `Fader.request`), and by name the folders of the
-    vectors that were given by folder. Needs no model; a fault names the request it is in."""
-    if isinstance(prompts, str | Mapping | Request):
-        raise Invalid("takes several prompts, and this is one; use `generate`", "prompts")
-    prompts = list(prompts)
-    folders: dict[str, Path] = {}
-    found = []
-    if "alignment" in fields:
-        fields = {**fields, "alignment": _alignment(fields["alignment"], folders)}
-    for place, prompt in enumerate(prompts):
-        with _naming(place, len(prompts)):
-            if isinstance(prompt, Mapping) and "alignment" in prompt:
-                prompt = {**prompt, "alignment": _alignment(prompt["alignment"], folders)}
-            found.append(Request.of(prompt, **fields))
-    return found, folders
-
-
-def _alignment(given: Any, folders: dict[str, Path]) -> Any:
-    """An alignment with its vectors by name; notes the folders of those that were given so."""
-    if not isinstance(given, (str, Mapping, Alignment)):
-        return given
-    alignment = load_alignment(given)
-    value = alignment.model_dump(exclude_unset=True)
-    named = _named(value, folders)
-    return alignment if named == value else parse(Alignment, named, "alignment")
-
-
-def _named(value: Any, folders: dict[str, Path]) -> Any:
-    if isinstance(value, Mapping):
-        return {
-            key: (
-                {_name(name, folders): strength for name, strength in inner.items()}
-                if key == "vectors" and isinstance(inner, Mapping)
-                else inner
-                if key == "of"  # a JSON Schema: what stands there is data
-                else _named(inner, folders)
-            )
-            for key, inner in value.items()
-        }
-    return [_named(inner, folders) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _name(vector: str, folders: dict[str, Path]) -> str:
-    """The name of a vector that was given by name or by folder."""
-    folder = Path(vector)
-    if vector in available() or not (folder / CONFIG).is_file():
-        return vector
-    name = folder.resolve().name
-    if name in available() or folders.get(name, folder).resolve() != folder.resolve():
-        name += "-" + hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-    folders[name] = folder
-    return name
-
-
-@contextmanager
-def _naming(place: int, count: int) -> Iterator[None]:
-    """Puts the number of the request before its faults, where there are several."""
-    try:
-        yield
-    except Invalid as error:
-        if count == 1:
-            raise
-        Faults(
-            found=[Invalid(f.said, f"request {place + 1}: {f.path}") for f in error.faults]
-        ).raise_any()

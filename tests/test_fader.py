@@ -1,12 +1,13 @@
 """The door: streaming, asyncio, errors."""
 
 import asyncio
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
-from conftest import make_model, until
+from conftest import make_model, random_vector, until
 
 from fader import Cancelled, Fader, Request, Resources, Sampling, load
 
@@ -263,3 +264,25 @@ def test_what_cannot_be_scored_starts_nothing(tiny, monkeypatch):
                 "search": {"kind": "lookahead", "rewards": [{"kind": "length", "at_most": 3}]}
             },
         )
+
+
+def test_what_is_given_by_place_is_loaded_and_named(tiny_folder, tmp_path):
+    """A request names things; the front finds names for folders, in every part of a request."""
+    with Fader(str(tiny_folder)) as fader:
+        random_vector(fader, "mine", 3).save(tmp_path / "mine")
+        random_vector(fader, "mine", 4).save(tmp_path / "other" / "mine")
+        first, second = str(tmp_path / "mine"), str(tmp_path / "other" / "mine")
+        guide = {"kind": "realign", "aligned": {"vectors": {second: 1}, "model": str(tiny_folder)}}
+        request = fader.request("the sea", alignment={"vectors": {first: 0.5}, "guides": [guide]})
+        (again,) = request.alignment.guides[0].aligned.vectors
+        assert [*request.alignment.vectors] == ["mine"]
+        assert again.startswith("mine-")
+        assert {"mine", again} <= {*fader.vectors}
+        assert request.alignment.guides[0].aligned.model == fader.model  # as it was loaded
+        assert not fader.check(request)
+        shutil.copytree(tiny_folder, tmp_path / "twin")
+        twin = fader.request("the sea", model=str(tmp_path / "twin"), max_tokens=3)
+        assert (twin.model, fader.backend.models) == ("twin", [str(tiny_folder), "twin"])
+        assert fader.generate(twin).text == fader.generate("the sea", max_tokens=3).text
+        with pytest.raises(ValueError, match="there is one of the name 'twin' already"):
+            fader.backend.add_model("twin", str(tiny_folder))

@@ -17,7 +17,7 @@ ROOMS = [
     {"starter"},
     {"methods"},
     {"backends"},
-    {"fader"},
+    {"fader", "given"},
     {"training"},
     {"evaluation"},
     {"server"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Local:
     def __init__(
         self,
         model: str | Backbone = builtin.NAME,
-        models: Mapping[str, str | Backbone] | None = None,
+        models: Mapping[str, str | Path | Backbone] | None = None,
         vectors: Mapping[str, str | Path] | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -75,15 +76,12 @@ class Local:
         token_budget: int = 512,
         resources: Resources = NOTHING,
     ) -> None:
-        def loaded(source: str | Backbone, name: str) -> Backbone:
-            backbone = load(source, device, dtype, kv_bytes) if isinstance(source, str) else source
-            backbone.name = name
-            return backbone
-
         self.model = model if isinstance(model, str) else model.name
         sources = {self.model: model, **(models or {})}
-        self.backbones = {name: loaded(source, name) for name, source in sources.items()}
-        self.engine = Engine(self.backbones, token_budget)
+        self._load = partial(load, device=device, dtype=dtype, kv_bytes=kv_bytes)
+        self.engine = Engine({}, token_budget)
+        for name, source in sources.items():
+            self.add_model(name, source)
         self.resources = resources
         self._vectors: dict[str, Vector] = {}
         for name, folder in (vectors or {}).items():
@@ -105,6 +103,17 @@ class Local:
     def models(self) -> list[str]:
         """Names of the loaded models, the one that answers by default first."""
         return list(self.backbones)
+
+    @property
+    def backbones(self) -> Mapping[str, Backbone]:
+        """The loaded models by name."""
+        return self.engine.backbones
+
+    def add_model(self, name: str, source: str | Path | Backbone) -> None:
+        """Load another model (see `engine.loading.load`), which requests may name from now on."""
+        backbone = self._load(str(source)) if isinstance(source, str | Path) else source
+        backbone.name = name
+        self.engine.add(name, backbone)
 
     # Vectors, while requests run
 

@@ -127,6 +127,13 @@ class Engine:
         self._closed = False
         self._thread: threading.Thread | None = None
 
+    def add(self, name: str, backbone: Backbone) -> None:
+        """Serve another model too, from now on. Raises ValueError for a name that is taken."""
+        if name in self.backbones:
+            raise ValueError(f"models: there is one of the name {name!r} already; give another")
+        self._rows = {**self._rows, name: {}}  # anew: the engine's thread may be reading the old
+        self.backbones = {**self.backbones, name: backbone}
+
     def fits(self, needs: Needs) -> bool:
         """Whether there could ever be memory for a job of these needs."""
         return all(

@@ -28,10 +28,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import TrainerCallback
 
-from fader.engine import builtin
 from fader.engine.backbone import quick_dtype
+from fader.engine.loading import read
 from fader.files import write_whole
 from fader.methods.prompt import has_system_role
 from fader.schema import short
@@ -41,11 +41,9 @@ WHOLE = "seconds"  # the file that makes a checkpoint whole
 
 def load(model: str) -> tuple[Any, Any]:
     """The model and its tokenizer, in the type that this machine multiplies fastest."""
-    source = builtin.source(model)
-    base: Any = AutoModelForCausalLM.from_pretrained(
-        source, dtype=quick_dtype(), attn_implementation="sdpa"
-    )
-    return base, AutoTokenizer.from_pretrained(source)
+    base, tokenizer = read(model, getattr(torch, quick_dtype()))
+    base.set_attn_implementation("sdpa")
+    return base, tokenizer
 
 
 def steps(items: int, batch: int, epochs: float) -> int:

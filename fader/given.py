@@ -1,0 +1,117 @@
+"""What a person gives, made into requests: profiles, files, and folders of vectors and models.
+
+A `Request` names things and opens nothing. Here, for the command line and for Python's `Fader`, an
+alignment may be a profile's name, a file or JSON text, and what is named may be a folder or a file:
+each of these gets a name, which the request then holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fader.profiles import load_alignment
+from fader.request import Alignment, Request, RequestLike
+from fader.schema import Faults, Invalid, parse
+from fader.vectors.peft_folder import CONFIG
+from fader.vectors.store import available
+
+_MODELS = ("model", "tuned", "untuned")
+_DECLARED = ("classifier", "similarity")  # rewards whose `model` is the name of something declared
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the vectors and models lie that were given by folder or file, by their names."""
+
+    vectors: dict[str, Path] = field(default_factory=dict)
+    models: dict[str, Path] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()
+    """What is loaded under these names already, whatever they look like."""
+
+    def named(self, given: Any, places: dict[str, Path], is_one: Callable[[str], bool]) -> Any:
+        """The name of what was given by name or by place; a place is noted."""
+        if not isinstance(given, str) or given in self.known or not is_one(given):
+            return given
+        place = Path(given).resolve()
+        name = place.stem if place.is_file() else place.name
+        if name in available() or places.get(name, place) != place:
+            name += "-" + hashlib.sha256(str(place).encode()).hexdigest()[:8]
+        places[name] = place
+        return name
+
+
+def resolve(
+    prompts: Iterable[RequestLike], known: Iterable[str] = (), **fields: Any
+) -> tuple[list[Request], Places]:
+    """Requests from what a person gives, and the places of what was given by place; `known`: names
+    that are no places. Needs no model. Raises `Invalid`; a fault names the request it is in."""
+    if isinstance(prompts, str | Mapping | Request):
+        raise Invalid("takes several prompts, and this is one; use `generate`", "prompts")
+    prompts, places, found = list(prompts), Places(known=frozenset(known)), []
+    fields = _named(fields, places)
+    for place, prompt in enumerate(prompts):
+        with naming(place, len(prompts)):
+            found.append(Request.of(_named(prompt, places), **fields))
+    return found, places
+
+
+def _named(given: Any, places: Places) -> Any:
+    """A request's fields with everything by name."""
+    if not isinstance(given, Mapping):
+        return given
+    named = dict(given)
+    if named.get("model") is not None:
+        named["model"] = places.named(named["model"], places.models, _is_model)
+    if isinstance(named.get("alignment"), str | Mapping | Alignment):
+        alignment = load_alignment(named["alignment"])
+        value = alignment.model_dump(exclude_unset=True)
+        renamed = _renamed(value, places)
+        named["alignment"] = (
+            alignment if renamed == value else parse(Alignment, renamed, "alignment")
+        )
+    return named
+
+
+def _renamed(value: Any, places: Places) -> Any:
+    if isinstance(value, list | tuple):
+        return [_renamed(inner, places) for inner in value]
+    if not isinstance(value, Mapping):
+        return value
+    found = {}
+    for key, inner in value.items():
+        if key == "vectors" and isinstance(inner, Mapping):
+            found[key] = {
+                places.named(one, places.vectors, _is_vector): inner[one] for one in inner
+            }
+        elif key in _MODELS and value.get("kind") not in _DECLARED:
+            found[key] = places.named(inner, places.models, _is_model)
+        else:  # `of` is a JSON Schema: what stands there is data
+            found[key] = inner if key == "of" else _renamed(inner, places)
+    return found
+
+
+def _is_vector(given: str) -> bool:
+    return given not in available() and (Path(given) / CONFIG).is_file()
+
+
+def _is_model(given: str) -> bool:
+    place = Path(given)
+    return (place / "config.json").is_file() or (place.suffix == ".gguf" and place.is_file())
+
+
+@contextmanager
+def naming(place: int, count: int) -> Iterator[None]:
+    """Puts the number of the request before its faults, where there are several."""
+    try:
+        yield
+    except Invalid as error:
+        if count == 1:
+            raise
+        Faults(
+            found=[Invalid(f.said, f"request {place + 1}: {f.path}") for f in error.faults]
+        ).raise_any()
