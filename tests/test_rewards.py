@@ -602,7 +602,7 @@ def test_a_pattern_that_eats_the_machine_is_refused_while_it_is_compiled():
         spec("json-schema", of={"properties": {"a": {"pattern": BOMB}}}),
         spec("json-schema", of={"x": {"y": {"pattern": BOMB}}, "$ref": "#/x/y"}),
     ):
-        with pytest.raises(ValueError, match="(pattern|of): .*seconds or 256 MB to compile"):
+        with pytest.raises(ValueError, match=r"(pattern|of): .*seconds or 256 MB to compile"):
             make(one)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # kilobytes
 
