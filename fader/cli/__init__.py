@@ -2,6 +2,7 @@
 standard error and exit status 2."""
 
 import sys
+from io import TextIOWrapper
 
 import typer
 
@@ -19,6 +20,9 @@ app.add_typer(data.app, name="data")
 
 def main() -> None:
     """Entry point: runs a command; turns bad input into one message and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal in ASCII gets what it can show
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except (ValueError, OSError) as error:
