@@ -29,7 +29,7 @@ from fader.methods.search import rows, search
 from fader.methods.tokens import stop_tokens, text_ids
 from fader.request import Lookahead, PolicySpec, Preferences, Request, Sampling, Search
 from fader.rewards.reward import NOTHING, Resources
-from fader.schema import Faults, Invalid, at
+from fader.schema import Faults, Invalid, at, path_of
 from fader.vectors.store import find
 from fader.vectors.vector import Vector, mixture
 
@@ -208,43 +208,15 @@ class Local:
         there is not, what does not fit, what could never run (`writes`: whether answers are
         written, or given ones only read)."""
         faults = Faults()
-        backbone = self._backbone(request.model, "model")
-        alignment = request.alignment
-        own = self._mixture(alignment.vectors, backbone, faults.inside("alignment"))
-        policies: dict[tuple[Any, ...], Policy] = {}
-
-        def resolve(
-            spec: PolicySpec | str, told: Preferences = _NOTHING, field: str = ""
-        ) -> Policy:
-            if isinstance(spec, str):
-                spec, model_field = PolicySpec(model=spec, vectors={}), field
-            else:
-                model_field = f"{field}.model".lstrip(".")
-            reader = self._backbone(spec.model or request.model, model_field)
-            if reader is not backbone:
-                with at(model_field):
-                    _same_vocabulary(backbone, reader)
-            vectors = own
-            if spec.vectors is not None or reader is not backbone:
-                named = alignment.vectors if spec.vectors is None else spec.vectors
-                inner = Faults()
-                vectors = self._mixture(named, reader, inner.inside(field))
-                inner.raise_any()
-            preferences = alignment.preferences if spec.preferences is None else spec.preferences
-            with at("messages"):
-                ids = tuple(
-                    prompt_ids(
-                        request.messages, (preferences, told), reader.tokenizer, request.prefill
-                    )
-                )
-            if not ids:
-                raise Invalid("the prompt has no tokens; write something", "messages")
-            with at("messages"):
-                reader.check_tokens(ids)
-            key = (reader.name, ids, vectors)
-            return policies.setdefault(key, Policy(*key))
-
-        base = resolve(PolicySpec())
+        backbone = self.model_named(request.model, "model")
+        alignment, base = request.alignment, None
+        own = self.mixture_of(alignment.vectors, backbone, faults.inside("alignment"))
+        resolve = _Resolver(self, request, backbone, own)
+        with faults.at():
+            base = resolve(PolicySpec())
+        if base is None:  # without it nothing more can be said
+            faults.raise_any()
+            raise AssertionError("a policy that cannot be had without a fault")
         guided = GuidedPolicy(
             base, terms(alignment.guides, resolve, faults.inside("alignment", "guides"))
         )
@@ -263,16 +235,18 @@ class Local:
             self.engine.check(_needs(plan))
         return plan
 
-    def _backbone(self, name: str | None, field: str) -> Backbone:
+    def model_named(self, name: str | None, field: str) -> Backbone:
+        """The loaded model of that name, by default the first. Raises `Invalid` under `field`."""
         name = name or self.model
         if name not in self.backbones:
             known = ", ".join(self.backbones)
             raise Invalid(f"{name!r} is not loaded; loaded: {known}", field)
         return self.backbones[name]
 
-    def _mixture(
+    def mixture_of(
         self, strengths: Mapping[str, float], backbone: Backbone, faults: Faults
     ) -> tuple[tuple[Vector, float], ...]:
+        """Vectors by name with their strengths; those that cannot be had are `faults`."""
         found = []
         for name, strength in strengths.items():
             with faults.at():
@@ -281,6 +255,61 @@ class Local:
 
 
 _NOTHING = Preferences()
+
+
+class _Resolver:
+    """Turns what a request says of a policy into one (see `guidance.Resolve`); equal ones are made
+    once."""
+
+    def __init__(
+        self,
+        local: Local,
+        request: Request,
+        backbone: Backbone,
+        own: tuple[tuple[Vector, float], ...],
+    ) -> None:
+        self._local, self._request, self._backbone, self._own = local, request, backbone, own
+        self._made: dict[tuple[Any, ...], Policy] = {}
+
+    def __call__(
+        self, spec: PolicySpec | str, told: Preferences = _NOTHING, field: str = ""
+    ) -> Policy:
+        """The policy, told `told` beside the request's preferences."""
+        model_field = field if isinstance(spec, str) else path_of(field, "model")
+        spec = PolicySpec(model=spec, vectors={}) if isinstance(spec, str) else spec
+        reader = self._local.model_named(spec.model or self._request.model, model_field)
+        if reader is not self._backbone:
+            with at(model_field):
+                _same_vocabulary(self._backbone, reader)
+        alignment = self._request.alignment
+        preferences = alignment.preferences if spec.preferences is None else spec.preferences
+        key = (
+            reader.name,
+            self._read((preferences, told), reader),
+            self._mixed(spec, reader, field),
+        )
+        return self._made.setdefault(key, Policy(*key))
+
+    def _mixed(
+        self, spec: PolicySpec, reader: Backbone, field: str
+    ) -> tuple[tuple[Vector, float], ...]:
+        if spec.vectors is None and reader is self._backbone:
+            return self._own
+        faults = Faults()
+        named = self._request.alignment.vectors if spec.vectors is None else spec.vectors
+        found = self._local.mixture_of(named, reader, faults.inside(field))
+        faults.raise_any()
+        return found
+
+    def _read(self, preferences: Sequence[Preferences], reader: Backbone) -> tuple[int, ...]:
+        """The token ids of the conversation under these preferences."""
+        request = self._request
+        with at("messages"):
+            ids = prompt_ids(request.messages, preferences, reader.tokenizer, request.prefill)
+            if not ids:
+                raise ValueError("the prompt has no tokens; write something")
+            reader.check_tokens(ids)
+        return tuple(ids)
 
 
 def _needs(plan: Plan) -> dict[str, tuple[int, int]]:
