@@ -1,5 +1,5 @@
-"""fader: a mixing desk for language models. Say what you want from the answers; the model answers
-that way while it decodes."""
+"""fader aligns language models at inference time. Say what you want from the answers; the model
+answers that way while it decodes."""
 
 from fader.answer import Answer, Chunk, Likelihood, Result
 from fader.endpoint import Endpoint

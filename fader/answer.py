@@ -117,7 +117,7 @@ class SearchReport:
     reward: float
     """h of the answer: the weighted sum of its rewards."""
     explored: int
-    """Tokens read as drafts, committed or not."""
+    """Tokens read as part of any hypothesis, kept or not."""
     proposed: int = 0
     """Committed tokens that were candidates only because a reward proposed them."""
     exhausted: str | None = None

@@ -1,15 +1,16 @@
 """The one client of OpenAI-compatible chat endpoints; judges and teachers ask through it.
 
-An `Endpoint` says where a model is reached and how hard it may be pressed. A `Client` asks it many
-things at a time through the package openai, tries again what may pass (lost connections, timeouts,
-the statuses 408, 409, 429 and 5xx, and the same told with status 200), and says on standard error
-when it waits long. The tries are counted here and not by that package, which knows no failure with
-status 200 and ends no try that drips.
+An `Endpoint` says where a model is reached and how hard it may be pressed. A `Client` sends many
+requests at a time through the package openai. It tries again after failures that may pass (lost
+connections, timeouts, the statuses 408, 409, 429 and 5xx, also where they come as an error with
+status 200), and says on standard error when it waits long. The tries are made here and not by that
+package: it takes an error with status 200 for an answer, and its timeout does not end a reply that
+comes in drips.
 
 Replies are kept by a hash of what was asked (model, messages, settings; not the address): in the
 endpoint's folder, or in memory where it names none. An empty reply is not kept.
 
-The shape of a reply is checked here, once; whoever asks gets a `Reply` or one error that names the
+The shape of a reply is checked here, once. The caller gets a `Reply`, or one error that names the
 address, the model and what came back. Code without an event loop asks through `run`.
 """
 
@@ -119,7 +120,7 @@ class Reply:
 
     @property
     def end(self) -> str:
-        """After what it ended, to be told to a person."""
+        """Where it ended, in words for an error."""
         return f"after {self.text[-200:]!r}" if self.text else "before it said anything"
 
 
@@ -141,8 +142,8 @@ def say(text: str) -> None:
 class Client:
     """Asks an endpoint from within an event loop: `async with Client(...) as client`.
 
-    `say` is told when nothing has come back for long. Raises ValueError where the package openai is
-    missing.
+    `say` is called when nothing has come back for long. Raises ValueError where the package openai
+    is missing.
     """
 
     def __init__(
@@ -321,8 +322,8 @@ class Client:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """What some asking comes to, from a thread without an event loop or with one. Whatever ends the
-    wait (Ctrl-C) ends the asking first."""
+    """The result of a coroutine that asks endpoints, from a thread with or without an event loop.
+    What ends the wait (Ctrl-C) ends the requests first."""
     ended = threading.Event()
 
     async def ending() -> T:
@@ -355,7 +356,7 @@ async def together(asked: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """The event loop of all who ask through `run`. Its thread keeps no program from ending."""
+    """The event loop for all calls of `run`. Its thread does not keep a program from ending."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="fader-endpoint", daemon=True).start()
     return loop
@@ -363,7 +364,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 @lru_cache(maxsize=64)
 def _gate(loop: asyncio.AbstractEventLoop, endpoint: Endpoint) -> asyncio.Semaphore:
-    """Of all who ask an endpoint, its `concurrency` at a time."""
+    """Lets `concurrency` requests of an endpoint through at a time, whoever makes them."""
     return asyncio.Semaphore(endpoint.concurrency)
 
 

@@ -1,4 +1,4 @@
-"""`Fader`: the front. Takes what a person gives, hands requests to a backend and its answers out.
+"""`Fader`: the front. It makes requests of what a person gives, and hands them to a backend.
 
 child = {"preferences": {"user": "Explain as to a child."}}
 Fader().generate("What is a bond?", alignment=child).text
@@ -56,7 +56,7 @@ class Fader:
         self.close()
 
     def close(self) -> None:
-        """Cancel what runs and free what is held."""
+        """Cancel all requests and stop what runs for them."""
         self.backend.close()
 
     @property
@@ -68,7 +68,7 @@ class Fader:
 
     @property
     def vectors(self) -> list[str]:
-        """Names of the vectors in use so far; others are found by name when first asked for."""
+        """Names of the vectors in use so far; others are found when a request names them."""
         return self.backend.vectors
 
     def vector(self, name: str) -> Vector:
@@ -139,7 +139,7 @@ class Fader:
 
         def flow() -> Iterator[tuple[int, Chunk] | None]:
             try:
-                yield None  # so that it has begun, and closing it comes to `finally`
+                yield None  # so that it has begun, and closing it runs `finally`
                 left = len(running)
                 while left:
                     found = chunks.get()
@@ -218,10 +218,11 @@ class Fader:
                 future.cancel()
         return [found[place] for place in range(len(pairs))]
 
-    # From what a person gives to a request
+    # Requests from what a person gives
 
     def check(self, prompt: RequestLike, **fields: Any) -> list[Invalid]:
-        """Every fault for which a request would be refused, with its path. Runs nothing."""
+        """Every fault for which a well-formed request would be refused, each with its path. Runs
+        nothing. Raises `Invalid` for what is no request."""
         return self.backend.check(self.request(prompt, **fields))
 
     def request(self, prompt: RequestLike, **fields: Any) -> Request:
@@ -230,7 +231,7 @@ class Fader:
         return self.requests([prompt], **fields)[0]
 
     def requests(self, prompts: Iterable[RequestLike], **fields: Any) -> list[Request]:
-        """`request` for several; a fault names the request it is in."""
+        """`request` for several. A fault names its request, counted from 1."""
         requests, places = resolve(prompts, [*self.backend.models, *self.vectors], **fields)
         for name, folder in places.vectors.items():
             if name not in self.vectors:
@@ -246,7 +247,7 @@ class Fader:
         fields: dict[str, Any],
         on_chunk: Callable[[int, Chunk], None] = lambda _, __: None,
     ) -> list[Future[Result]]:
-        """All requests started, or none: a fault in one is found before any runs, and names it."""
+        """Start all requests, or none: a fault in one is found before any runs, and names it."""
         requests = self.requests(prompts, **fields)
         if len(requests) > 1:
             for place, request in enumerate(requests):

@@ -1,8 +1,8 @@
-"""What a person gives, made into requests: profiles, files, and folders of vectors and models.
+"""Makes requests of what a person gives: profiles, files, and folders of vectors and models.
 
-A `Request` names things and opens nothing. Here, for the command line and for Python's `Fader`, an
-alignment may be a profile's name, a file or JSON text, and what is named may be a folder or a file:
-each of these gets a name, which the request then holds.
+A `Request` names things and opens nothing. On the command line and in Python's `Fader` an alignment
+may also be a profile's name, a file or JSON text, and a folder or file may stand for the name of a
+vector or model. Each of these gets a name here, and the request holds the name.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ _DECLARED = ("classifier", "similarity")  # rewards whose `model` is the name of
 
 @dataclass(frozen=True)
 class Places:
-    """Where the vectors and models lie that were given by folder or file, by their names."""
+    """The folders and files that were given in place of names, by the names that they got."""
 
     vectors: dict[str, Path] = field(default_factory=dict)
     models: dict[str, Path] = field(default_factory=dict)
     known: frozenset[str] = frozenset()
-    """What is loaded under these names already, whatever they look like."""
+    """Names that are loaded already: these are names even where a folder is called so."""
 
     def named(self, given: Any, places: dict[str, Path], is_one: Callable[[str], bool]) -> Any:
-        """The name of what was given by name or by place; a place is noted."""
+        """The name for what was given: a name as it is; for a folder or file a new one, which is
+        noted."""
         if not isinstance(given, str) or given in self.known or not is_one(given):
             return given
         place = Path(given).resolve()
@@ -48,8 +49,9 @@ class Places:
 def resolve(
     prompts: Iterable[RequestLike], known: Iterable[str] = (), **fields: Any
 ) -> tuple[list[Request], Places]:
-    """Requests from what a person gives, and the places of what was given by place; `known`: names
-    that are no places. Needs no model. Raises `Invalid`; a fault names the request it is in."""
+    """Requests from what a person gives, and the folders and files that stood for names in them.
+    `known`: names that are loaded already. Needs no model. Raises `Invalid`; a fault names its
+    request."""
     if isinstance(prompts, str | Mapping | Request):
         raise Invalid("takes several prompts, and this is one; use `generate`", "prompts")
     prompts, places, found = list(prompts), Places(known=frozenset(known)), []
@@ -61,7 +63,7 @@ def resolve(
 
 
 def _named(given: Any, places: Places) -> Any:
-    """A request's fields with everything by name."""
+    """A request's fields with names in place of folders and files."""
     if not isinstance(given, Mapping):
         return given
     named = dict(given)
@@ -106,7 +108,7 @@ def _is_model(given: str) -> bool:
 
 @contextmanager
 def naming(place: int, count: int) -> Iterator[None]:
-    """Puts the number of the request before its faults, where there are several."""
+    """Puts the number of the request before its faults, where there are several requests."""
     try:
         yield
     except Invalid as error:

@@ -35,8 +35,8 @@ def profiles() -> dict[str, Path]:
 
 
 def load_alignment(text: str | Mapping[str, Any] | Alignment) -> Alignment:
-    """An alignment from what a person may give: JSON text, a JSON or YAML file, or a profile's
-    name. What is JSON is read as JSON, for YAML reads some of it otherwise."""
+    """An alignment from JSON text, a JSON or YAML file, or a profile's name. What is JSON is read
+    as JSON, since YAML would read some of it differently."""
     if isinstance(text, Alignment):
         return text
     if isinstance(text, Mapping):

@@ -94,8 +94,8 @@ class Preferences(Frozen):
 
 
 class PolicySpec(Frozen):
-    """A way to read the conversation: which model, with which vectors, told what. Left out: as the
-    request itself."""
+    """A way to read the conversation: which model, with which vectors, told which preferences. What
+    is left out is as in the request."""
 
     model: Text | None = None
     vectors: dict[str, Finite] | None = None
@@ -117,8 +117,8 @@ class _Guide(Frozen):
     weight: Finite = 1.0
     """w in w * (log policy - log reference); 0 is off."""
     plausible: Plausible | None = None
-    """Which tokens stay candidates; nothing given: the preset's default. With several guides their
-    sets are united."""
+    """Which tokens stay candidates. Left out: the preset's default; None, or one without limits:
+    all tokens. The sets of several guides are united."""
 
 
 class Contrast(_Guide):
@@ -240,13 +240,13 @@ RewardSpec = Annotated[TextRewardSpec | ImplicitSpec, Field(discriminator="kind"
 
 class Budget(Frozen):
     """What a search may spend on one answer. When a limit is reached, the best answer so far is
-    returned: a finished one if there is one, else the best draft, whose `finish_reason` is
+    returned: a finished one if there is one, else the best hypothesis, whose `finish_reason` is
     `budget`."""
 
     rows: int | None = Field(None, ge=1)
     """Rows read by the request's own policies, summed over forward passes."""
     tokens: int | None = Field(None, ge=1)
-    """Tokens drafted."""
+    """Tokens explored: read as part of any hypothesis, kept or not."""
     seconds: Positive | None = None
 
 
@@ -264,7 +264,7 @@ class BestOfN(_Search):
 
 
 class Blockwise(_Search):
-    """Draw `n` blocks, keep the `beams` drafts of the highest reward, and so on (blockwise
+    """Draw `n` blocks, keep the `beams` hypotheses of the highest reward, and so on (blockwise
     controlled decoding, arXiv 2310.17022, without its trained prefix scorer: the rewards judge the
     unfinished text)."""
 
@@ -278,8 +278,8 @@ class Blockwise(_Search):
     def _fewer_kept(self) -> Blockwise:
         if self.beams > self.n:
             raise ValueError(
-                f"beams ({self.beams}) must not be more than n ({self.n}): there are n drafts to"
-                " keep them from"
+                f"beams ({self.beams}) must not be more than n ({self.n}): there are n"
+                " hypotheses to keep them from"
             )
         return self
 
@@ -345,11 +345,11 @@ Search = Annotated[BestOfN | Blockwise | Segments | Lookahead, Field(discriminat
 
 
 class Alignment(Frozen):
-    """What is wanted of the answer. Empty: the base model, exactly."""
+    """What the answer should be like. Empty: the base model, exactly."""
 
     preferences: Preferences = Preferences()
     vectors: dict[str, Finite] = Field(default_factory=dict)
-    """Alignment vectors by name or folder, and how strong: W + sum of lambda_i * dW_i."""
+    """Alignment vectors by name, and their strengths λ: W + sum of λ_i * dW_i."""
     guides: tuple[Guide, ...] = ()
     search: Search | None = None
 
@@ -372,11 +372,11 @@ class Request(Frozen):
 
     @classmethod
     def of(cls, prompt: RequestLike, **fields: Any) -> Request:
-        """A request from what a program has at hand: a prompt, a list of messages, or a mapping of
-        the request's fields, in which `prompt` may stand for `messages`.
+        """A request from a prompt, a list of messages, or a mapping of the request's fields, in
+        which `prompt` may stand for `messages`.
 
-        `fields`: fields of the request or of its sampling (`max_tokens=8`), for what `prompt` does
-        not say. Raises `Invalid`.
+        `fields`: fields of the request or of its sampling (`max_tokens=8`). They apply where
+        `prompt` does not say otherwise. Raises `Invalid`.
         """
         given = {name: value for name, value in fields.items() if value is not None}
         if isinstance(prompt, Request):
@@ -385,7 +385,9 @@ class Request(Frozen):
             return prompt
         value = _as_fields(prompt)
         if "messages" in given and "messages" in value:
-            raise Invalid("given twice, for the prompt stands for them; give it once", "messages")
+            raise Invalid(
+                "given twice, since the prompt stands for them too; give one of the two", "messages"
+            )
         # the later ones win, field by field
         said = [{name: given.pop(name) for name in list(given) if name in Sampling.model_fields}]
         said += [_of_sampling(of.get("sampling", {})) for of in (given, value)]

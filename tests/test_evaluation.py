@@ -108,7 +108,7 @@ def test_the_ledger_knows_a_vector_by_its_numbers(fader, tmp_path):
 
 def test_a_foreign_file_is_no_ledger(fader, tmp_path):
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(ValueError, match=r"other\.jsonl:1: not a line of an evaluation's ledger"):
+    with pytest.raises(ValueError, match=r"other\.jsonl:1: not a line of an evaluation's cache"):
         ResultCache(fader, tmp_path / "other.jsonl")
 
 
@@ -361,7 +361,7 @@ def test_a_file_that_is_no_ledger_is_left_alone(fader, tmp_path):
     for place, content in enumerate((b'{"name": "card"}', b'{\n "name": "card"\n}', b"notes")):
         file = tmp_path / str(place)
         file.write_bytes(content)
-        with pytest.raises(ValueError, match="an evaluation's ledger"):
+        with pytest.raises(ValueError, match="an evaluation's cache"):
             ResultCache(fader, file, quiet=True)
         assert file.read_bytes() == content
 

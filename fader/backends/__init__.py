@@ -17,10 +17,10 @@ from fader.schema import Invalid
 
 
 class Backend(Protocol):
-    """A place where requests are answered, many at once, from any thread.
+    """Answers requests, many at once, from any thread.
 
-    What is given out ends with the result or with the error that ended the request;
-    cancelling it frees what the request holds.
+    `submit` and `score` give a `Running`: it ends with the result, or with the error that ended the
+    request. Cancelling it frees what the request holds.
     """
 
     @property
@@ -29,11 +29,11 @@ class Backend(Protocol):
 
     @property
     def vectors(self) -> list[str]:
-        """Names of the vectors in use so far; others are found by name when first asked for."""
+        """Names of the vectors in use so far; others are found when a request names them."""
 
     def check(self, request: Request, answers: Sequence[str] | None = None) -> list[Invalid]:
-        """Every fault for which the request would be refused, each with its path; none: it can
-        run. With `answers`: for which their scoring would be refused. Runs nothing."""
+        """Every fault for which the request would be refused, each with its path; an empty list if
+        it can run. With `answers`: for which scoring them would be refused. Runs nothing."""
 
     def submit(self, request: Request, on_chunk: Callable[[Chunk], None] = ...) -> Running[Result]:
         """Start a request; `on_chunk` is called with each piece as it is decided, from the
@@ -46,7 +46,7 @@ class Backend(Protocol):
         """A hash of all that a model's answers depend on besides the request."""
 
     def stats(self) -> Stats:
-        """What the backend is doing at present."""
+        """How busy the backend is."""
 
     def close(self) -> None:
-        """Cancel what runs and free what is held."""
+        """Cancel all requests and stop what runs for them."""

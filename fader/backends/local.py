@@ -1,7 +1,7 @@
 """The local backend: requests answered by our own engine, in this process.
 
-A request is made into a plan (policies, guide terms, what a search is after), the plan into a
-program of the engine. Everything that can be refused is refused while planning, all faults at once.
+A request becomes a plan (policies, terms of guides, the objective of a search), and the plan a
+program of the engine. What can be refused is refused while planning, all faults at once.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from fader.vectors.vector import Vector, mixture
 
 @dataclass(frozen=True)
 class Plan:
-    """A request made ready: its policy, and the program's surroundings."""
+    """A request made ready to run."""
 
     request: Request
     guided: GuidedPolicy
     backbone: Backbone
     task: Task
     objective: Objective | None = None
-    """What the request's search is after."""
+    """The objective of the request's search."""
 
     def needs(self, length: int, samples: int) -> dict[str, tuple[int, int]]:
         """Rows and positions on each backbone, for `samples` answers of `length` tokens."""
@@ -96,7 +96,7 @@ class Local:
         return self.backbones[model].identity
 
     def stats(self) -> Stats:
-        """What the engine is doing at present."""
+        """How busy the engine is."""
         return self.engine.stats()
 
     @property
@@ -119,7 +119,7 @@ class Local:
 
     @property
     def vectors(self) -> list[str]:
-        """Names of the vectors in use so far; others are found by name when first asked for."""
+        """Names of the vectors in use so far; others are found when a request names them."""
         return sorted(self._vectors)
 
     def vector(self, name: str, backbone: Backbone | None = None) -> Vector:
@@ -204,9 +204,9 @@ class Local:
         return plan, written, size, needs
 
     def plan(self, request: Request, writes: bool = True) -> Plan:
-        """Find the request's model, vectors and policies. Raises `Invalid` with every fault: what
-        there is not, what does not fit, what could never run (`writes`: whether answers are
-        written, or given ones only read)."""
+        """Find the request's model, vectors and policies. Raises `Invalid` with every fault: names
+        that are not known, vectors that do not fit, requests that could never run. `writes`:
+        whether answers are written, or given ones only read."""
         faults = Faults()
         backbone = self.model_named(request.model, "model")
         alignment, base = request.alignment, None
@@ -365,8 +365,7 @@ def _likelihoods(plan: Plan, written: Sequence[list[int]], size: int) -> Program
 
 
 def _drawn_as_searched(sampling: Sampling, wanted: Search) -> None:
-    """Raises `Invalid` where a search could not do anything with the sampling, or would not heed
-    it."""
+    """Raises `Invalid` for a temperature that a search cannot use or would ignore."""
     if isinstance(wanted, Lookahead) and wanted.rollout == "greedy":
         if sampling.temperature > 0:
             raise Invalid(

@@ -21,7 +21,7 @@ from fader.given import resolve
 from fader.profiles import load_alignment, profile_folders, profiles
 from fader.request import Alignment, Lookahead, json_schema
 
-app = commands("A mixing desk for language models.")
+app = commands("Align language models at inference time.")
 
 
 MaxTokens = Annotated[int | None, typer.Option(help="At most this many tokens per answer.")]

@@ -185,7 +185,7 @@ def check_command(
     skip_bad: SkipBad = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Hold level data or pairs against the rules. Exit status 0 without a fault, 1 with one, 2 if
+    """Check level data or pairs by the rules. Exit status 0 without a fault, 1 with one, 2 if
     the file cannot be read."""
     with needing("checking data", "data"):
         from fader.data.check import RULES, check

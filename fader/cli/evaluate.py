@@ -53,7 +53,7 @@ Ledgered = Annotated[
     str,
     typer.Option(
         "--out",
-        help="ResultCache: JSONL of all that was measured. A run that was stopped goes on from it.",
+        help="Result cache: JSONL of all that was measured. A stopped run goes on from it.",
     ),
 ]
 Limited = Annotated[
@@ -78,7 +78,7 @@ def evaluate(
         ),
     ],
     split: Annotated[
-        str, typer.Option(help="The figures are of this split; strengths are chosen on dev.")
+        str, typer.Option(help="Split that is measured; strengths are chosen on dev.")
     ] = "test",
     domain: Annotated[
         list[str] | None,
@@ -111,7 +111,7 @@ def evaluate(
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what vectors do: one figure per line, {task, method, case, metric, value, low, high,
+    """Measure what vectors do: one metric per line, {task, method, case, metric, value, low, high,
     n, seed}."""
     with needing("evaluation", "eval"):
         from fader.evaluation.cache import ResultCache
@@ -154,16 +154,16 @@ def evaluate(
             seed=seed,
             limit=limit,
         )
-        figures = []
+        metrics = []
         for task in tasks:
-            for figure in TASKS[task](suite):
-                figures.append(figure)
+            for metric in TASKS[task](suite):
+                metrics.append(metric)
                 if as_json:
-                    print_json(asdict(figure))
+                    print_json(asdict(metric))
     if report is not None:
-        write_report(figures, Path(report))
+        write_report(metrics, Path(report))
     if not as_json:
-        table("Figures", [asdict(figure) for figure in figures])
+        table("Metrics", [asdict(metric) for metric in metrics])
         screen.print(f"Measurements: {out}" + (f"; report: {report}" if report else ""))
 
 
@@ -172,8 +172,8 @@ def tune(
         str,
         typer.Argument(
             help=(
-                "What is wanted, as in `medical=expert,legal=avoidance`; domains left out stay as"
-                " they are."
+                "The level for each domain, as in `medical=expert,legal=avoidance`; the vectors"
+                " of other domains stay at 0."
             )
         ),
     ],
@@ -193,7 +193,7 @@ def tune(
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the strengths that reach wanted levels, report what they do, and write them as a
+    """Find the strengths that bring domains to levels, report what they do, and write them as a
     profile."""
     with needing("tuning", "eval"):
         from fader.evaluation.cache import ResultCache
@@ -213,25 +213,25 @@ def tune(
     with Fader(model, dtype=dtype or quick_dtype()) as fader:
         suite = Suite(ResultCache(fader, Path(out)), **chosen, split=split, seed=seed, limit=limit)
         found = search(suite, cast("dict[str, Level]", wanted))
-        figures = list(consequences(suite, found, cast("dict[str, Level]", wanted)))
+        metrics = list(consequences(suite, found, cast("dict[str, Level]", wanted)))
     row: dict[str, Any] = {
         "strengths": found.strengths,
         "reached_on_dev": found.reached,
-        "figures": [asdict(figure) for figure in figures],
+        "figures": [asdict(metric) for metric in metrics],
     }
     if profile is not None:
         row["profile"] = str(save_profile(profile, Alignment(vectors=found.strengths)))
     if as_json:
         print_json(row)
         return
-    table("Figures", row["figures"])
+    table("Metrics", row["figures"])
     screen.print({key: value for key, value in row.items() if key != "figures"})
 
 
 def _chosen(
     domains: Sequence[str], vector: Sequence[str] | None, data: Sequence[str] | None
 ) -> dict[str, Any]:
-    """The lab's level data and vectors, as the options say."""
+    """The level data and vectors of a suite, as the options say."""
     files = dict(named_value(text, "--data DOMAIN=FILE") for text in data or ())
     moved = dict(named_value(text, "--vector DOMAIN=NAME") for text in vector or ())
     for option, given in (("--data", files), ("--vector", moved)):

@@ -137,14 +137,14 @@ def merge(
     parts: Annotated[
         list[str],
         typer.Argument(
-            metavar="VECTOR=AMOUNT...", help="Names or folders of vectors, with their strengths."
+            metavar="VECTOR=STRENGTH...", help="Names or folders of vectors, with their strengths."
         ),
     ],
     out: Annotated[str, typer.Option(help="Checkpoint folder to write; must not be there yet.")],
     base: Base = builtin.NAME,
     as_json: AsJson = False,
 ) -> None:
-    """Write the checkpoint base + sum of AMOUNT * VECTOR, for a mixture that a whole deployment
+    """Write the checkpoint base + sum of STRENGTH * VECTOR, for a mixture that a whole deployment
     shares."""
     strengths = dict(_amount(part) for part in parts)
     folder = checkpoint.merge(base, strengths, out, _track("merge"))
@@ -249,13 +249,13 @@ def _free(name: str, out: str | None) -> Path:
 
 
 def _amount(part: str) -> tuple[Vector, float]:
-    """A vector and its strength, from NAME=AMOUNT."""
+    """A vector and its strength, from NAME=STRENGTH."""
     name, _, strength = part.rpartition("=")
     try:
         number = float(strength)
     except ValueError:
         raise ValueError(
-            f"VECTOR=AMOUNT: {part!r} does not end with = and a number, as medical=0.5 does"
+            f"VECTOR=STRENGTH: {part!r} does not end with = and a number, as medical=0.5 does"
         ) from None
     return open_vector(name), number
 

@@ -1,10 +1,10 @@
-"""What is asked of level data and of pairs: rules that a text keeps or breaks, each with its reason
-in words.
+"""The rules for level data and pairs. A text keeps or breaks each, and a fault says in words what
+is wrong.
 
 The rules on form (length, order, form, unfinished, language, duplicate, same) hold in every
 language that puts spaces between words. The rules on content look at figures and shared words;
 where they look for English words (refusal, referral) they are passed over in other languages. Rules
-catch what is plainly wrong. That an expert answer is true they cannot see.
+find clear faults; they cannot tell whether an expert answer is true.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Seen:
 def check(
     file: Path | str, language: str = "en", rating: str | None = None, skip_bad: int = 0
 ) -> Report:
-    """Hold a level file or a pairs file against the rules. `rating` and `skip_bad`: see
+    """Check a level file or a pairs file by the rules. `rating` and `skip_bad`: see
     `records.read`.
 
     Raises ValueError for a record that cannot be read, OSError for a file that cannot, ValueError

@@ -1,7 +1,7 @@
 """Makes level data with a teacher (Alignment Vectors, arXiv 2410.19206): personas, a question from
 each, answers at three levels.
 
-Every stage works in rounds (`rounds`) and holds the replies against the rules of `check`. What
+Every stage works in rounds (`rounds.py`) and checks the replies by the rules of `check.py`. What
 still breaks a rule after `tries` rounds is dropped and counted.
 
 Deviation from the paper: its prompts are not public; those here are ours, and cleaning is by rules
@@ -186,8 +186,8 @@ def read_personas(file: Path | str) -> list[str]:
 
 
 def estimate(plan: Plan, personas: Sequence[str] = (), prices: Prices | None = None) -> Cost:
-    """What a run will cost from nothing, without what must be asked again: prompts counted, answers
-    taken at the middle of their lengths."""
+    """What a run will cost if nothing is kept yet and nothing is asked twice: prompts are counted,
+    answers taken at the middle of their lengths."""
     persona, query = "word " * 18, "word " * 20
     batches = 0 if personas else -(-plan.count // BATCH)
     asked = [(persona_prompt(plan, 0, ["word " * 6] * 30), BATCH * 18)] * batches

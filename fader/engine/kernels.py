@@ -2,8 +2,8 @@
 
 A linear layer's product can be computed by several kernels that agree up to rounding. Which one is
 the fastest depends on the CPU, the threads, the type, the layer's shape and the number of rows, by
-factors up to ten (docs/decisions/0003). So it is measured when a model is loaded, once: the choice
-is kept in the cache folder. FADER_KERNELS=default turns it off.
+factors up to ten (docs/decisions/0003). So it is measured once, when a model is loaded, and the
+choice is kept in the cache folder. FADER_KERNELS=default turns it off.
 """
 
 from __future__ import annotations
@@ -243,8 +243,8 @@ def measure(
     rows: Sequence[int] = ROWS,
     passes: int = 12,
 ) -> Times:
-    """The least of interleaved repeats: what else the machine does only ever adds time. What cannot
-    be computed here, or was not reached in the time that a measurement may take, is missing."""
+    """The minimum of interleaved repeats: other work on the machine only ever adds time. Kernels
+    that cannot run here, and those that the time limit left out, are missing."""
     began = time.perf_counter()
     layers = [copies for dtype in dtypes for copies in _layers(shapes, dtype)]
     before = torch.get_num_threads()
@@ -387,7 +387,7 @@ def _file(key: Mapping[str, Any]) -> Path:
 
 
 def _kept(kind: type[T], key: dict[str, Any]) -> T | None:
-    """What was kept under that key; None where there is nothing, or nothing that can be read."""
+    """The measurement that is kept under that key; None where there is none that can be read."""
     with suppress(OSError, ValueError):
         found = kind.model_validate_json(_file(key).read_bytes())
         if found.key == key and (found.quiet or _busy()):

@@ -1,8 +1,8 @@
 """`load`: a model that is exactly what its files say.
 
 transformers fills what a checkpoint lacks with random numbers, drops what it has no place for, and
-applies an adapter that lies in the model's folder. Here its report of the loading is read and every
-such thing is refused by name; files that are no whole files are named before anything is read.
+applies an adapter that lies in the model's folder. Here its report of the loading is read, and each
+of these is refused by name. Files that are cut short are named before anything is read.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def load(
     given; `dtype="auto"` takes on a CPU the faster of float32 and bfloat16 and says so on standard
     error. `kv_bytes`: memory for keys and values. `kernels`: "measured" (unless FADER_KERNELS says
     otherwise) or "default", see docs/engine.md. Raises ValueError for a model that cannot run,
-    OSError for one that cannot be had. What the model's generation_config asks for and a request
-    does not do by itself is said in one line on standard error.
+    OSError for one that cannot be had. One line on standard error names the settings of the model's
+    generation_config that are not applied.
     """
     device = device or (
         "cuda"

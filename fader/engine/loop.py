@@ -1,10 +1,10 @@
 """The engine: programs in, answers out.
 
-The engine gathers what all live programs (`program.py`) ask, forwards the rows of one backbone
-together (single tokens first, longer reads in pieces beside them, under a token budget), makes one
-batch per reward (slow ones beside the forwards, in threads of their own), and resumes every program
-that has its answers. Continuous batching, mixed preferences in a batch, cancellation and release of
-memory all follow from this.
+The engine gathers what all live programs (`program.py`) ask for. It reads the rows of one backbone
+in one forward: single tokens first, longer reads in pieces beside them, under a token budget. It
+calls each reward once for all programs; slow ones run beside the forwards, in threads of their own.
+It resumes every program that has its answers. Continuous batching, mixed preferences in a batch,
+cancellation and the release of memory all follow from this.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Needs = Mapping[str, tuple[int, int]]
 """For each backbone: how many rows a program keeps alive at most, and how many positions the
 longest of them takes, prompt included."""
 
-LOOK = 0.1  # seconds after which jobs that wait look again whether others let go of memory
+LOOK = 0.1  # seconds after which waiting jobs are tried again: memory may have been freed
 
 
 @dataclass(eq=False)
@@ -250,14 +250,17 @@ class Engine:
                             *(self._forward(name) for name in self.backbones),
                         ]
                     )
-                except BaseException as error:  # a fault of ours: all are told, the engine lives
+                except (
+                    BaseException
+                ) as error:  # a fault of ours: it ends all jobs, and the engine goes on
                     busy = True
                     logging.getLogger("fader").exception("the engine failed")
                     self._end_all(_fault("the engine", error.with_traceback(None)))
 
     def _receive(self, busy: bool) -> bool:
-        """Take in what was sent, waiting for it unless there is other work; whether the engine was
-        closed. (A job that lingered in the loop above would keep its memory after its end.)"""
+        """Take in new jobs and actions, and wait for them if there is no other work. Returns
+        whether the engine was closed. (This is a method of its own since a local variable of the
+        loop above would keep a job's memory after its end.)"""
         with self._wake:
             while not (self._inbox or busy or self._closed):
                 busy = not self._wake.wait(LOOK if self._waiting else None)
@@ -283,14 +286,14 @@ class Engine:
             self._end(job, None, error)
 
     def _admit(self) -> bool:
-        """Start waiting jobs in their order while the memory they announced fits. Says, as the next
-        two do, whether there was anything to do."""
+        """Start waiting jobs in their order while the memory they announced fits. Returns whether
+        there was anything to do, as `_score` and `_forward` do."""
         admitted = False
         while self._waiting:
             try:
                 if not self._fits(self._waiting[0]):
                     break
-            except Exception as error:  # out of memory, say: this job ends, those beside it go on
+            except Exception as error:  # such as out of memory: this job ends, the others go on
                 logging.getLogger("fader").exception("no memory could be had for a job")
                 self._tell(self._waiting.popleft(), None, error.with_traceback(None))
                 continue
@@ -395,8 +398,8 @@ class Engine:
             row.jobs.append(job)
 
     def _score(self) -> bool:
-        """One call for each reward that live programs ask for; a slow one that is under way is not
-        called again until it has answered."""
+        """Call each reward that live programs ask for once. A slow one is not called again until it
+        has answered."""
         answered = bool(self._answered)
         while self._answered:
             self._scored(*self._answered.popleft())
@@ -429,7 +432,7 @@ class Engine:
     def _scored(
         self, asked: Sequence[tuple[_Job, int, Score]], found: Sequence[list[float] | Exception]
     ) -> None:
-        """Hand out scores; jobs that ended meanwhile want none."""
+        """Hand out scores, except to jobs that have ended meanwhile."""
         for (job, index, ask), scores in zip(asked, found, strict=True):
             self._away.pop(ask, None)
             if job not in self._live:
@@ -444,8 +447,8 @@ class Engine:
             self._resume_if_ready(job)
 
     def _forward(self, name: str) -> bool:
-        """One forward of one backbone: single tokens first, longer reads in pieces with what is
-        left of the budget."""
+        """One forward of one backbone: single tokens first, then longer reads in pieces, as far as
+        the token budget goes."""
         queue, backbone = self._rows[name], self.backbones[name]
         if not queue:
             return False
@@ -490,8 +493,8 @@ class Engine:
         return picked
 
     def _place(self, row: _Row, backbone: Backbone) -> None:
-        """Give a row its slot, and let it begin where what the slot holds of it ends."""
-        start = row.total - row.keep  # wanted positions are read again even if they are held
+        """Give a row its slot. It begins after the positions that the slot holds already."""
+        start = row.total - row.keep  # positions whose logits are asked for are read in any case
         if row.slot is None:
             try:
                 row.slot, held, is_new = find_or_allocate(backbone.memory, row.policy, row.prefix)
@@ -509,8 +512,8 @@ class Engine:
     def _read(
         self, picked: Sequence[tuple[_Row, Segment]], backbone: Backbone
     ) -> list[Tensor | None]:
-        """The logits of each row, from one forward. If that fails, each row is read by itself, so
-        that only the jobs of the one at fault end: their rows get None."""
+        """The logits of each row, from one forward. If it fails, each row is read by itself, so
+        that only the jobs of the row at fault end; that row gets None."""
         if not picked:
             return []
         try:
@@ -544,8 +547,8 @@ class Engine:
     def _end_unsound(
         self, picked: Sequence[tuple[_Row, Segment]], logits: Sequence[Tensor | None]
     ) -> None:
-        """End the jobs of rows whose logits are not finite; those beside them go on. (-inf alone is
-        sound: some models give it to tokens that they never write.)"""
+        """End the jobs of rows whose logits are not finite; the others go on. (Single logits of
+        -inf are allowed: some models have them for tokens that they never write.)"""
         peaks = [found.amax(-1) for found in logits if found is not None]  # NaN wins a maximum
         if not peaks or bool(torch.cat(peaks).isfinite().all()):
             return
@@ -563,7 +566,8 @@ class Engine:
         picked: list[tuple[_Row, Segment]],
         logits: list[Tensor | None],
     ) -> list[_Job]:
-        """Hand the logits of one forward to the asks that wait for them; the jobs that got some."""
+        """Hand the logits of one forward to the asks that wait for them. Returns the jobs that got
+        some."""
         ready: dict[_Job, None] = {}
         while picked:  # emptied on the way: a row that lingers would keep its memory
             row, segment = picked.pop(0)
@@ -603,7 +607,7 @@ class Engine:
             self._resume(job, answer)
 
     def _end(self, job: _Job, result: Any, error: Exception | None) -> None:
-        """Close the program, forget its rows, and tell whoever waits."""
+        """Close the program, forget its rows, and set the job's result or error."""
         if job not in self._live:
             return
         self._live.remove(job)
@@ -613,7 +617,7 @@ class Engine:
         self._tell(job, result, error)
 
     def _tell(self, job: _Job, result: Any, error: Exception | None) -> None:
-        """Give whoever waits the job's end, once."""
+        """Set the job's result or error, once."""
         if job.started:
             job.usage.seconds = time.perf_counter() - job.started
         else:
@@ -639,7 +643,7 @@ class Engine:
 
 
 def _guarded(what: str, action: Callable[[], None]) -> None:
-    """Do what others gave us to do; its fault is not the engine's end."""
+    """Call code that the engine was given; its errors do not end the engine."""
     try:
         action()
     except BaseException:
@@ -647,8 +651,9 @@ def _guarded(what: str, action: Callable[[], None]) -> None:
 
 
 def _fault(whose: str, error: BaseException) -> Exception:
-    """An error as whoever waits may receive it: without the engine's frames, which would keep
-    prefixes and so their memory, and one that would end a thread told by another."""
+    """The error that a job's `Running` raises: without the engine's frames, which would keep
+    prefixes and so their memory, and a RuntimeError in place of one that would end a thread
+    (SystemExit)."""
     if not isinstance(error, Exception):
         return RuntimeError(f"{whose} ended with {error!r}")
     trace = error.__traceback__
@@ -662,7 +667,7 @@ def _is_token(token: Any, vocabulary: int) -> bool:
 
 
 def _not_finite(policy: Policy) -> ValueError:
-    """Says what may have made a policy's logits NaN or infinite."""
+    """The error for a policy whose logits are NaN or infinite, with the likely cause."""
     if not policy.vectors:
         return ValueError(
             f"model: the scores of {policy.backbone} for this text are not finite; its weights may"
@@ -676,8 +681,8 @@ def _not_finite(policy: Policy) -> ValueError:
 
 
 def _scores(reward: Reward, asks: Sequence[Score]) -> list[list[float] | Exception]:
-    """What one call gives to each ask. If it fails, each is asked by itself: nobody suffers from
-    another's texts, but for a lost connection."""
+    """The scores of each ask, from one call. If the call fails, each ask is made by itself, so that
+    only the one at fault gets the error. A lost connection is the error of all."""
     try:
         prompts = [prompt for ask in asks for prompt in ask.prompts]
         texts = [text for ask in asks for text in ask.texts]

@@ -1,9 +1,9 @@
 """`Prefix`, an immutable token sequence, and the KV memory that hangs on it as a memo.
 
 A prefix remembers, per policy, the `CacheSlot` (one slot of a backbone's memory) that holds its
-keys and values. A child that grows its parent's slot does so in place; only when two living
-prefixes part ways is a slot copied. Nobody opens, forks, rewinds or closes anything: a slot returns
-to the memory with the last prefix that refers to it, and a memo that is lost changes no result.
+keys and values. A longer prefix is written into its parent's slot. A slot is copied only where two
+living prefixes continue the same one. Programs never open, fork, rewind or close anything: a slot
+is freed with the last prefix that refers to it, and a memo that is lost changes no result.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Prefix:
             node = node.parent
 
     def release_behind(self, until: Prefix) -> None:
-        """Let go of what prefixes on the way back to `until` remember for policies that have read
+        """Free the cache of the prefixes on the way back to `until`, for policies that have read
         farther: nobody goes on from there again."""
         farther: set[Policy] = set()
         for node in self.line():
@@ -107,8 +107,8 @@ class CacheSlot:
 
 
 def find_or_allocate(memory: Memory, policy: Policy, prefix: Prefix) -> tuple[CacheSlot, int, bool]:
-    """A slot in which `prefix` may be read by `policy`, how many positions of it the slot holds,
-    and whether the slot is one that nobody had before."""
+    """A slot in which `policy` may read `prefix`, how many of its positions the slot holds already,
+    and whether the slot is new."""
     total = len(policy.prompt) + prefix.length
     node = next((node for node in prefix.line() if policy in node.memo), None)
     if node is None:

@@ -2,8 +2,9 @@
 reads and the `Delta`s that it mixes in.
 
 `backbone.py` is a backbone on PyTorch. Another reader of weights fits if it keeps to this page: the
-engine and everything above it speak to these names alone. All calls come from one thread, the
-engine's, but for `Memory.free` and the figures, which any thread may ask at any time.
+engine and everything above it speak to these names alone. One
+thread, the engine's, calls `forward`, `forget` and what changes the memory. `Memory.free` and all
+that only tells something may be called from any thread at any time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Delta(Protocol):
 
 
 Mixture = tuple[tuple[Delta, float], ...]
-"""Vectors and their strengths: W + the sum of strength times dW."""
+"""Vectors and their strengths λ: W + the sum of λ * dW."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Segment:
     """Position of the first of them. It may lie below what the slot holds; never above."""
     tokens: Sequence[int]
     keep: int
-    """Logits are wanted at this many of the last ones; may be 0."""
+    """Logits are returned for this many of the last ones; may be 0."""
     vectors: Mixture
 
 
@@ -127,7 +128,8 @@ class Backbone(Protocol):
         """Where it keeps what rows have read."""
 
     def forward(self, segments: Sequence[Segment]) -> list[Tensor]:
-        """Read all segments; returns for each its wanted logits [keep, vocabulary], float32.
+        """Read all segments; returns for each the logits of its last `keep` tokens [keep,
+        vocabulary], float32.
 
         Each slot occurs once. A segment that begins below what its slot holds replaces the rest:
         afterwards the slot holds start + len(tokens) positions. Rows may have different mixtures;
@@ -140,7 +142,7 @@ class Backbone(Protocol):
 
     @property
     def identity(self) -> str:
-        """A hash of all that its answers depend on: weights, settings, tokenizer, template."""
+        """A hash of all that its answers depend on: weights, settings, tokenizer, chat template."""
 
     def weight(self, name: str) -> Tensor:
         """One of the model's weights by its name, to be compared with what a vector was made on.

@@ -1,5 +1,5 @@
-"""`Running`, what the engine gives for a program that it has taken up: its result to come, what it
-has cost so far, and the way to end it early."""
+"""`Running`, what the engine gives for a program that it has accepted: its result to come, its cost
+so far, and a way to end it early."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Cancelled(Exception):
 
 
 class Busy(RuntimeError):
-    """As many jobs wait as may wait; nothing was queued. Try again later."""
+    """The greatest number of jobs waits already; nothing was queued. Try again later."""
 
 
 class Running(Future[T]):

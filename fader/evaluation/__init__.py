@@ -1,1 +1,1 @@
-"""What a method did: tasks, figures with intervals, comparison with baselines, a report."""
+"""What a method did: tasks, metrics with intervals, comparison with baselines, a report."""

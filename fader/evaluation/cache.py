@@ -1,10 +1,10 @@
-"""The ledger: what a model said to every question that an evaluation asked, one JSON line each with
-the full request.
+"""`ResultCache`: what a model answered to every query of an evaluation, one JSON line each with the
+full request.
 
-It is a memo: a line that is there already is not measured again, so a run that was stopped goes on
-where it was, and a second task that asks the same costs nothing. Lines are found by their content:
-request, answer, model (its weights, settings, tokenizer and chat template), and the numbers inside
-each vector that the request names.
+A query whose line is there already is not measured again. So a stopped run goes on where it was,
+and a second task that asks the same costs nothing. Lines are found by their content: request,
+answer, model (its weights, settings, tokenizer and chat template), and the numbers inside each
+vector that the request names.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ TOGETHER = 96  # measurements that are asked at once; a stopped run loses at mos
 
 @dataclass(frozen=True)
 class Query:
-    """One measurement: an item of a task under a method. With an `answer`, its likelihood is
-    wanted; without, an answer is."""
+    """What is to be measured: an item of a task under a method. With an `answer`, its likelihood;
+    without one, the model writes an answer."""
 
     task: str
     method: str
@@ -46,8 +46,8 @@ class Query:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the model said: of a given answer, its log-probability per token; or the answer that it
-    wrote. And what that took."""
+    """The result of a query: the log-probability per token of a given answer, or the answer that
+    the model wrote; and what that cost."""
 
     text: str
     mean: float
@@ -58,7 +58,7 @@ class Measurement:
     rows: int = 0
     """Rows read for it, summed over forward passes."""
     reward: float | None = None
-    """What the request's search found it worth."""
+    """The reward of the answer, where the request has a search."""
 
 
 class ResultCache:
@@ -72,13 +72,13 @@ class ResultCache:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(
                 f"{file}.lock"
-            )  # held while lines are read or added: several processes may share a ledger
+            )  # held while lines are read or added: several processes may share a file
             with self._lock:
                 self._known = _lines(file)
 
     def ask(self, asked: Sequence[Query]) -> list[Measurement]:
-        """What the model says to each, in order. Measures what is not known, in batches, writing
-        each batch down before the next."""
+        """The measurement of each query, in order. Those that are not known are made in batches,
+        and each batch is written down before the next."""
         keys = [self._key(one) for one in asked]
         missing = list(
             {
@@ -178,10 +178,9 @@ def _named(value: Any, kind: str) -> Iterator[str]:
 
 
 def _lines(file: Path) -> dict[str, Measurement]:
-    """The measurements of a ledger file. A last line that a killed process left unfinished is cut
-    off.
+    """The measurements in a file. A last line that a killed process left unfinished is cut off.
 
-    Raises ValueError for a file that is no ledger, and leaves it as it is.
+    Raises ValueError for a file of another kind, and leaves it as it is.
     """
     if not file.is_file():
         return {}
@@ -193,11 +192,11 @@ def _lines(file: Path) -> dict[str, Measurement]:
             found[row["key"]] = Measurement(**row["said"])
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{file}:{place}: not a line of an evaluation's ledger ({error}); give another"
+                f"{file}:{place}: not a line of an evaluation's cache ({error}); give another"
                 " --out, or delete it"
             ) from None
     if rest and not (lines or rest.startswith(b'{"task": ')):
-        raise ValueError(f"{file}: not an evaluation's ledger; give another --out, or delete it")
+        raise ValueError(f"{file}: not an evaluation's cache; give another --out, or delete it")
     if rest:
         write_whole(file, b"".join(line + b"\n" for line in lines))
     return found

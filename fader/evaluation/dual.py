@@ -1,9 +1,10 @@
 """The weight that keeps a bound, found from samples of the base (one-shot dualization, arXiv
 2405.19544).
 
-To have the most of a reward r where the mean of another, g, is at least b, the best policy is base
-* exp((r + w g) / beta), with one weight w for all prompts. It is found from samples of the base by
-weighting them anew; nothing is trained and nothing searched for it.
+Of all policies under which the mean of a reward g is at least b, the one with the most of another
+reward r (less beta times the divergence from the base) is base * exp((r + w g) / beta), with one
+weight w for all prompts. The weight is found by reweighting samples of the base; nothing is
+trained.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The measured effect that a vector's card carries: what its strengths do to the ranking of
-answers, best those it was not trained on."""
+"""The measured effect on a vector's card: how its strengths change the ranking of answers. It says
+most of answers that the vector was not trained on."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def note_effect(
     seen: bool = False,
     held_out: Sequence[Pair] = (),
 ) -> Vector:
-    """Measure the vector on `items` and write what was found into its card in `folder`. Returns the
-    vector with that card. `seen`: it was trained on these items, which the card then says.
-    `held_out`: pairs it was not trained on, whose figures the card has with their intervals.
+    """Measure the vector on `items` and write the effect into its card in `folder`. Returns the
+    vector with that card. `seen`: the vector was trained on these items, and the card says so.
+    `held_out`: pairs that it was not trained on; the card has their metrics with intervals.
 
-    Raises ValueError where another vector has come into the folder in the meantime.
+    Raises ValueError if another vector has come into the folder meanwhile.
     """
     with Fader(model, dtype=quick_dtype()) as fader:
         fader.add_vector(vector)
@@ -53,9 +53,10 @@ def note_effect(
 
 
 def effect(cache: ResultCache, name: str, items: Sequence[Item]) -> dict[str, Any]:
-    """What five strengths do: the share of items whose answer of each level ranks first, or whose
-    chosen answer does, and by what margin. For levels also the strength at which each is clearest.
-    `vector`, `base` and `data` tell of which numbers this holds, on which model and items."""
+    """At each of five strengths: for level items the share whose answer of each level ranks first,
+    for pairs the share whose chosen answer is the likelier one, and the margin. For levels also the
+    strength at which each is clearest. `vector`, `base` and `data` are hashes of the vector, the
+    model and the items that were measured."""
     levels = [item for item in items if isinstance(item, LevelItem)]
     preferred = [item for item in items if isinstance(item, Pair)]
     vector = cache.fader.vector(name)

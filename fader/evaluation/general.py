@@ -1,5 +1,5 @@
-"""What must not be lost: fluency on neutral text, and general ability; and whether style axes are
-monotone."""
+"""What vectors must leave as it is, fluency on neutral text and general ability; and whether style
+axes are monotone."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def ability(suite: Suite) -> Iterator[Metric]:
 
 
 def styles(suite: Suite) -> Iterator[Metric]:
-    """For each style axis the margin per token of the styled answer over the other at five
-    strengths, and whether it only ever grows."""
+    """For each style the margin per token of the styled answer over the other, at five strengths,
+    and whether it grows from each to the next."""
     for name in suite.styles:
         pairs = split(starter_pairs(name), suite.split)[: suite.limit]
         margins = []

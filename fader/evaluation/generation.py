@@ -1,5 +1,5 @@
-"""What is really written: the level of generated answers as a judge sees it, for vectors and for
-asking in words, with what an answer costs."""
+"""The level of generated answers as a judge sees it, for vectors and for prompting, and what an
+answer costs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ LENGTH = 110  # tokens, about as long as the written expert answers
 
 
 def generation(suite: Suite) -> Iterator[Metric]:
-    """For each method, domain and wanted level the share of greedy answers at that level, their
+    """For each method, domain and level the share of greedy answers at that level, their
     distinct-2, and the tokens of an answer.
 
-    `judge_accuracy`: how the judge does on the written answers of the same questions, which bounds
-    what can be read from it.
+    `judge_accuracy`: how often the judge is right on the data's own answers to the same questions.
+    The other metrics are no more reliable than that.
     """
     judge = suite.judge or classifier()
     for domain in suite.vectors:

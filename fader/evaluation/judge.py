@@ -1,8 +1,8 @@
-"""Judges: which level has an answer? A classifier trained on answers about other subjects than
-those it judges, or a model behind an endpoint.
+"""Judges say which level an answer has: a classifier that was trained on answers about other
+subjects than those it judges, or a model behind an endpoint.
 
-Neither has seen what a vector was taught to write (other subjects are only held in place in
-training), and neither is the likelihood by which vectors are tuned.
+Neither was trained on what vectors are taught to write (training only retains the other subjects),
+and neither uses the likelihood by which strengths are tuned.
 """
 
 from __future__ import annotations
@@ -112,5 +112,5 @@ def language_model(endpoint: Endpoint) -> LevelJudge:
 
 
 def _plain(text: str) -> str:
-    """Digits become one sign, so that it counts that there are figures, not which."""
+    """The text with every digit as 0: that there are numbers counts, not which."""
     return "".join("0" if sign.isdigit() else sign for sign in text)

@@ -2,8 +2,8 @@
 generic and expert, alone and in all 27 combinations?
 
 Preference accuracy is the paper's: of an item's three answers the one with the highest
-log-probability per token ranks first. The strengths are chosen on the dev split; the figures are of
-the lab's split.
+log-probability per token ranks first. The strengths are chosen on the dev split; the metrics are of
+the suite's split.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from fader.evaluation.tune import (
 )
 
 TASK = "levels"
-SEARCHED = 9  # dev questions a domain by which the combinations are searched
+SEARCHED = 9  # dev questions a domain by which mixtures are searched
 AXIS = tuple(np.linspace(-1.5, 1.5, 13).tolist())
 
 
 def levels(suite: Suite) -> Iterator[Metric]:
-    """For each domain `best_<level>` at the best lambda and `lambda_<level>`, the base model beside
-    it; then the 27 combinations."""
+    """For each domain and level `best_<level>`, the accuracy at the best strength,
+    `lambda_<level>`, that strength, and the base model's accuracy; then the 27 combinations."""
     picks = strengths(suite, TASK)
     points = [(domain, picks[domain, level]) for domain in suite.vectors for level in LEVELS]
     found = curves(
@@ -61,9 +61,9 @@ def levels(suite: Suite) -> Iterator[Metric]:
 
 
 def combinations(suite: Suite, picks: dict[tuple[str, Level], float]) -> Iterator[Metric]:
-    """Every choice of a level per domain, its mixture searched on the dev split: the least accuracy
-    over the domains, and in how many of them it is at least 0.8 everywhere (`low` and `high`: in
-    how many its interval's ends are)."""
+    """For every choice of a level per domain, with the mixture that was found for it on the dev
+    split: the least accuracy over the domains. Then `combinations_reached`: in how many
+    combinations that is at least 0.8 (`low` and `high`: for how many an end of its interval is)."""
     domains = list(suite.vectors)
     wanted = [
         dict(zip(domains, choice, strict=True)) for choice in product(LEVELS, repeat=len(domains))
@@ -80,25 +80,25 @@ def combinations(suite: Suite, picks: dict[tuple[str, Level], float]) -> Iterato
             ],
         )
     )
-    figures: list[Metric] = []
+    metrics: list[Metric] = []
     for choice, mixture in zip(wanted, mixtures, strict=True):
         case = ",".join(f"{domain}={level}" for domain, level in choice.items())
         ranks = [top1(next(found), choice[domain]) for domain in domains]
-        figures.append(
+        metrics.append(
             worst_case(TASK, named(mixture), case, "worst_case_accuracy", ranks, suite.seed)
         )
-        yield figures[-1]
+        yield metrics[-1]
     low, value, high = (
-        float(sum(getattr(one, bound) >= REACHED for one in figures))
+        float(sum(getattr(one, bound) >= REACHED for one in metrics))
         for bound in ("low", "value", "high")
     )
     yield Metric(
-        TASK, "vectors", "all", "combinations_reached", value, low, high, len(figures), suite.seed
+        TASK, "vectors", "all", "combinations_reached", value, low, high, len(metrics), suite.seed
     )
 
 
 def curve(suite: Suite, axis: Sequence[float] = AXIS) -> Iterator[Metric]:
-    """Accuracy of every level and the log-probability of its answers against lambda, for each
+    """Accuracy of every level and the log-probability of its answers against the strength of each
     domain's own vector."""
     points: list[Point] = [(domain, strength) for domain in suite.vectors for strength in axis]
     for (domain, strength), means in curves(suite, "curve", points, suite.split).items():
@@ -111,8 +111,7 @@ def curve(suite: Suite, axis: Sequence[float] = AXIS) -> Iterator[Metric]:
 
 
 def prompting(suite: Suite) -> Iterator[Metric]:
-    """The same accuracy when the level is asked for in words instead: told, or shown by examples
-    (few-shot)."""
+    """The same accuracy where a prompt asks for the level instead, zero-shot or few-shot."""
     cases = [
         (method, domain, level)
         for method in BASELINES

@@ -1,4 +1,4 @@
-"""Figures: a measured value with its interval, and the statistics that make one from the values of
+"""`Metric`: a measured value with its interval, and the statistics that make one from the values of
 single items."""
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def average(
 def share(
     task: str, method: str, case: str, metric: str, values: Sequence[bool], seed: int = 0
 ) -> Metric:
-    """The share of items that hold, with Wilson's 95% interval: all of 18 is .82 to 1."""
+    """The share of true values, with Wilson's 95% interval: 18 of 18 give 0.82 to 1."""
     count = len(values)
     if not count:
         raise ValueError(f"{task}: no items for {case} {metric}")
@@ -102,8 +102,8 @@ def perplexity_ratio(
 def worst_case(
     task: str, method: str, case: str, metric: str, groups: Sequence[Sequence[float]], seed: int = 0
 ) -> Metric:
-    """The least of several groups' means, with its interval: the least in each resample of every
-    group."""
+    """The least of several groups' means. Its interval is that of the least mean over resamples of
+    every group."""
     dice = np.random.default_rng(seed)
     draws = [
         dice.choice(np.asarray(values, dtype=float), (RESAMPLES, len(values))).mean(axis=1)

@@ -1,8 +1,8 @@
-"""Preference pairs of one's own against a vector's strength: how often the chosen answer is the
+"""Your own preference pairs against a vector's strength: how often the chosen answer is the
 likelier one, and by how much.
 
-Pairs that were not taught are measured, each of their splits by itself; where all were, those, and
-the case says so.
+The splits dev and test are measured, each by itself. Where all pairs are of the split train, that
+one is measured, and the case says so.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ STRENGTHS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 
 
 def pairs(suite: Suite, strengths: Sequence[float] = STRENGTHS) -> Iterator[Metric]:
-    """For each held-out split and strength of each vector: `accuracy`, the share of
-    pairs whose chosen answer has the higher log-probability per token, and `margin`, by how much in
-    nats per token."""
+    """For each held-out split and each strength of each vector: `accuracy`, the share of pairs
+    whose chosen answer has the higher log-probability per token, and `margin`, by how much in nats
+    per token."""
     if not suite.pairs:
         raise ValueError("pairs: there are none to measure; give --data")
     held_out = [split for split in ("dev", "test") if any(p.split == split for p in suite.pairs)]

@@ -1,5 +1,5 @@
-"""One HTML page from figures: plots of what belongs together, then every figure in tables. No
-script, no outside file."""
+"""One HTML page from metrics: plots of those that belong together, then all of them in tables. It
+has no script and needs no other file."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; } figure { ma
 <p>Each value with its 95% interval over n items.</p>
 {% for title, drawing in drawings %}
 <figure><figcaption><b>{{ title }}</b></figcaption>{{ drawing }}</figure>{% endfor %}
-{% for task, figures in tables.items() %}<h2>{{ task }}</h2>
+{% for task, metrics in tables.items() %}<h2>{{ task }}</h2>
 <table><tr><th>method</th><th>case</th><th>metric</th><th>value</th><th>low</th><th>high</th><th>n</th><th>seed</th></tr>
-{% for f in figures %}<tr><td>{{ f.method|e }}</td><td>{{ f.case|e }}</td><td>{{ f.metric|e }}</td>
+{% for f in metrics %}<tr><td>{{ f.method|e }}</td><td>{{ f.case|e }}</td><td>{{ f.metric|e }}</td>
 <td class="number">{{ "%.3f"|format(f.value) }}</td>
 <td class="number">{{ "%.3f"|format(f.low) }}</td>
 <td class="number">{{ "%.3f"|format(f.high) }}</td><td class="number">{{ f.n }}</td>
@@ -45,54 +45,49 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; } figure { ma
 """
 
 
-def write_report(figures: Sequence[Metric], file: Path) -> None:
+def write_report(metrics: Sequence[Metric], file: Path) -> None:
     """The page, written beside its place and renamed."""
     drawings = [
-        (title, drawn) for title, draw in DRAWINGS.items() if (drawn := draw(figures)) is not None
+        (title, drawn) for title, draw in DRAWINGS.items() if (drawn := draw(metrics)) is not None
     ]
     tables = {
-        task: [figure for figure in figures if figure.task == task]
-        for task in dict.fromkeys(figure.task for figure in figures)
+        task: [one for one in metrics if one.task == task]
+        for task in dict.fromkeys(one.task for one in metrics)
     }
     page = Environment(autoescape=False).from_string(PAGE).render(drawings=drawings, tables=tables)
     write_whole(file, page)
 
 
-def effect_against_amount(figures: Sequence[Metric]) -> str | None:
-    """Accuracy of each level against lambda, a panel per domain, with bands."""
-    found = [
-        figure
-        for figure in figures
-        if figure.task == "curve" and figure.metric.startswith("first_")
-    ]
-    domains = list(dict.fromkeys(figure.case for figure in found))
+def effect_against_strength(metrics: Sequence[Metric]) -> str | None:
+    """Accuracy of each level against the vector's strength, one plot per domain, with the intervals
+    as bands."""
+    found = [one for one in metrics if one.task == "curve" and one.metric.startswith("first_")]
+    domains = list(dict.fromkeys(one.case for one in found))
     if not domains:
         return None
     canvas, panels = pyplot.subplots(
         1, len(domains), figsize=(4.2 * len(domains), 3.4), sharey=True, squeeze=False
     )
-    for cotrain, domain in zip(panels[0], domains, strict=True):
+    for axes, domain in zip(panels[0], domains, strict=True):
         for level in LEVELS:
             line = sorted(
-                (_amount(figure), figure.value, figure.low, figure.high)
-                for figure in found
-                if (figure.case, figure.metric) == (domain, f"first_{level}")
+                (_strength(one), one.value, one.low, one.high)
+                for one in found
+                if (one.case, one.metric) == (domain, f"first_{level}")
             )
             x, y, low, high = zip(*line, strict=True)
-            cotrain.plot(x, y, color=COLOURS[level], label=level)
-            cotrain.fill_between(x, low, high, color=COLOURS[level], alpha=0.15)
-        cotrain.set(title=domain, xlabel="lambda", ylim=(-0.02, 1.02))
+            axes.plot(x, y, color=COLOURS[level], label=level)
+            axes.fill_between(x, low, high, color=COLOURS[level], alpha=0.15)
+        axes.set(title=domain, xlabel="strength", ylim=(-0.02, 1.02))
     panels[0][0].set_ylabel("ranked first")
     panels[0][-1].legend(frameon=False)
     return _svg(canvas)
 
 
-def combination_map(figures: Sequence[Metric]) -> str | None:
+def combination_map(metrics: Sequence[Metric]) -> str | None:
     """The least accuracy over the domains in each combination of levels: two of the domains across,
     the rest down."""
-    found = {
-        figure.case: figure.value for figure in figures if figure.metric == "worst_case_accuracy"
-    }
+    found = {one.case: one.value for one in metrics if one.metric == "worst_case_accuracy"}
     if not found:
         return None
     cases = [tuple(part.split("=")[1] for part in case.split(",")) for case in found]
@@ -101,28 +96,28 @@ def combination_map(figures: Sequence[Metric]) -> str | None:
     down, across = (
         list(dict.fromkeys(case[part] for case in cases)) for part in (slice(1), slice(1, None))
     )
-    canvas, cotrain = pyplot.subplots(figsize=(1.1 * len(across) + 2, 0.8 * len(down) + 2))
+    canvas, axes = pyplot.subplots(figsize=(1.1 * len(across) + 2, 0.8 * len(down) + 2))
     grid = [[values[(*row, *column)] for column in across] for row in down]
-    cotrain.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    axes.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
     for y, row in enumerate(grid):
         for x, value in enumerate(row):
-            cotrain.text(x, y, f"{value:.2f}", ha="center", va="center")
-    cotrain.set_xticks(range(len(across)), ["\n".join(column) for column in across])
-    cotrain.set_yticks(range(len(down)), ["\n".join(row) for row in down])
-    cotrain.set(xlabel=" / ".join(domains[1:]), ylabel=domains[0])
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center")
+    axes.set_xticks(range(len(across)), ["\n".join(column) for column in across])
+    axes.set_yticks(range(len(down)), ["\n".join(row) for row in down])
+    axes.set(xlabel=" / ".join(domains[1:]), ylabel=domains[0])
     return _svg(canvas)
 
 
-def spill_matrix(figures: Sequence[Metric]) -> str | None:
+def spill_matrix(metrics: Sequence[Metric]) -> str | None:
     """Share of questions whose first-ranked answer moves, for each end of each vector on each
     subject."""
-    moved = [figure for figure in figures if (figure.task, figure.metric) == ("spillover", "moved")]
-    found = {(figure.method, figure.case.split(" on ")[1]): figure.value for figure in moved}
+    moved = [one for one in metrics if (one.task, one.metric) == ("spillover", "moved")]
+    found = {(one.method, one.case.split(" on ")[1]): one.value for one in moved}
     if not found:
         return None
     rows, columns = (list(dict.fromkeys(case[side] for case in found)) for side in (0, 1))
-    canvas, cotrain = pyplot.subplots(figsize=(1.2 * len(columns) + 3, 0.5 * len(rows) + 1.5))
-    cotrain.imshow(
+    canvas, axes = pyplot.subplots(figsize=(1.2 * len(columns) + 3, 0.5 * len(rows) + 1.5))
+    axes.imshow(
         [[found[row, column] for column in columns] for row in rows],
         vmin=0,
         vmax=1,
@@ -131,55 +126,53 @@ def spill_matrix(figures: Sequence[Metric]) -> str | None:
     )
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
-            cotrain.text(x, y, f"{found[row, column]:.2f}", ha="center", va="center")
-    cotrain.set_xticks(range(len(columns)), columns)
-    cotrain.set_yticks(range(len(rows)), rows)
+            axes.text(x, y, f"{found[row, column]:.2f}", ha="center", va="center")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
     return _svg(canvas)
 
 
-def cost_and_quality(figures: Sequence[Metric]) -> str | None:
-    """Tokens read and written per answer against the share of answers at the wanted level, a point
-    per method, domain and level."""
+def cost_and_quality(metrics: Sequence[Metric]) -> str | None:
+    """Tokens read and written per answer against the share of answers at the level asked for, a
+    point per method, domain and level."""
     cost: dict[tuple[str, str], float] = {}
-    for figure in figures:
-        if figure.task == "generation" and figure.metric in ("prompt_tokens", "answer_tokens"):
-            cost[figure.method, figure.case] = (
-                cost.get((figure.method, figure.case), 0.0) + figure.value
-            )
+    for one in metrics:
+        if one.task == "generation" and one.metric in ("prompt_tokens", "answer_tokens"):
+            cost[one.method, one.case] = cost.get((one.method, one.case), 0.0) + one.value
     points: dict[str, list[tuple[float, float]]] = {}
-    for figure in figures:
-        level = figure.metric.removeprefix("generated_")
-        if figure.task == "generation" and level in LEVELS:
-            points.setdefault(figure.method, []).append(
-                (cost[figure.method, f"{figure.case} {level}"], figure.value)
+    for one in metrics:
+        level = one.metric.removeprefix("generated_")
+        if one.task == "generation" and level in LEVELS:
+            points.setdefault(one.method, []).append(
+                (cost[one.method, f"{one.case} {level}"], one.value)
             )
     if not points:
         return None
-    canvas, cotrain = pyplot.subplots(figsize=(6, 4))
+    canvas, axes = pyplot.subplots(figsize=(6, 4))
     for method, at in points.items():
-        cotrain.scatter(*zip(*at, strict=True), label=method, alpha=0.8)
-    cotrain.set(
+        axes.scatter(*zip(*at, strict=True), label=method, alpha=0.8)
+    axes.set(
         xlabel="tokens read and written per answer",
-        ylabel="at the wanted level",
+        ylabel="at the level asked for",
         ylim=(-0.02, 1.02),
     )
-    cotrain.legend(frameon=False)
+    axes.legend(frameon=False)
     return _svg(canvas)
 
 
-def pairs_against_strength(figures: Sequence[Metric]) -> str | None:
+def pairs_against_strength(metrics: Sequence[Metric]) -> str | None:
     """Accuracy and margin of held-out pairs against the vector's strength, a line per split, with
-    bands."""
-    found = [figure for figure in figures if figure.task == "pairs"]
+    the intervals as bands."""
+    found = [one for one in metrics if one.task == "pairs"]
     if not found:
         return None
     canvas, panels = pyplot.subplots(1, 2, figsize=(8.4, 3.4))
     for panel, metric in zip(panels, ("accuracy", "margin"), strict=True):
-        for name in dict.fromkeys(_vector_and_case(figure) for figure in found):
+        for name in dict.fromkeys(_vector_and_case(one) for one in found):
             line = sorted(
-                (_amount(figure), figure.value, figure.low, figure.high)
-                for figure in found
-                if (_vector_and_case(figure), figure.metric) == (name, metric)
+                (_strength(one), one.value, one.low, one.high)
+                for one in found
+                if (_vector_and_case(one), one.metric) == (name, metric)
             )
             x, y, low, high = zip(*line, strict=True)
             panel.plot(x, y, marker="o", markersize=3, label=name)
@@ -192,7 +185,7 @@ def pairs_against_strength(figures: Sequence[Metric]) -> str | None:
 
 
 DRAWINGS: Mapping[str, Callable[[Sequence[Metric]], str | None]] = {
-    "Effect against lambda": effect_against_amount,
+    "Effect against strength": effect_against_strength,
     "Combinations of levels: least accuracy over the domains": combination_map,
     "Spill-over: share of questions whose first answer moves": spill_matrix,
     "Cost against quality of generated answers": cost_and_quality,
@@ -200,12 +193,12 @@ DRAWINGS: Mapping[str, Callable[[Sequence[Metric]], str | None]] = {
 }
 
 
-def _vector_and_case(figure: Metric) -> str:
-    return f"{figure.method.rpartition('=')[0]}, {figure.case}"
+def _vector_and_case(one: Metric) -> str:
+    return f"{one.method.rpartition('=')[0]}, {one.case}"
 
 
-def _amount(figure: Metric) -> float:
-    return 0.0 if figure.method == "base" else float(figure.method.rpartition("=")[2])
+def _strength(one: Metric) -> float:
+    return 0.0 if one.method == "base" else float(one.method.rpartition("=")[2])
 
 
 def _svg(canvas: Any) -> str:

@@ -1,5 +1,5 @@
-"""The lab: where a task is done. Which model and vectors, on which data, and what is asked of both
-for every task alike."""
+"""`Suite`: the model, the vectors and the data that all tasks measure with, and the measurements
+that they share."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from fader.starter.shipped import DOMAINS, STYLES, starter_levels
 
 Matrix = NDArray[np.float64]
 RequestFields = Callable[[LevelItem], Mapping[str, Any]]
-"""What is asked of the model for one item: fields of a request without its question."""
+"""For one item: the fields of a request, without its question."""
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A ledger to ask, the level data of each domain, and the vector that moves each domain."""
+    """A result cache to ask, the level data of each domain, and the vector that moves each
+    domain."""
 
     cache: ResultCache
     levels: Mapping[str, Sequence[LevelItem]] = field(
@@ -37,21 +38,21 @@ class Suite:
     pairs: Sequence[Pair] = ()
     """The pairs that the task `pairs` measures."""
     judge: LevelJudge | None = None
-    """Who says which level a written answer has; left out: the shipped classifier."""
+    """Says which level a generated answer has; left out: the shipped classifier."""
     split: str = "test"
     seed: int = 0
     limit: int | None = None
     """At most this many items of each kind; for a quick look."""
 
     def items(self, domain: str, part: str | None = None) -> list[LevelItem]:
-        """The level items of one domain in a split (the lab's own unless said)."""
+        """The level items of one domain in the split `part`; left out: the suite's own."""
         return split(
             self.levels[domain] if domain in self.levels else starter_levels(domain),
             part or self.split,
         )[: self.limit]
 
     def ends(self) -> list[dict[str, float]]:
-        """Each domain's vector at full strength either way, by itself."""
+        """Each domain's vector by itself, at strength -1 and at 1."""
         return [{name: strength} for name in self.vectors.values() for strength in (-1.0, 1.0)]
 
     def ranked(self, task: str, trials: Sequence[Trial]) -> list[Matrix]:
@@ -104,7 +105,7 @@ class Suite:
     def wrote(
         self, task: str, method: str, requests: Sequence[Mapping[str, Any]]
     ) -> list[Measurement]:
-        """What the model writes to each request under a method."""
+        """What the model writes in answer to each request, noted under a method."""
         return self.cache.ask(
             [
                 Query(task, method, "", str(place), Request.of(dict(request)))
@@ -121,8 +122,8 @@ class Suite:
     def costs(
         self, task: str, method: str, case: str, said: Sequence[Measurement]
     ) -> Iterator[Metric]:
-        """What the answers took; seconds are those of an answer among all that were under way with
-        it."""
+        """What the answers cost. The seconds of an answer include those of the answers in its
+        batch."""
         for metric in ("rows", "tokens", "seconds"):
             yield self.metric(task, method, case, metric, [getattr(one, metric) for one in said])
 
@@ -147,7 +148,7 @@ def mixed(strengths: Mapping[str, float]) -> RequestFields:
 
 
 def named(strengths: Mapping[str, float]) -> str:
-    """A mixture in short, as in `medical=0.5,legal=-1`; `base` where nothing is moved."""
+    """A mixture in short, as in `medical=0.5,legal=-1`; `base` where all strengths are 0."""
     return (
         ",".join(f"{name}={strength:g}" for name, strength in strengths.items() if strength)
         or "base"
@@ -155,8 +156,7 @@ def named(strengths: Mapping[str, float]) -> str:
 
 
 def question(query: str, fields: Mapping[str, Any]) -> Any:
-    """A request for one question. `before` in the wish: turns that stand above it (few-shot
-    examples)."""
+    """A request for one question. `before` in the fields: turns above it (few-shot examples)."""
     fields = dict(fields)
     turns = [*fields.pop("before", ()), {"role": "user", "content": query}]
     return Request.of({"messages": turns, **fields})

@@ -1,4 +1,4 @@
-"""The tasks that `fader eval` knows. A task asks the lab's ledger and yields figures; to add one: a
+"""The tasks that `fader eval` knows. A task asks the suite and yields metrics; to add one: a
 function and a line here."""
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Finding the knobs: which lambdas reach the wanted level in each domain (Alignment Vectors, arXiv
+"""Finds the strengths at which each domain has the level asked for (Alignment Vectors, arXiv
 2410.19206, section on multidomain alignment).
 
-The paper searches a grid. Here the search goes from coarse to fine: each domain's own knob on its
-own questions first, all points of the grid as rows of shared batches; then all knobs together, and
-where one domain pulls another off its level, that knob again with the others in place. Nothing is
-merged or reloaded.
+The paper searches a grid. Here the search goes from coarse to fine. First each vector is searched
+by itself on the questions of its domain, all points of the grid as rows of shared batches. Then all
+vectors are mixed; where one domain falls off its level, its strength is searched again with the
+others in place. Nothing is merged or reloaded.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ REACHED = 0.8
 """The bar of the paper's 27 combinations: a level is reached in a domain if its answer ranks first
 in this share of the questions."""
 AIMED = 0.85
-"""Below this share a search goes on: what is reached on the dev split is to be reached on other
-questions too."""
+"""A search goes on below this share. It is above `REACHED`, so that other questions than those of
+the dev split reach the level too."""
 GENTLY = 0.75
-"""How much of an end's strength a mixture starts from: what is moved less disturbs the others
-less."""
+"""A mixture starts from this part of the strengths for avoidance and expert: a smaller strength
+disturbs the other domains less."""
 NEARLY = 0.03
 SOFT = 0.2  # nats per token by which a margin counts as clear
 
@@ -54,16 +54,16 @@ def soft_accuracy(means: Matrix, level: Level) -> float:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search found: lambda of each vector by name, and per wanted domain the share of its
-    questions that are at the level."""
+    """The result of a search: the strength of each vector by name, and for each domain the share of
+    its questions at the level asked for."""
 
     strengths: dict[str, float]
     reached: dict[str, float]
 
 
 def curves(suite: Suite, task: str, points: Iterable[Point], part: str) -> dict[Point, Matrix]:
-    """Each domain's questions with its own vector at a strength, the others at 0, all points in
-    shared batches: log-probabilities [items, levels]."""
+    """For each point, the domain's questions with its own vector at that strength and the others at
+    0: log-probabilities [items, levels]. All points share batches."""
     wanted = sorted(set(points))
     trials = [
         trial(suite, {suite.vectors[domain]: strength}, domain, part) for domain, strength in wanted
@@ -97,8 +97,8 @@ def alone(suite: Suite, task: str) -> dict[tuple[str, Level], float]:
 
 
 def strengths(suite: Suite, task: str) -> dict[tuple[str, Level], float]:
-    """`alone` on the dev split; for a vector whose card notes what was found of these very numbers
-    on the same model and questions, what it notes."""
+    """`alone` on the dev split. Where a vector's card has the result already, for the same vector,
+    model and questions, it is taken from there."""
     found: dict[tuple[str, Level], float] = {}
     for domain, name in suite.vectors.items():
         vector = suite.cache.fader.vector(name)
@@ -117,10 +117,10 @@ def strengths(suite: Suite, task: str) -> dict[tuple[str, Level], float]:
 
 
 def tune(suite: Suite, wanted: Mapping[str, Level], rounds: int = 3) -> Tuned:
-    """The strengths that bring every wanted domain to its level, found on the dev split of its
+    """The strengths that bring every domain of `wanted` to its level, found on the dev split of its
     questions.
 
-    Domains that are not wanted keep their vectors at 0. Raises ValueError for a domain without a
+    The vectors of other domains stay at 0. Raises ValueError for a domain without a
     vector.
     """
     for domain in wanted:
@@ -142,10 +142,10 @@ def together(
     wanted: Sequence[Mapping[str, Level]],
     rounds: int,
 ) -> list[dict[str, float]]:
-    """The mixture for each of some combinations of levels. They start from the strengths found
-    alone, the ends `GENTLY`; where on the dev split a domain falls behind (below `AIMED`), its knob
-    is searched again with the others in place, in up to `rounds` rounds. All combinations share
-    batches."""
+    """The mixture for each of some combinations of levels. It starts from `picks`, the strengths of
+    each vector by itself, times `GENTLY` for avoidance and expert. Where a domain has less than
+    `AIMED` on the dev split, its strength is searched again with the others in place, in up to
+    `rounds` rounds. All combinations share batches."""
     mixtures = [
         {
             suite.vectors[domain]: round(
@@ -202,9 +202,9 @@ def together(
 
 
 def consequences(suite: Suite, tuned: Tuned, wanted: Mapping[str, Level]) -> Iterator[Metric]:
-    """What the found strengths do on the lab's split: `reached` in the wanted domains; `moved` and
-    `drift` in the others (see `spillover`); and the perplexity of neutral text, and its ratio to
-    the base model's."""
+    """What the strengths do on the suite's split: `reached` in the domains of `wanted`, `moved` and
+    `drift` in the others (see `spillover_metrics`), and the perplexity of neutral text with its
+    ratio to the base model's."""
     method = named(tuned.strengths)
     free = [domain for domain in (*suite.levels, "other") if domain not in wanted]
     found = suite.ranked(
@@ -234,8 +234,8 @@ def spillover_metrics(
 
 
 def _clearest(found: Mapping[Point, Matrix], domain: str, level: Level) -> float:
-    """The middle of the strengths at which a level is as clear as anywhere, to within `NEARLY`:
-    farthest from where another level begins."""
+    """The middle of the strengths at which a level is within `NEARLY` of its best soft accuracy:
+    there it is farthest from where another level begins."""
     points = {
         strength: soft_accuracy(means, level)
         for (where, strength), means in found.items()

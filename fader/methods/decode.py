@@ -1,4 +1,4 @@
-"""Plain decoding of one answer from an aligned policy: the program under every request without a
+"""Plain decoding of one answer from a guided policy: the program of every request without a
 search."""
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def token_logprobs(
     alternatives: int,
     text: Callable[[Sequence[int]], str],
 ) -> list[TokenLogprob]:
-    """The report on each of `tokens`, one for each position of a reading, with the likeliest
-    `alternatives` there."""
+    """The report on each of `tokens`, one for each position of `reading`, with as many of the
+    likeliest tokens there as `alternatives` says."""
     log: Tensor = reading.scores.log_softmax(-1)  # [positions, vocabulary]
     chosen = torch.tensor(tokens, device=log.device)[:, None]
     values, ids = (found.tolist() for found in log.topk(min(alternatives, log.shape[-1])))

@@ -85,7 +85,7 @@ class GuidedPolicy:
 
 @dataclass(frozen=True, eq=False)
 class GuidedLogits:
-    """What an aligned policy says of some positions."""
+    """The scores of a guided policy at some positions."""
 
     scores: Tensor
     """[positions, vocabulary]; their softmax is the guided distribution. -inf: not a plausible
@@ -95,7 +95,7 @@ class GuidedLogits:
 
 
 def next_scores(guided: GuidedPolicy, prefixes: Sequence[Prefix]) -> Program:
-    """The aligned policy's next-token scores after each prefix: a `GuidedLogits` [prefixes,
+    """The guided policy's next-token scores after each prefix: a `GuidedLogits` [prefixes,
     vocabulary]."""
     policies = guided.policies
     logits = yield [NextLogits(policy, prefixes) for policy in policies]
@@ -103,7 +103,7 @@ def next_scores(guided: GuidedPolicy, prefixes: Sequence[Prefix]) -> Program:
 
 
 def sequence_scores(guided: GuidedPolicy, prefix: Prefix, length: int) -> Program:
-    """The aligned policy's scores from which each of the last `length` tokens of `prefix` would be
+    """The guided policy's scores from which each of the last `length` tokens of `prefix` would be
     chosen: a `GuidedLogits` [length, vocabulary]."""
     policies = guided.policies
     logits = yield [SequenceLogits(policy, prefix, length) for policy in policies]
@@ -131,8 +131,8 @@ def combine(guided: GuidedPolicy, logits: Mapping[Policy, Tensor]) -> GuidedLogi
 
 def _refuse_unusable(guided: GuidedPolicy, scores: Tensor) -> None:
     """Raises ValueError, naming the guides, for scores [positions, vocabulary] that are no
-    distribution: they have grown beyond all numbers."""
-    if not bool(scores.amax(-1).isfinite().all()):  # of what is no number the greatest is none
+    distribution, since they are infinite."""
+    if not bool(scores.amax(-1).isfinite().all()):  # the maximum of NaN is NaN
         weights = ", ".join(f"{term.label} ({term.weight:g})" for term in guided.terms)
         raise ValueError(
             f"guides: their scores are no finite numbers at the weights of {weights}; take smaller"
@@ -148,12 +148,12 @@ def _plausible(plausible: Plausible | None, base: Tensor, policy: Tensor) -> Ten
 
 
 class Resolve(Protocol):
-    """Turns what a request says of a policy into one: fields left out are as in the request. A
-    model's name stands for that model without vectors."""
+    """Turns a `PolicySpec` into a policy: fields left out are as in the request. A model's name
+    stands for that model without vectors."""
 
     def __call__(self, spec: PolicySpec | str, told: Preferences = ..., field: str = "") -> Policy:
-        """The policy, told `told` beside the request's preferences. Raises `Invalid` under `field`,
-        where the guide says it."""
+        """The policy, told `told` beside the request's preferences. Raises `Invalid` with the path
+        `field`, where the guide says it."""
 
 
 def _contrast(guide: Contrast, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
@@ -219,7 +219,7 @@ PRESETS: Mapping[type, Callable[[Any, Resolve], list[tuple[float, Policy, Policy
 
 def terms(guides: Sequence[Guide], resolve: Resolve, faults: Faults) -> tuple[Term, ...]:
     """The terms of all guides. Those of weight 0, and those whose policy is its own reference, are
-    left out: zero is off. Guides that cannot be had are `faults`."""
+    left out: zero is off. Guides that cannot be used are `faults`."""
     found = []
     for place, guide in enumerate(guides):
         with faults.at(place, guide.kind):

@@ -1,5 +1,5 @@
-"""What all searches share: drafts of an answer, what may be spent on them, and what goes out of
-them as it is decided."""
+"""What all searches share: hypotheses of an answer, the budget, and the output of what is
+decided."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Hypothesis:
     reports: tuple[TokenLogprob, ...] = ()
     """On each of its tokens, where the request asks for them."""
     reward: float = 0.0
-    """h of its text, once it was asked."""
+    """h of its text, once it was scored."""
 
     def then(self, token: int, task: Task, report: Sequence[TokenLogprob] = ()) -> Hypothesis:
-        """This draft continued by a token; it is finished by an end token, a stop string, or as the
-        last that may be written."""
+        """This hypothesis continued by a token. An end token, a stop string or the last token that
+        may be written finishes it."""
         prefix = self.prefix.then(token)
         reports = (*self.reports, *report)
         if token in task.end_tokens:
@@ -46,7 +46,7 @@ class Hypothesis:
 
 
 class Spent:
-    """What a search may spend, and what it has spent."""
+    """The budget of a search, and what it has spent."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
@@ -54,14 +54,14 @@ class Spent:
         self._started: float | None = None
 
     def pay(self, rows: int, tokens: int) -> None:
-        """Note rows that were read, and the tokens that were drafted by them."""
+        """Note rows that were read, and the tokens that were explored by them."""
         self.rows += rows
         self.tokens += tokens
 
     @property
     def exhausted(self) -> str | None:
-        """Which of the limits is reached, if one is. Seconds count from when this is first asked:
-        waiting for a place in the engine is free."""
+        """The limit of the budget that is reached, if one is. Seconds count from the first call:
+        waiting for room in the engine is free."""
         now = time.perf_counter()
         if self._started is None:
             self._started = now
@@ -74,8 +74,8 @@ class Spent:
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What a search works with: the policy, the start, its surroundings, what it is after and what
-    it may spend."""
+    """What a search works with: the guided policy, where it starts, the task, the objective and the
+    budget."""
 
     guided: GuidedPolicy
     root: Prefix
@@ -84,10 +84,10 @@ class SearchContext:
     spent: Spent
     index: int
     start: float = 0.0
-    """h of nothing written, where the search asks for it."""
+    """h of the empty answer, where the search needs it."""
 
     def scored(self, hypotheses: Sequence[Hypothesis]) -> Program:
-        """The drafts with their rewards."""
+        """The hypotheses with their rewards."""
         rewards = yield from self.objective.of(
             [hypothesis.prefix for hypothesis in hypotheses],
             [hypothesis.text for hypothesis in hypotheses],
@@ -107,7 +107,7 @@ class Output:
         self._text = IncrementalDetokenizer(task.decode, task.sampling.stop, task.context)
 
     def decided(self, hypotheses: Sequence[Hypothesis]) -> Program:
-        """Hand out what all the drafts that are kept have in common. The last token of a finished
+        """Hand out the tokens that all kept hypotheses have in common. The last token of a finished
         one waits for `end`."""
         shortest = min(
             hypothesis.prefix.length - (hypothesis.finish is not None) for hypothesis in hypotheses
@@ -124,8 +124,8 @@ class Output:
         yield from self._hand_out(hypotheses[0], lines[0][:common], None)
 
     def end(self, hypothesis: Hypothesis, report: SearchReport) -> Program:
-        """Hand out the rest of the draft that won; returns the `Answer`. A draft that is not
-        finished was cut short by the budget."""
+        """Hand out the rest of the best hypothesis; returns the `Answer`. One that is not finished
+        was cut short by the budget."""
         finish: FinishReason = hypothesis.finish or "budget"
         yield from self._hand_out(hypothesis, hypothesis.prefix.tokens, finish)
         logprobs = None if self.task.sampling.logprobs is None else hypothesis.reports

@@ -1,22 +1,22 @@
 """DeAL: decoding as a search that looks ahead (arXiv 2402.06147), exact and fast.
 
-A candidate token v after y is worth
+The score of a candidate token v after y is
 
     c(v) = log P(y v | p)  +  weight * h(y v z)
 
 where z is how the model goes on after v, `lookahead` tokens far, and h the reward of the whole.
 Candidates are the top-k of the request's policy (vectors and guides inside) and what rewards
-propose. One token is committed a step: z only judges. The `beams` best are kept.
+propose. One token is committed a step; z only serves to judge it. The `beams` best hypotheses are
+kept.
 
-The paper leaves speed to future work. Here drafts are a tree whose nodes are read once, and
-optimizations, each of which can be switched off and none of which changes a token, decide which
-nodes are read:
+The paper leaves speed to future work. Here the hypotheses are a tree whose nodes are read once.
+Optimizations decide which nodes are read. Each can be switched off, and none changes a token:
 
     reuse      the look-ahead of the committed candidate is the beginning of those of the next step
     prune      log P and the reward's bounds tell which candidates can still win; a single one is
                committed
-    skip       the same with the bounds of texts that begin like this one: where nothing can be
-               gained, decoding is plain
+    skip       the same with the bounds of texts that begin like this one: where no candidate can
+               win by its reward, the likeliest token is taken without a look-ahead
     speculate  the positions after the leading candidate are looked into as well, in the same
                forwards (one beam)
 
@@ -51,19 +51,19 @@ MARGIN = 1e-9  # bounds are compared with some room: sums of rewards depend a li
 
 @dataclass(eq=False)
 class Node:
-    """A draft in the tree, and what is known of it."""
+    """A hypothesis in the tree, and what is known of it."""
 
     hypothesis: Hypothesis
     logprob: float
     """log P of its tokens."""
     bounds: Interval
-    """Between which values h lies for any answer that begins like this."""
+    """The least and the greatest h of any answer that begins like this."""
     forced: tuple[int, ...] = ()
-    """How it goes on where it is part of a proposal."""
+    """The tokens that follow, where it is part of a proposal."""
     proposed: int = 0
     """Tokens that were candidates only because a reward proposed them."""
     value: float | None = None
-    """h of this text itself, once it was asked."""
+    """h of this text itself, once it was scored."""
     candidates: dict[Step, float] = field(default_factory=dict)
     """Once read: the steps that can still win, the likeliest first, with log P."""
     follows: tuple[Step, float] | None = None
@@ -75,18 +75,17 @@ class Node:
 
     @property
     def open(self) -> bool:
-        """Whether its next token has to be chosen but is not known yet."""
+        """Whether it is not finished and has not been read."""
         return self.hypothesis.finish is None and self.follows is None
 
 
 @dataclass(eq=False)
 class Entry:
-    """A candidate at a position: where it is, how far its look-ahead has come, and between which
-    values its worth lies."""
+    """A candidate at a position, how far its look-ahead has come, and the bounds of its score."""
 
     parent: Node
     step: Step | None
-    """None: a finished draft that stays as it is."""
+    """None: a finished hypothesis, which stays as it is."""
     node: Node
     tip: Node
     complete: bool
@@ -125,7 +124,7 @@ def lookahead(spec: Lookahead, context: SearchContext) -> Program:
 
 
 class Tree:
-    """The drafts of one answer, and which of them are still of interest."""
+    """The hypotheses of one answer, and which of them can still win."""
 
     def __init__(self, spec: Lookahead, context: SearchContext) -> None:
         self.spec, self.context = spec, context
@@ -141,7 +140,7 @@ class Tree:
         return self._node(Hypothesis(self.context.root), 0.0, (), 0)
 
     def decided(self, beams: Sequence[Node]) -> list[Entry] | None:
-        """The candidates that are kept after these beams, if that is certain."""
+        """The candidates that are kept after these beams, if that is decided; else None."""
         if any(beam.open for beam in beams):
             return None
         entries = self._entries(beams)
@@ -153,7 +152,7 @@ class Tree:
         return entries if self._prune and len(entries) <= self.spec.beams else None
 
     def commit(self, entry: Entry) -> Node:
-        """The candidate as the beam to go on from; memory of what lies behind it is let go."""
+        """The candidate as a beam to go on from. The cache behind it is freed."""
         node = entry.node
         node.hypothesis.prefix.release_behind(self.context.root)
         return (
@@ -163,7 +162,8 @@ class Tree:
         )
 
     def wanted(self, beams: Sequence[Node]) -> tuple[list[Node], list[Node]]:
-        """The nodes to read next, and those whose reward is to be asked first."""
+        """The nodes to read next, and those to score. Where there are some to score, that comes
+        first."""
         unread: dict[Node, None] = {}
         unscored: dict[Node, None] = {}
         room = self.spec.width - sum(_branches(beam) for beam in beams)
@@ -187,7 +187,7 @@ class Tree:
             lead = max(entries, key=lambda entry: entry.low)
             beside = lead.node.open and lead.step != _followed(
                 lead.parent
-            )  # to read on after it begins a draft of its own
+            )  # to read on after it begins a hypothesis of its own
             position = (
                 [lead.node]
                 if self._speculate
@@ -204,15 +204,14 @@ class Tree:
         return node.logprob + self.spec.weight * value if self.spec.weight else node.logprob
 
     def value(self, nodes: Sequence[Node]) -> Program:
-        """Ask h of the nodes' texts."""
+        """Score the nodes' texts: sets their `value`."""
         if nodes:
             hypotheses = yield from self.context.scored([node.hypothesis for node in nodes])
             for node, hypothesis in zip(nodes, hypotheses, strict=True):
                 node.value = hypothesis.reward
 
     def note(self, nodes: Sequence[Node], reading: GuidedLogits) -> None:
-        """What a forward says of the nodes that were read: candidates, and how look-aheads go
-        on."""
+        """Note what was read for these nodes: their candidates, and how their look-aheads go on."""
         sampling = self.context.task.sampling
         seen = [
             (
@@ -274,7 +273,7 @@ class Tree:
                 )
 
     def best_so_far(self, beams: Sequence[Node]) -> Node:
-        """The best of the finished drafts whose reward is known; if there is none, the leading
+        """The best of the finished hypotheses that have been scored. If there is none: the leading
         candidate with its look-ahead."""
         finished = [
             node
@@ -284,15 +283,12 @@ class Tree:
         ]
         if finished:
             return max(finished, key=lambda node: self.score(node, node.value or 0.0))
-        next_scores = [beam for beam in beams if not beam.open]
-        return (
-            max(self._entries(next_scores), key=lambda entry: entry.low).tip
-            if next_scores
-            else beams[0]
-        )
+        known = [beam for beam in beams if not beam.open]
+        return max(self._entries(known), key=lambda entry: entry.low).tip if known else beams[0]
 
     def _entries(self, position: Sequence[Node]) -> list[Entry]:
-        """The candidates after these nodes that can still be among the best, in their order."""
+        """The candidates after these nodes that can still be among the best, in their order. The
+        others leave the tree."""
         entries = []
         for node in position:
             if node.hypothesis.finish:
@@ -324,7 +320,8 @@ class Tree:
         )
 
     def _tip(self, parent: Node, node: Node) -> tuple[Node, bool]:
-        """How far the look-ahead of a candidate has come, and whether that is all of it."""
+        """The last node of a candidate's look-ahead so far, and whether the look-ahead is
+        complete."""
         start, begun, far = (
             node.hypothesis.prefix.length,
             len(parent.hypothesis.text),
@@ -382,8 +379,8 @@ class Tree:
         )
 
     def _proposals(self, text: str, log: Tensor) -> dict[int, tuple[int, ...]]:
-        """What rewards propose after this text, as first token and those after it; no more of them
-        than there are candidates."""
+        """What rewards propose after this text: the first token of each proposal, and those after
+        it. At most `top_k` proposals."""
         found: dict[int, tuple[int, ...]] = {}
         task = self.context.task
         for proposal in self.context.objective.propose(text)[: self.spec.top_k]:
@@ -401,7 +398,7 @@ def _followed(node: Node) -> Step | None:
 
 
 def _branches(root: Node) -> int:
-    """Drafts in memory below a node, beside the one that its look-ahead goes along."""
+    """Hypotheses in memory below a node, beside the one that its look-ahead follows."""
     return sum(
         child.follows is not None and step != _followed(node)
         for node in _nodes(root)

@@ -1,4 +1,4 @@
-"""What a search is after: h, the weighted sum of its rewards, read off texts or off the
+"""The objective of a search: h, the weighted sum of its rewards, which judge texts or compare the
 log-probabilities of policies.
 
     h(y) = sum of w_i * R_i(prompt, y)  +  sum of w_j * beta_j * sum over t of
@@ -95,7 +95,7 @@ class Implicit:
         for (
             policy,
             nodes,
-        ) in unread.items():  # their drafts have gone on: what they remember would only take room
+        ) in unread.items():  # nobody goes on from there again: their cache would only take room
             for node in nodes:
                 if node.length:
                     node.memo.pop(policy, None)
@@ -126,7 +126,7 @@ class Implicit:
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """h, and what can be said of it before a text is finished."""
+    """h, and its bounds for texts that are not finished."""
 
     reward: WeightedSum
     """The rewards of texts."""
@@ -137,7 +137,7 @@ class Objective:
 
     @property
     def policies(self) -> list[Policy]:
-        """The policies that read drafts to judge them."""
+        """The policies that read hypotheses to judge them."""
         return list(
             dict.fromkeys(
                 policy for term in self.implicit for policy in (term.policy, term.reference)
@@ -145,7 +145,7 @@ class Objective:
         )
 
     def of(self, prefixes: Sequence[Prefix], texts: Sequence[str]) -> Program:
-        """h of each draft, given by its prefix and its text."""
+        """h of each hypothesis, given by its prefix and its text."""
         for term in self.implicit:
             yield from term.read(prefixes)
         prompts, whole = [self.prompt] * len(texts), [self.prefill + text for text in texts]
@@ -185,7 +185,7 @@ def objective(
     prefill: str,
     faults: Faults,
 ) -> Objective:
-    """What the rewards of a request are after; those that cannot be had are `faults`."""
+    """The objective of a request's rewards; those that cannot be made are `faults`."""
     texts: list[tuple[float, Reward]] = []
     implied: list[Implicit] = []
     for place, spec in enumerate(specs):

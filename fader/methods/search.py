@@ -1,5 +1,5 @@
-"""Search over sequences: which continuation is kept, by a reward. One core, propose - score - keep,
-and the methods that are settings of it.
+"""Search over sequences: a reward decides which continuation is kept. One core, propose - score -
+keep, and the methods that are settings of it.
 
 | kind      | source               | proposes                      | keeps                       |
 | --------- | -------------------- | ----------------------------- | --------------------------- |
@@ -11,13 +11,14 @@ and the methods that are settings of it.
 | lookahead | DeAL, 2402.06147     | likely tokens and what would  | the best by log P + weight  |
 |           |                      | follow                        | * h, one token more         |
 
-The last has a file of its own (`lookahead.py`), for it shares look-aheads between steps. Draws
-depend on (seed, draft, position) alone.
+The last has a file of its own (`lookahead.py`), since it shares look-aheads between steps. Draws
+depend on (seed, number of the hypothesis, position) alone.
 
-Deviations. Blockwise: controlled decoding keeps the blocks that a prefix scorer likes best, which
-was trained to foresee the reward of the whole answer; here the reward judges the unfinished text
-as it is, so a reward that only whole answers earn says nothing on the way. Segments, after CARDS's
-released code: a segment of 4 to 64 tokens that ends at position t is kept with probability
+Deviations. Blockwise: controlled decoding keeps the blocks with the highest value of a prefix
+scorer, which is trained to predict the reward of the whole answer. Here the reward judges the
+unfinished text as it is, so a reward that only whole answers earn says nothing on the way.
+Segments, after CARDS's released code: a segment of 4 to 64 tokens that ends at position t is kept
+with probability
 
     exp(min(0, h - tau(t)) / softness),  tau(t) = r_0 + t * (target - r_0) / max_tokens,
     r_0 = (1 - alpha) * h(nothing written) + alpha * target
@@ -48,10 +49,10 @@ from fader.methods.sampling import draw, uniform
 from fader.request import BestOfN, Blockwise, Lookahead, Search, Segments
 
 Propose = Callable[[Any, SearchContext, Sequence[Hypothesis]], Program]
-"""propose(spec, scene, kept): drafts that go on from those that were kept; finished ones as they
+"""propose(spec, context, kept): hypotheses that continue the kept ones; finished ones as they
 are."""
 Keep = Callable[[Any, SearchContext, Sequence[Hypothesis]], list[Hypothesis]]
-"""keep(spec, scene, drafts): those of the valued drafts to go on from, the best first."""
+"""keep(spec, context, hypotheses): those of the scored hypotheses to go on from, the best first."""
 
 
 def search(
@@ -76,8 +77,8 @@ def search(
 def propose_score_keep(
     spec: Search, context: SearchContext, propose: Propose, keep: Keep
 ) -> Program:
-    """The core. When the budget is used up the best draft so far ends it, a finished one if there
-    is one."""
+    """The core. When the budget is used up, the best hypothesis so far is the answer, a finished
+    one if there is one."""
     out = Output(context.task, context.index)
     kept = [Hypothesis(context.root)]
     exhausted: str | None = None
@@ -107,7 +108,7 @@ def propose_score_keep(
 
 
 def rows(spec: Search) -> int:
-    """How many drafts of one answer are in memory at the same time, at most."""
+    """How many hypotheses of one answer are in memory at the same time, at most."""
     kept = spec.beams if isinstance(spec, Blockwise | Lookahead) else 1
     match spec:
         case BestOfN() | Blockwise():
@@ -186,8 +187,8 @@ def _keep_accepted(
 
 
 def threshold(spec: Segments, context: SearchContext, position: int) -> float:
-    """The reward at which a segment that ends at this position is always kept: it rises from
-    between that of nothing written and the target to the target."""
+    """The reward at which a segment that ends at this position is always kept. It rises to the
+    target; `alpha` says where between the reward of the empty answer and the target it begins."""
     first = (1 - spec.alpha) * context.start + spec.alpha * spec.target
     return first + position * (spec.target - first) / context.task.sampling.max_tokens
 
@@ -200,7 +201,7 @@ KINDS: Mapping[type, tuple[Propose, Keep]] = {
 
 
 Full = Callable[[Hypothesis, Hypothesis], bool]
-"""full(draft, start): whether what was written since `start` is enough for now."""
+"""full(hypothesis, start): whether the text since `start` is a whole block or segment."""
 
 
 def write(
@@ -211,8 +212,9 @@ def write(
     entropy: float = math.inf,
     least: int = 1,
 ) -> Program:
-    """The draft continued by draws of this stream until it is finished, `full(draft, start)`, or
-    the next token's entropy (nats) is reached after at least so many tokens."""
+    """The hypothesis continued by draws of this stream until it is finished, until it is
+    `full(hypothesis, start)`, or until, after `least` tokens, the next token's distribution has at
+    least this `entropy` (nats)."""
     sampling, start = context.task.sampling, hypothesis
     while hypothesis.finish is None and not context.spent.exhausted:
         reading = yield from next_scores(context.guided, [hypothesis.prefix])
@@ -251,5 +253,5 @@ def _entropy(scores: Tensor) -> float:
 
 
 def _best(hypotheses: Sequence[Hypothesis], count: int) -> list[Hypothesis]:
-    """The drafts of the highest reward, the first of equals."""
+    """The hypotheses of the highest reward, the first of equals."""
     return sorted(hypotheses, key=lambda hypothesis: -hypothesis.reward)[:count]

@@ -5,8 +5,8 @@ stands. Here only a chat template writes control tokens; in messages, forced beg
 and answers to score they are the characters they are written with. A text without them gets the
 tokenizer's own ids, exactly.
 
-A text is read in one piece, by a copy of the tokenizer that knows its control tokens by names that
-nobody can guess, so that what stands around them falls into the tokens into which it always falls.
+A text is read in one piece, by a copy of the tokenizer in which control tokens have names that
+nobody can guess. So the text around them becomes the same tokens as always.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """JSON by a schema: the reward `json-schema`.
 
-The schema comes from somebody who is not known, so all of it is bounded: its patterns while they
-are compiled and while they match, the time of a validation, and where it may lead. Numbers are
+The schema may come from anybody, so everything about it is bounded: its patterns, while they are
+compiled and while they match, the time of a validation, and what it may refer to. Numbers are
 decimals, as they are written: 0.3 is a multiple of 0.1.
 """
 

@@ -1,7 +1,7 @@
-"""A language model behind a chat endpoint as a reward: told a criterion, a question and an answer,
-it gives a mark from 0 to 10.
+"""A language model behind a chat endpoint as a reward: it is told a criterion, a question and an
+answer, and gives a mark from 0 to 10.
 
-Replies are kept by the endpoint's client: what was asked once is not asked again.
+The endpoint's client keeps replies, so nothing is asked twice.
 """
 
 from __future__ import annotations

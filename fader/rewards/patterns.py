@@ -1,8 +1,8 @@
-"""Regular expressions of people who are not known: bounded in time and memory.
+"""Regular expressions that may come from anybody: bounded in time and memory.
 
-One dialect, that of the package `regex`. A pattern of thirty characters can take all memory while
-it is compiled, so each is compiled in a process of its own first, which may take little; matching
-is stopped by the clock.
+There is one dialect, that of the package `regex`. A pattern of thirty characters can take all
+memory while it is compiled. So each is first compiled in a process of its own, within limits.
+Matching is stopped by the clock.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ class Reward:
 
 @dataclass(frozen=True)
 class Resources:
-    """What rewards may use beside the text: named when the program starts, so that a request can
-    only say a name."""
+    """What rewards may use beside the text. It is declared when the program starts; a request can
+    only name it."""
 
     callables: Mapping[str, Callable[[Sequence[str], Sequence[str]], list[float]]] = field(
         default_factory=dict
@@ -68,7 +68,7 @@ class Resources:
     made: WeakValueDictionary[str, Reward] = field(
         default_factory=WeakValueDictionary, init=False, repr=False, compare=False
     )
-    """The rewards in use: requests that want the same share it, and so its calls."""
+    """The rewards in use. Requests with the same settings share one, and so its calls."""
 
 
 NOTHING = Resources()

@@ -1,4 +1,4 @@
-"""The rewards that a request may ask for, and their settings. `methods/rewards.py` makes them."""
+"""The rewards that a request may ask for, and their settings. `rewards/table.py` makes them."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class ForbiddenSpec(_Matched):
 
 
 class LengthSpec(_Weighted):
-    """Reward: 1 for a text of the wanted length, falling towards 0 the further it is from it; in
-    [0, 1]."""
+    """Reward: 1 for a text whose length is within the limits, falling towards 0 the further it is
+    from them; in [0, 1]."""
 
     kind: Literal["length"]
     unit: Literal["words", "sentences", "characters"] = "words"
@@ -60,7 +60,7 @@ class LengthSpec(_Weighted):
     about: Count | None = None
     """Exactly this long is best."""
     hard: bool = False
-    """1 for a text of the wanted length, else 0."""
+    """1 for a text whose length is within the limits, else 0."""
     propose: bool = False
     """Let a search try to end the sentence and the text near `at_most` or `about`."""
 

@@ -55,8 +55,8 @@ _MAKING = threading.Lock()
 
 
 def make(spec: Any, resources: Resources = NOTHING) -> Reward:
-    """The reward of some settings, one for all who use the same; it proposes only where they say
-    so. Raises ValueError for what is not declared, not installed or no use."""
+    """The reward of some settings; equal settings share one reward. It proposes only where the
+    settings say so. Raises ValueError for what is not declared, not installed or of no use."""
     settings = spec.model_copy(update={"weight": 1.0}).model_dump_json()
     reward = resources.made.get(settings)
     if reward is None:
@@ -142,7 +142,7 @@ class WeightedSum:
 
 
 def weighted_sum(specs: Sequence[Any], resources: Resources = NOTHING) -> WeightedSum:
-    """What these settings ask for together; those of weight 0 are off."""
+    """The weighted sum of the rewards of these settings; those of weight 0 are off."""
     made = [
         (spec.weight, make(spec, resources)) for spec in specs
     ]  # all: a fault is one at any weight

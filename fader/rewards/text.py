@@ -1,10 +1,10 @@
 """The rewards that ship.
 
 A reward says of each text how good it is as an answer to its prompt: one float per text, higher is
-better, each text judged by itself so that a batch equals its members. It states its bounds where it
-has them, and what any continuation of a text can still get: searches leave out what can no longer
-win. To add one: its settings in `specs.py`, a function here that makes it from them, and one line
-in `table.py`.
+better. It judges each text by itself, so that a batch equals its members. Where it has bounds, of
+any text or of the continuations of one, it states them: searches leave out what can no longer win.
+To add one: its settings in `specs.py`, a function here that makes it from them, and one line in
+`table.py`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ _SENTENCES = regex.compile(
 )
 _CLOSED = regex.compile(rf"[{_MARK}][{_CLOSERS}]*\s*\Z")
 NEAR = {"words": 3, "sentences": 0, "characters": 20}
-"""So far from the wanted length a text is to come to its end."""
+"""This near to `at_most` or `about`, the end of the text is proposed."""
 
 
 def count(text: str, unit: str) -> int:
@@ -97,8 +97,8 @@ def count(text: str, unit: str) -> int:
 
 
 def length(spec: LengthSpec, resources: Resources) -> Reward:
-    """1 for the wanted length; soft: the ratio of the length and the wanted one, the smaller by the
-    larger."""
+    """1 for a length within the limits; soft: the ratio of the length and the nearest limit, the
+    smaller by the larger."""
     least, most = spec.about or spec.at_least or 0, spec.about or spec.at_most or math.inf
 
     def score(size: int) -> float:
@@ -184,7 +184,7 @@ _TOWARD: Mapping[str, Callable[[float], float]] = {
 
 
 def sentiment(spec: SentimentSpec, resources: Resources) -> Reward:
-    """VADER's compound, from -1 to 1, as nearness to what is wanted in [0, 1]."""
+    """VADER's compound, from -1 to 1, as nearness to `toward` in [0, 1]."""
     analyzer = _vader(package("vaderSentiment.vaderSentiment"))
 
     def value(text: str) -> float:
@@ -203,7 +203,7 @@ def sentiment(spec: SentimentSpec, resources: Resources) -> Reward:
 
 
 def similarity(spec: SimilaritySpec, resources: Resources) -> Reward:
-    """The cosine of the embeddings of the text and the wanted one, or of their counts of 3 to 5
+    """The cosine of the embeddings of the text and of `to`, or of their counts of 3 to 5
     characters; at least 0."""
     if spec.model is None:
         counts = package("sklearn.feature_extraction.text").HashingVectorizer(

@@ -1,5 +1,5 @@
-"""Words in a text: which of them stand where, in any of their forms, and what a text has to go on
-by to hold one.
+"""Words in a text: where each of them stands, in any of its forms, and how a text has to go on to
+hold one.
 
 A text is a row of words and single marks. A word is whole where no more of it stands beside it:
 "well" is none in "well-known", "C" none in "C++", "S" none in "U.S.", "do" none in "don't"; of
@@ -186,8 +186,8 @@ def in_order(found: list[list[tuple[int, int]]]) -> list[bool]:
 
 
 def rest(text: str, word: str) -> str:
-    """What a text has to go on by to hold a word: its rest where the text ends in the beginning of
-    it, else the word, after a space if need be."""
+    """How a text has to go on to hold a word: by the rest of the word, where the text ends in its
+    beginning; else by the word, after a space if need be."""
     grows = GROWS.match(word)
     for cut in range(min(len(word) - 1, len(text)), 0, -1):
         start = len(text) - cut

@@ -1,18 +1,17 @@
-"""Lessons: what is taught where on the line theta + lambda * AV.
+"""Lessons: what is taught at which point of the line theta + λ * AV.
 
-Alignment Vectors (arXiv 2410.19206) trains at lambda = 1 and hopes for the rest of the line. On
-small models that hope fails: DPO is content once the rejected answers are unlikely, so nothing is
-learned of writing them and a negative lambda only spoils the text; and nothing makes the middle of
-the line a level of its own. Here every lesson says at which strength its preference is to hold, and
-a vector is trained along its line:
+Alignment Vectors (arXiv 2410.19206) trains at λ = 1 and hopes for the rest of the line. On small
+models that fails. DPO has reached its aim once the rejected answers are unlikely, so the model does
+not learn to write them, and a negative strength only spoils the text. And nothing makes the middle
+of the line a level of its own. Here every lesson says at which strength its preference is to hold,
+and a vector is trained along its line:
 
-    pairs    chosen over rejected at lambda > 0, rejected over chosen at lambda < 0
-    levels   expert first around 1, avoidance first around -1, generic first around -0.35 (models
-             start with expert the likeliest of the three)
-    held     answers to other subjects, whose likelihood is to stay what it is at any lambda
-    panel    several vectors side by side: each lesson at its own strength, and at any strengths of
-             the
-             others, or at those that the others are taught at
+    pairs      chosen over rejected at λ > 0, rejected over chosen at λ < 0
+    levels     expert first around 1, avoidance first around -1, generic first around -0.35 (at 0
+               models mostly rank expert first)
+    retained   answers to other subjects, whose likelihood is to stay the same at any λ
+    cotrain    several vectors side by side: each lesson at its own strength, and at any strengths
+               of the others, or at those at which the others are taught
 """
 
 from __future__ import annotations
@@ -53,12 +52,12 @@ class Lesson:
     chosen: str
     rejected: str
     strengths: tuple[float, ...]
-    """One of each vector that is trained; of a single one mostly."""
+    """One for each vector in training; mostly there is one."""
     retained: bool = False
 
 
 def lessons_of(items: Sequence[Item], others: Sequence[Item] = (), seed: int = 0) -> list[Lesson]:
-    """The lessons of a data set along the line, and as many that hold `others` in place as there
+    """The lessons of a data set along the line, and as many retained lessons of `others` as there
     are items."""
     levels = [item for item in items if isinstance(item, LevelItem)]
     pairs = [item for item in items if isinstance(item, Pair)]
@@ -70,14 +69,14 @@ def lessons_of(items: Sequence[Item], others: Sequence[Item] = (), seed: int = 0
 
 
 def at_one(items: Sequence[Item]) -> list[Lesson]:
-    """The paper's lessons: one an item, chosen over rejected (expert over avoidance) at strength
-    1."""
+    """The paper's lessons: one for each item, chosen over rejected (expert over avoidance) at
+    strength 1."""
     pairs = [item.pair() if isinstance(item, LevelItem) else item for item in items]
     return [Lesson(pair.messages, pair.chosen, pair.rejected, (1.0,)) for pair in pairs]
 
 
 def from_pairs(pairs: Sequence[Pair], seed: int = 0) -> list[Lesson]:
-    """Two lessons a pair, one on each side of 0."""
+    """Two lessons for each pair, one on each side of 0."""
     dice = random.Random(seed)
     taught = [(pair, dice.uniform(*LIKED)) for pair in pairs] + [
         (pair.swapped, -dice.uniform(*LIKED)) for pair in pairs
@@ -88,8 +87,8 @@ def from_pairs(pairs: Sequence[Pair], seed: int = 0) -> list[Lesson]:
 
 
 def from_levels(items: Sequence[LevelItem], seed: int = 0) -> list[Lesson]:
-    """Six lessons an item, two for each level; for avoidance, the farthest from what models write,
-    twice over its neighbour."""
+    """Six lessons for each item, two for each level. Both of avoidance compare it with generic: it
+    is the farthest from what models write."""
     dice = random.Random(seed)
     compared = [
         (item.pair(first, second), dice.uniform(*PLACES[first]))
@@ -103,7 +102,7 @@ def from_levels(items: Sequence[LevelItem], seed: int = 0) -> list[Lesson]:
 
 
 def retained(items: Sequence[Item], count: int, seed: int = 0) -> list[Lesson]:
-    """`count` lessons in leaving other subjects alone, each with two of an item's answers."""
+    """`count` retained lessons, each with two answers of an item."""
     if not items:
         return []
     dice = random.Random(seed)
@@ -126,10 +125,10 @@ def cotrain(
     seed: int = 0,
     meeting: bool = False,
 ) -> list[Lesson]:
-    """The lessons of several vectors that are trained side by side, so that each keeps to its own
-    subject: every lesson of a part is to hold whatever the strengths of the other vectors are, and
-    `others` (once each) are to stay whatever all of them are. `meeting`: the other vectors stand
-    mostly where their own lessons put them, as they do in mixtures."""
+    """The lessons of several co-trained vectors, one part for each, so that each vector keeps to
+    its own subject. A lesson of a part is to hold at any strengths of the other vectors; `others`
+    (once each) are retained at any strengths of all of them. `meeting`: the other vectors mostly
+    have strengths at which their own lessons are taught, as in mixtures."""
     dice = random.Random(seed)
     lessons = []
     for place, part in enumerate(parts):
@@ -145,13 +144,13 @@ def cotrain(
 
 
 def _anywhere(dice: random.Random) -> float:
-    """An strength for a vector that a lesson is not about; now and then it is not there at all."""
+    """A strength for a vector that a lesson is not about; 0 in a quarter of the cases."""
     return 0.0 if dice.random() < 0.25 else dice.uniform(*ANYWHERE)
 
 
 def _taught(part: Sequence[Lesson], dice: random.Random) -> float:
-    """An strength for a vector that a lesson is not about: one that it is taught at, seldom
-    none."""
+    """A strength for a vector that a lesson is not about: one at which it is taught, or 0 in a
+    tenth of the cases."""
     return 0.0 if dice.random() < 0.1 else dice.choice(part).strengths[0]
 
 

@@ -47,14 +47,14 @@ def load(model: str) -> tuple[Any, Any]:
 
 
 def steps(items: int, batch: int, epochs: float) -> int:
-    """How often a training changes the weights."""
+    """How many times a training changes the weights."""
     return math.ceil(math.ceil(items / batch) * epochs)
 
 
 def shared(batch: int, learning_rate: float, seed: int, steps: int) -> dict[str, Any]:
-    """Settings of the trainers of TRL and transformers that every training has. The rate rises over
-    the first tenth of the steps; where that is less than one step, it starts at its peak, for the
-    first step of a rise has a rate of 0."""
+    """The trainer settings that all trainings share. The learning rate rises over the first tenth
+    of the steps. Where that is less than one step it starts at its peak, since the first step of a
+    rise has a rate of 0."""
     return {
         "per_device_train_batch_size": batch,
         "learning_rate": learning_rate,
@@ -112,9 +112,9 @@ def last_checkpoint(work: Path) -> Path | None:
 
 
 def fits_the_template(tokenizer: Any, conversations: Iterable[Sequence[Mapping[str, str]]]) -> None:
-    """Raises ValueError for a chat template that cannot tell an answer from what stands before it:
-    there is none, it refuses or drops system turns, or it writes the prompt otherwise once an
-    answer follows. `conversations`: messages that end with the assistant's."""
+    """Raises ValueError for a chat template that conversations cannot be taught with: there is
+    none, it refuses or drops system turns, or it writes the prompt differently once an answer
+    follows. `conversations`: messages that end with the assistant's."""
     if tokenizer.chat_template is None:
         raise ValueError(
             "model: has no chat template, and conversations cannot be taught without one; give a"

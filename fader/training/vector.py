@@ -1,17 +1,18 @@
-"""Training alignment vectors: preferences along the line theta + lambda * AV, with LoRA, by TRL and
-PEFT (arXiv 2410.19206).
+"""Trains alignment vectors: preferences along the line theta + λ * AV, with LoRA, by TRL and PEFT
+(arXiv 2410.19206).
 
-The vector is the LoRA itself: aligned - unaligned = B A. Each lesson (`lessons.py`) is compared at
-its own strength lambda, its rows side by side in one batch. Several vectors that are to be mixed
-are trained as one LoRA whose ranks are shared out among them, as the desk stacks them. With s(y)
-the score of an answer under the weights at lambda,
+The vector is the LoRA itself: aligned - unaligned = B A. Each lesson (`lessons.py`) is taught at
+its own strength λ, in batches of rows with different strengths. Vectors that are co-trained are one
+LoRA whose ranks are shared out among them, as `engine/adapters.py` stacks them. With s(y) the score
+of an answer under the weights at λ,
 
-    loss = -log sigmoid(beta * (s(chosen) - s(rejected)))  -  supervised * log pi(chosen) per token
+    loss = -log sigmoid(beta * (s(chosen) - s(rejected)))  -  sft_weight * log pi(chosen) per token
 
-where s is the log-probability per token (`length_normalized`; without it the sum), less the base
-model's (`loss` dpo:, DPO, arXiv 2305.18290) or not (simpo: SimPO, arXiv 2405.14734; the default,
-since levels are ranked by likelihood itself). Lessons that hold other subjects in place have keep *
-|change of log pi per token| for both answers instead, smooth below 0.2 nats.
+where s is the log-probability per token (the sum without `length_normalized`). With the loss `dpo`
+(DPO, arXiv 2305.18290) the base model's is subtracted from it; with `simpo` (SimPO, arXiv
+2405.14734) it is not. That is the default, since levels are ranked by likelihood itself. Retained
+lessons have the loss retain_weight * |change of log pi per token| for both answers instead, smooth
+below 0.2 nats.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ FORMAT = 1
 """Raise it by hand when a change of the code changes what a training gives: vectors of another
 format are not taken for what the same data and settings give."""
 DATED = ("base_identity", "format")
-"""What of a card may differ in a vector that is trained anew by the same command: it is out of
-date, and no other vector."""
+"""Where a card differs in nothing but these, its vector is out of date: the same command trains it
+anew, without --force."""
 log = logging.getLogger(__name__)
 
 
@@ -75,21 +76,23 @@ class Recipe:
     alpha: int = 16
     targets: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj")
     beta: float = 3.0
-    """How sharply a preference counts: of the order of 3 per token, of 0.1 for whole answers."""
+    """How sharply a preference counts: about 3 with log-probabilities per token, about 0.1 with
+    those of whole answers."""
     length_normalized: bool = True
     """Compare log-probabilities per token (length-normalised); off: of whole answers."""
     loss: Literal["dpo", "simpo"] = "simpo"
-    """`dpo`: of log-probabilities less the base model's, which are read once before training;
-    `simpo`: of log-probabilities as they are."""
+    """`dpo` compares log-probabilities less the base model's, which are computed once before
+    training; `simpo` compares log-probabilities as they are."""
     sft_weight: float = 0.1
     """Weight of the chosen answer's negative log-likelihood per token."""
     retain_weight: float = 1.5
-    """Weight of the lessons that hold other subjects in place."""
+    """Weight of the retained lessons, which keep other subjects as they are."""
     learning_rate: float = 1.5e-3
     epochs: float = 1.0
     batch: int = 2
     sft_epochs: float = 0.0
-    """Supervised passes over the chosen answers, at strength 1, before the comparisons."""
+    """Passes of supervised fine-tuning on the chosen answers, at strength 1, before the
+    preferences."""
     max_length: int = 1024
     """Lessons with more tokens, prompt and answer together, are left out."""
     seed: int = 0
@@ -119,7 +122,7 @@ DPO = Recipe(
 def train_vector(
     name: str, lessons: Sequence[Lesson], folder: Path, recipe: Recipe = Recipe(), **settings: Any
 ) -> Vector:
-    """`train_vectors` of a single one."""
+    """`train_vectors` for one vector."""
     return train_vectors({name: folder}, lessons, recipe, **settings)[0]
 
 
@@ -133,17 +136,17 @@ def train_vectors(
     start: Sequence[Vector] = (),
     force: bool = False,
 ) -> list[Vector]:
-    """Train the vectors of these names side by side, write each to its folder with its card, and
-    return them.
+    """Co-train the vectors of these names, write each to its folder with its card, and return them.
 
-    A lesson has a strength for each, in their order. A run that was stopped goes on from its last
-    checkpoint, beside the first folder, if the lessons and settings are the same; vectors that are
-    there already from the same are returned as they are. `start`: vectors of the recipe's rank and
-    targets to go on from, one for each name. `dtype`: of the saved factors. The products run in
-    bfloat16 where the device computes it fast; the factors are trained in float32.
+    A lesson has a strength for each vector, in the order of `folders`. A stopped run goes on from
+    its last checkpoint, beside the first folder, if lessons and settings are the same. Vectors that
+    are there already, from the same lessons and settings, are returned as they are. `start`:
+    vectors to go on from, one for each name, of the recipe's rank and targets. `dtype`: of the
+    saved factors. The products run in bfloat16 where the device computes it fast; the factors are
+    trained in float32.
 
-    Raises ValueError before anything is trained for lessons that the model cannot be taught, for a
-    folder that another training writes into, and for one with another vector unless `force`.
+    Raises ValueError before anything is trained: for lessons that the model cannot be taught, for a
+    folder that another training writes into, and for a folder with another vector unless `force`.
     """
     for folder in folders.values():
         check_place(folder)
@@ -207,7 +210,7 @@ def _trained(
     if not all(torch.isfinite(weight).all() for weight in weights):
         shutil.rmtree(work)
         raise ValueError(
-            f"learning_rate: {recipe.learning_rate} is too high; the numbers ran off to infinity"
+            f"learning_rate: {recipe.learning_rate} is too high; the weights became infinite"
         )
     trainer.save_model(str(work / "final"))
     card = {
@@ -251,8 +254,7 @@ def _there(folders: Mapping[str, Path]) -> list[Vector]:
 
 
 def _as_asked(vector: Vector, run: Mapping[str, Any], numbers: torch.dtype | None = None) -> bool:
-    """Whether a vector is what these lessons and settings give, in these numbers where they are
-    said."""
+    """Whether a vector is the one that this run gives; with `numbers`, in that dtype too."""
     card = {
         **vector.card,
         "vectors": vector.card.get("trained_with"),
@@ -283,7 +285,7 @@ def _check_targets(base: nn.Module, targets: Sequence[str]) -> None:
 def _short_enough(
     lessons: Sequence[Lesson], tokenizer: Any, base: Any, longest: int
 ) -> list[Lesson]:
-    """The lessons whose conversations, with either answer, have at most `longest` tokens; says how
+    """The lessons whose conversations, with either answer, have at most `longest` tokens. Logs how
     many are left out. Raises ValueError where none is left."""
     reach = getattr(base.config.get_text_config(), "max_position_embeddings", None) or longest
     lengths: dict[tuple[Any, str], int] = {}
@@ -319,8 +321,8 @@ def _short_enough(
 
 
 def _histories(vectors: Sequence[Vector]) -> list[dict[str, Any]]:
-    """How the vectors were trained, for the cards of those that go on from them; once for all that
-    were trained together."""
+    """How the vectors were trained, for the cards of those that go on from them. Vectors that were
+    co-trained have one entry."""
     found = [
         {
             key: vector.card.get(key)
@@ -413,12 +415,12 @@ def _trainer(
 
 SMALL = 0.2  # nats per token
 CURVE = ("loss", "accuracy", "margin", "drift")
-"""What a card keeps of the training: loss; share of preferences that hold and their mean margin;
-mean change of what is to be held."""
+"""The training curve on a card: the loss, the share of preferences that hold, their mean margin,
+and the mean drift of retained answers."""
 
 
 class LineTrainer(DPOTrainer):
-    """TRL's trainer with each lesson compared at its own strength of the vector.
+    """TRL's trainer with each lesson read at its own strength of the vector.
 
     The batch and the loss are ours: both answers of a lesson follow one reading of its prompt, and
     logits are made at their tokens alone. TRL reads the prompt twice and computes five statistics
@@ -459,22 +461,22 @@ class LineTrainer(DPOTrainer):
     ) -> Tensor:
         """The loss in the module docstring, averaged over the lessons of the batch."""
         recipe, retained, lengths = self.recipe, inputs["retained"], inputs["lengths"]
-        said = answer_logprobs(
+        logprobs = answer_logprobs(
             model, inputs, inputs["strengths"]
         )  # [2 lessons]: the chosen ones, then the rejected
         if recipe.loss == "dpo":
-            bare = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+            reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
         elif retained.any():
             with torch.no_grad():
-                bare = answer_logprobs(model, inputs, torch.zeros_like(inputs["strengths"]))
+                reference = answer_logprobs(model, inputs, torch.zeros_like(inputs["strengths"]))
         else:
-            bare = torch.zeros_like(said)
-        scores = (said - bare if recipe.loss == "dpo" else said) / (
+            reference = torch.zeros_like(logprobs)
+        scores = (logprobs - reference if recipe.loss == "dpo" else logprobs) / (
             lengths if recipe.length_normalized else 1
         )
         margins = torch.sub(*scores.chunk(2))
-        likelihood = (said / lengths).chunk(2)[0]
-        drifts = ((said - bare) / lengths).chunk(2)
+        likelihood = (logprobs / lengths).chunk(2)[0]
+        drifts = ((logprobs - reference) / lengths).chunk(2)
         taught = -functional.logsigmoid(recipe.beta * margins) - recipe.sft_weight * likelihood
         stayed = recipe.retain_weight * sum(
             functional.smooth_l1_loss(drift, torch.zeros_like(drift), reduction="none", beta=SMALL)
@@ -491,12 +493,12 @@ class LineTrainer(DPOTrainer):
 
 
 def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tensor]:
-    """A batch of lessons, each as prompt, chosen, rejected in one row, in which the answers see the
-    prompt and themselves.
+    """A batch of lessons. Each is one row of prompt, chosen, rejected, in which each answer sees
+    the prompt and itself.
 
-    `source` and `target`: the place (in the flattened rows) from which each answer token is
-    predicted, and the token; `answer`: whose it is, the chosen ones of all lessons first, then the
-    rejected; `lengths`: tokens of each.
+    For every answer token, `source` is the position (in the flattened rows) that predicts it,
+    `target` the token, and `answer` the number of its answer: the chosen ones of all lessons first,
+    then the rejected ones. `lengths`: tokens of each answer.
     """
     count = len(rows)
     texts = [[row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]] for row in rows]
@@ -563,8 +565,8 @@ def answer_logprobs(model: Any, inputs: Mapping[str, Tensor], strengths: Tensor)
 
 @contextmanager
 def _at(model: nn.Module, strengths: Tensor) -> Iterator[None]:
-    """Within: every LoRA layer works at `strengths` [rows, vectors], B ((A x) * the strength of the
-    vector that each rank belongs to)."""
+    """Within: every LoRA layer computes B ((A x) * strength), at `strengths` [rows, vectors], each
+    rank with the strength of the vector that it belongs to."""
     layers: list[Any] = [
         module.lora_A["default"] for module in model.modules() if isinstance(module, LoraLayer)
     ]
@@ -598,7 +600,7 @@ def _supervised(
     work: Path,
     watch: Watch,
 ) -> Any:
-    """The base with a LoRA that has read the chosen answers of the lessons with positive
+    """The base with a LoRA that is fine-tuned on the chosen answers of the lessons with positive
     strengths."""
     chosen = data.filter(lambda row: min(row["strengths"]) > 0 and not row["retained"])
     examples = chosen.map(

@@ -1,12 +1,13 @@
 """Alignment Vectors of whole checkpoints (arXiv 2410.19206): extract aligned - base, merge base +
-sum of lambda_i * AV_i, transfer.
+sum of λ_i * AV_i, transfer.
 
 Checkpoints are folders of safetensors as transformers writes them, in one file or in shards. They
 are read one tensor at a time: extraction holds a pair of tensors and what their decomposition
-needs, merging one tensor. Deviation: the paper keeps the dense difference; here it is cut to
-low-rank factors per linear layer (truncated SVD), so that it can be mixed row by row, and the card
-says what each layer lost and what no such factors can carry: embeddings, norms, biases, heads tied
-to the embedding.
+needs, merging one tensor.
+
+Deviation: the paper keeps the dense difference. Here it is cut to low-rank factors per linear layer
+(truncated SVD), so that it can be mixed row by row. The card says what each layer lost, and what
+such factors cannot carry: embeddings, norms, biases, heads tied to the embedding.
 """
 
 from __future__ import annotations

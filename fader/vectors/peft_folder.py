@@ -1,8 +1,8 @@
-"""PEFT's LoRA folders: read to mean what PEFT makes of them, or refused by name.
+"""PEFT's LoRA folders: read exactly as PEFT reads them, or refused by name.
 
-`adapter_config.json` has some forty fields. Those that are understood, those that must have the
-value that leaves a plain LoRA, and those that only training reads are listed here; a field that is
-in none of the lists is refused. Defaults and the matching of names are PEFT's.
+`adapter_config.json` has some forty fields. Listed here are those that are understood, those that
+must have the value of a plain LoRA, and those that only training reads. A field that is in none of
+the lists is refused. Defaults and the matching of names are PEFT's.
 """
 
 from __future__ import annotations

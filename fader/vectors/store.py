@@ -44,7 +44,7 @@ def folders() -> list[Path]:
 
 
 def available() -> dict[str, Path]:
-    """All vectors that can be asked for by name: name to folder."""
+    """All vectors that a request may name: name to folder."""
     found: dict[str, Path] = {}
     for folder in folders():
         for config in sorted(folder.glob(f"[!.]*/{CONFIG}")):
@@ -53,9 +53,9 @@ def available() -> dict[str, Path]:
 
 
 def find(name: str) -> Vector:
-    """The vector of that name in one of the folders, for what comes from afar: paths, addresses and
-    links that lead out of the folders are no names, and nothing of them is opened. Raises
-    ValueError naming the vectors there are."""
+    """The vector of that name in one of the folders, for a request from anywhere: paths, addresses
+    and links that lead out of the folders are no names, and nothing of them is opened. Raises
+    ValueError naming the known vectors."""
     known = available()
     if not re.fullmatch(NAME, name) or name not in known or not _inside(known[name]):
         raise Invalid(f"no such vector; known: {', '.join(known) or 'none'}", f"vectors.{name}")
@@ -64,8 +64,8 @@ def find(name: str) -> Vector:
 
 
 def open_vector(source: str) -> Vector:
-    """The vector of that name, or in that folder, for the command line and Python, whose caller
-    may read any file anyway. Raises ValueError naming those there are."""
+    """The vector of that name, or in that folder, for the command line and Python, whose caller may
+    read any file anyway. Raises ValueError naming the known vectors."""
     known = available()
     if source not in known and not (Path(source) / CONFIG).is_file():
         raise Invalid(

@@ -1,5 +1,5 @@
 """Alignment Vectors (arXiv 2410.19206): AV = aligned weights - unaligned weights, used as theta +
-sum of lambda_i * AV_i.
+sum of λ_i * AV_i.
 
 A `Vector` keeps the difference as low-rank factors per linear layer, dW = B A, as LoRA training
 gives it. It is a value: vectors add, subtract and scale exactly, by stacking ranks (averaging A and

@@ -1,8 +1,8 @@
 """The weights of a checkpoint folder, read one at a time by their names in the model.
 
-Files name and divide weights otherwise than models do: transformers renames, splits and joins them
-when it loads. Here the same is done for the one weight that is asked for, so that a model need not
-fit into memory; what `load` refuses is refused here too.
+Files name and divide weights differently than models do: transformers renames, splits and joins
+them when it loads. The same is done here for one weight at a time, so that a model need not fit
+into memory. What `load` refuses is refused here too.
 """
 
 from __future__ import annotations
