@@ -18,7 +18,16 @@ from fader.engine.backbone import quick_dtype
 from fader.evaluation.cache import Query, ResultCache
 from fader.evaluation.effect import STRENGTHS, note_effect
 from fader.evaluation.judge import classifier, language_model
-from fader.evaluation.metrics import average, distinct, perplexity, worst_case
+from fader.evaluation.metrics import (
+    average,
+    distinct,
+    how_many,
+    paired_difference,
+    perplexity,
+    share,
+    wilson,
+    worst_case,
+)
 from fader.evaluation.report import write_report
 from fader.evaluation.suite import Suite, Trial, mixed, named
 from fader.evaluation.tasks import TASKS
@@ -37,13 +46,78 @@ from fader.starter.shipped import DOMAINS, starter_levels, starter_pairs
 
 
 def test_average_and_its_interval():
-    figure = average("t", "m", "c", "x", [0, 0, 1, 1, 1, 1, 1, 1], seed=3)
-    assert (figure.value, figure.n, figure.seed) == (0.75, 8, 3)
-    assert 0.3 < figure.low < 0.75 < figure.high <= 1
-    assert figure == average("t", "m", "c", "x", [0, 0, 1, 1, 1, 1, 1, 1], seed=3)
-    assert average("t", "m", "c", "x", [1, 1]).low == 1
+    values = [0.5, 2, 1, 4, 3, 1, 2.5, 1]
+    figure = average("t", "m", "c", "x", values, seed=3)
+    assert (figure.value, figure.n, figure.seed) == (1.875, 8, 3)
+    assert 1 < figure.low < 1.4 < 1.875 < 2.3 < figure.high < 3
+    assert figure == average("t", "m", "c", "x", values, seed=3)
     with pytest.raises(ValueError, match="no items"):
         average("t", "m", "c", "x", [])
+    with pytest.raises(ValueError, match="no items"):
+        share("t", "m", "c", "x", [])
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "low", "high"),
+    [
+        (1, 1, 0.207, 1),
+        (18, 18, 0.824, 1),
+        (30, 30, 0.886, 1),
+        (0, 30, 0, 0.114),
+        (6, 8, 0.409, 0.929),
+    ],
+)
+def test_the_interval_of_a_share_says_what_n_allows(count, n, low, high):
+    figure = average("t", "m", "c", "x", [1.0] * count + [0.0] * (n - count))
+    assert (figure.low, figure.high) == pytest.approx((low, high), abs=1e-3)
+    assert figure == share("t", "m", "c", "x", [True] * count + [False] * (n - count))
+
+
+def test_items_of_one_prompt_are_drawn_together():
+    values, prompts = [1.0] * 20 + [0.0] * 20, [place // 10 for place in range(40)]
+    apart = average("t", "m", "c", "x", values)
+    together = average("t", "m", "c", "x", values, prompts=prompts)  # four witnesses, not forty
+    assert together.high - together.low > 2 * (apart.high - apart.low)
+    assert together.n == 40
+    assert average("t", "m", "c", "x", values, prompts=range(40)) == apart
+    agreed = average("t", "m", "c", "x", [1.0] * 40, prompts=prompts)
+    assert agreed.low == pytest.approx(wilson(4, 4)[0], abs=1e-4)
+    longer = [1.5 * value for value in values]
+    assert (
+        average("t", "m", "c", "x", longer, prompts=prompts).low
+        < average("t", "m", "c", "x", longer).low
+    )
+
+
+def test_methods_on_the_same_items_are_compared_item_by_item():
+    base = [1.0, 0.0] * 20
+    better = [1.0, 0.0] * 14 + [1.0, 1.0] * 6  # six more, none less
+    figure = paired_difference("t", "m", "c", "x", better, base)
+    assert figure.value == 0.15
+    assert 0 < figure.low < 0.15 < figure.high
+    apart = average("t", "m", "c", "x", better).low - average("t", "m", "c", "x", base).high
+    assert apart < 0  # the two intervals overlap all the same
+    assert paired_difference("t", "m", "c", "x", base, base).low < 0 < 0.1
+    assert paired_difference("t", "m", "c", "x", [1.0], [0.0]).low < 0  # one item shows nothing
+    clustered = paired_difference(
+        "t", "m", "c", "x", better, base, prompts=[place // 10 for place in range(40)]
+    )
+    assert clustered.low < figure.low
+    longer = paired_difference("t", "m", "c", "x", [3.0, 4.5, 7.0], [1.0, 3.0, 4.0])
+    assert (longer.value, longer.low, longer.high) == (2.1667, 1.5, 3.0)
+    with pytest.raises(ValueError, match=r"the same items twice \(got 2 and 1\)"):
+        paired_difference("t", "m", "c", "x", [1.0, 2.0], [1.0])
+
+
+def test_a_count_of_combinations_is_resampled_by_question():
+    right, half = [1.0] * 30, [1.0] * 25 + [0.0] * 5
+    sure = how_many("t", "m", "c", "x", [[right, right]] * 9, 0.8)
+    assert (sure.value, sure.low, sure.high, sure.n) == (9, 9, 9, 9)
+    unsure = how_many("t", "m", "c", "x", [[right, half]] * 9, 0.8)
+    assert (unsure.value, unsure.low, unsure.high) == (9, 0, 9)  # the same questions: all or none
+    few = how_many("t", "m", "c", "x", [[[1.0] * 3, [1.0] * 3]] * 9, 0.8)
+    assert few.low == 0  # three questions that agree show little
+    assert how_many("t", "m", "c", "x", [[[1.0] * 4 + [0.0]]], 0.8).value == 1  # .80 is reached
 
 
 def test_perplexity_is_that_of_all_tokens():
@@ -366,15 +440,17 @@ def test_a_file_that_is_no_ledger_is_left_alone(fader, tmp_path):
         assert file.read_bytes() == content
 
 
-def test_the_least_of_several_means_has_an_interval_of_its_own():
-    groups = [[1.0] * 27 + [0.0] * 3, [0.0] * 3 + [1.0] * 27, [1.0] * 27 + [0.0] * 3]
+def test_the_interval_of_the_least_share_holds_all_of_them():
+    groups = [[1.0] * 27 + [0.0] * 3, [1.0] * 30, [1.0] * 28 + [0.0] * 2]
     found, single = (
         worst_case("t", "m", "c", "least", groups),
         average("t", "m", "c", "least", groups[0]),
     )
     assert found.value == single.value == 0.9
-    assert found.high < single.high  # the least of three is seldom lucky
-    assert found.low <= single.low
+    assert found.low < single.low
+    assert single.high < found.high
+    assert worst_case("t", "m", "c", "least", groups[:1]) == single
+    assert worst_case("t", "m", "c", "least", [[1.0] * 30] * 3).low < 0.87
 
 
 @pytest.fixture
