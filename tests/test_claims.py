@@ -14,7 +14,7 @@ from fader.evaluation.suite import Suite
 from fader.evaluation.tasks import TASKS
 from fader.starter.shipped import DOMAINS
 from reproductions.search import PARTS as SEARCHES
-from reproductions.search import bound
+from reproductions.search import _rewards, bound, implicit
 from reproductions.vectors import PARTS, public_pairs
 
 WORDS = " ".join(["word"] * 40)
@@ -119,10 +119,10 @@ def test_every_part_on_searches_gives_figures(search_suite, name, monkeypatch):
         "reproductions.search.toward",
         lambda harmless, helpful: {"vectors": {"harmless": harmless, "helpful": helpful}},
     )
-    monkeypatch.setattr("reproductions.search.bound", lambda search_suite: iter(()))
     figures = list(SEARCHES[name](search_suite))
     assert {figure.task for figure in figures} == {name}
-    assert {figure.n for figure in figures} == {1}
+    assert {figure.n for figure in figures if figure.method != "judge"} == {1}
+    assert any(figure.method == "judge" for figure in figures) == (name in ("tradeoff", "attack"))
     assert len({(figure.method, figure.case, figure.metric) for figure in figures}) == len(figures)
 
 
@@ -154,7 +154,34 @@ def test_public_preferences_train_vectors_of_their_own(search_suite, tmp_path, m
     assert Vector.load(tmp_path / "runs" / "pandalm").card["lessons"] == search_suite.limit
 
 
-def test_the_weight_for_a_bound_is_found(search_suite):
-    figures = {figure.method: figure.value for figure in bound(search_suite, samples=3)}
-    assert figures["predicted on the same samples"] >= figures["stated"] - 1e-3
-    assert figures["found from base samples"] > 0
+def test_the_weight_for_a_bound_is_found_and_searched_with(search_suite):
+    found = {
+        (figure.method, figure.case, figure.metric): figure
+        for figure in bound(replace(search_suite, limit=2), samples=3)
+    }
+    target = found["stated", "harmless reward", "bound"].value
+    same = found["predicted on the same samples", "harmless reward", "mean"]
+    assert same.value >= target - 1e-3
+    assert same.n == 2
+    assert found["found from base samples", "harmless", "weight"].value > 0
+    for method in ("lookahead at the weight found", "best of 3 at the weight found"):
+        mean = found[method, "harmless reward", "mean"].value
+        assert found[method, "harmless reward", "over_bound"].value == pytest.approx(
+            mean - target, abs=1e-3
+        )
+    weighted = found["best of 3 at the weight found", "harmless reward", "mean"].value
+    assert weighted > 0
+
+
+def test_a_searched_answer_is_worth_what_the_search_says(search_suite):
+    prompts = ["the sea is wide", "one two three"]
+    search = {"kind": "best-of-n", "n": 2, "rewards": [implicit("harmless", 1.0)]}
+    sampling = {"max_tokens": 6, "temperature": 1.0}
+    said = search_suite.wrote(
+        "t",
+        "m",
+        [{"prompt": p, "sampling": sampling, "alignment": {"search": search}} for p in prompts],
+    )
+    assert _rewards(search_suite, "harmless", prompts, [one.text for one in said]) == pytest.approx(
+        [one.reward for one in said], abs=0.02
+    )

@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from fader.data.records import LEVELS, Level
 from fader.evaluation.baselines import BASELINES, fields
 from fader.evaluation.cache import Query
-from fader.evaluation.judge import LevelJudge, classifier
+from fader.evaluation.judge import (
+    Labelled,
+    LevelJudge,
+    classifier,
+    judge_accuracy,
+    level_namings,
+)
 from fader.evaluation.metrics import Metric, average, distinct
 from fader.evaluation.suite import RequestFields, Suite, mixed, question
 from fader.evaluation.tune import strengths
@@ -21,19 +27,17 @@ def generation(suite: Suite) -> Iterator[Metric]:
     """For each method, domain and wanted level the share of greedy answers at that level, their
     distinct-2, and the tokens of an answer.
 
-    `judge_accuracy`: how the judge does on the written answers of the same questions, which bounds
-    what can be read from it.
+    Method `judge`: how right the judge is on the written answers of the same questions, which
+    bounds what can be read from it (see `judge_accuracy`).
     """
     judge = suite.judge or classifier()
     for domain in suite.vectors:
         written = [
-            (item.query, item.answers[level], level)
+            Labelled(item.query, item.answers[level], level)
             for item in suite.items(domain)
             for level in LEVELS
         ]
-        seen = judge([query for query, _, _ in written], [answer for _, answer, _ in written])
-        right = [float(a == level) for a, (_, _, level) in zip(seen, written, strict=True)]
-        yield average(TASK, "judge", domain, "judge_accuracy", right, suite.seed)
+        yield from judge_accuracy(TASK, domain, written, level_namings(judge), suite.seed)
     picks = strengths(suite, TASK)
     for domain in suite.vectors:
         for level in LEVELS:

@@ -69,15 +69,15 @@ def share(
     prompts: Sequence[Hashable] | None = None,
 ) -> Metric:
     """The share of items that hold, with Wilson's interval. Where prompts repeat, resampled by
-    prompt instead; if all items agree, then Wilson's over as many items as there are prompts."""
+    prompt instead; if all prompts agree, then Wilson's of as many items as there are prompts."""
     found = np.asarray(values, dtype=float)
     if not found.size:
         raise ValueError(f"{task}: no items for {case} {metric}")
     counted = len(set(prompts)) if prompts is not None else found.size
-    if counted < found.size and 0 < found.mean() < 1:
-        low, high = _resampled(found, seed, prompts)
-    else:
-        low, high = wilson(round(found.mean() * counted), counted)
+    low, high = wilson(round(found.mean() * counted), counted)
+    if counted < found.size:
+        drawn = _resampled(found, seed, prompts)
+        low, high = drawn if drawn[0] < drawn[1] else (low, high)
     return _metric(task, method, case, metric, found.mean(), low, high, found.size, seed)
 
 
