@@ -174,14 +174,26 @@ def test_the_weight_for_a_bound_is_found_and_searched_with(search_suite):
 
 
 def test_a_searched_answer_is_worth_what_the_search_says(search_suite):
-    prompts = ["the sea is wide", "one two three"]
-    search = {"kind": "best-of-n", "n": 2, "rewards": [implicit("harmless", 1.0)]}
-    sampling = {"max_tokens": 6, "temperature": 1.0}
-    said = search_suite.wrote(
-        "t",
-        "m",
-        [{"prompt": p, "sampling": sampling, "alignment": {"search": search}} for p in prompts],
-    )
-    assert _rewards(search_suite, "harmless", prompts, [one.text for one in said]) == pytest.approx(
-        [one.reward for one in said], abs=0.02
-    )
+    search = {"kind": "best-of-n", "n": 1, "rewards": [implicit("harmless", 1.0)]}
+    asked = [
+        {
+            "prompt": "the sea is wide",
+            "sampling": {"max_tokens": 2, "temperature": 1.0, "seed": seed},
+            "alignment": {"search": search},
+        }
+        for seed in range(24)
+    ]
+    said = search_suite.wrote("t", "m", asked)
+    texts = [one.text for one in said]
+    rewards = _rewards(search_suite, "harmless", ["the sea is wide"] * len(said), texts)
+    fader = search_suite.cache.fader
+    same = [  # the text says which tokens were drawn, and no end token was
+        place
+        for place, one in enumerate(said)
+        if one.finish == "length"
+        and len(fader.score("the sea is wide", one.text).tokens) == 2
+        and one.text.isascii()
+    ]
+    assert len(same) > 2
+    for place in same:
+        assert rewards[place] == pytest.approx(said[place].reward, abs=1e-3)
