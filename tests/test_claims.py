@@ -101,6 +101,34 @@ def test_parts_that_train_give_figures(suite, name, tmp_path, monkeypatch, capsy
         )
 
 
+@warnings_of_the_trainer
+def test_the_plain_recipe_stands_beside_the_shipped_vectors(suite, tmp_path, monkeypatch):
+    monkeypatch.setattr("reproductions.vectors.RUNS", tmp_path / "runs")
+    monkeypatch.setattr("reproductions.vectors.GRID", (-1.0, 0.0, 1.0))
+    fader = suite.cache.fader
+    for domain in DOMAINS:
+        card = {"seconds": 40.0, "lessons": 8, "trained_with": list(DOMAINS)}
+        fader.add_vector(replace(fader.vector(domain), card=card))
+    there = 2 * fader.vector("legal")  # one that is there already is taken as it is
+    there = replace(there, card={"seconds": 7.0, "lessons": 5, "trained_with": ["legal-plain"]})
+    there.named("legal-plain").save(tmp_path / "runs" / "plain" / "legal-plain")
+    figures = {(m.method, m.case, m.metric): m for m in PARTS["plain"](suite)}
+    sides = {
+        method: {(case, metric) for side, case, metric in figures if side == method}
+        for method in ("plain DPO", "line-trained")
+    }
+    for side in sides.values():
+        assert {("medical", "best_expert"), ("all", "combinations_reached")} <= side
+        assert {("medical -1.5", "first_expert"), ("legal expert on other", "moved")} <= side
+        assert len([case for case, metric in side if metric == "worst_case_accuracy"]) == 27
+    trained = Vector.load(tmp_path / "runs" / "plain" / "medical-plain")
+    assert trained.card["recipe"]["loss"] == "dpo"
+    assert trained.card["lessons"] == 3
+    assert figures["plain DPO", "all", "training_lessons"].value == 3 + 5 + 3
+    assert figures["line-trained", "all", "training_lessons"].value == 8  # one run for all three
+    assert figures["line-trained", "all", "training_seconds"].value == 40
+
+
 @pytest.fixture
 def search_suite(fader, tmp_path):
     for name, folder in random_vectors(fader, tmp_path / "aims", ["harmless", "helpful"]).items():

@@ -17,7 +17,15 @@ from fader.endpoint import Endpoint
 from fader.engine.backbone import quick_dtype
 from fader.evaluation.cache import Query, ResultCache
 from fader.evaluation.effect import STRENGTHS, note_effect
-from fader.evaluation.judge import classifier, language_model
+from fader.evaluation.judge import (
+    Labelled,
+    aim_accuracy,
+    classifier,
+    judge_accuracy,
+    language_model,
+    level_namings,
+    verdict,
+)
 from fader.evaluation.metrics import (
     average,
     distinct,
@@ -36,13 +44,14 @@ from fader.evaluation.tune import (
     NEARLY,
     alone,
     consequences,
+    grid_search,
     soft_accuracy,
     strengths,
     top1,
     tune,
 )
 from fader.request import Request
-from fader.starter.shipped import DOMAINS, starter_levels, starter_pairs
+from fader.starter.shipped import DOMAINS, starter_levels, starter_pairs, starter_rows
 
 
 def test_average_and_its_interval():
@@ -273,6 +282,30 @@ def test_a_card_notes_what_the_amounts_do(suite, fader, tmp_path, tiny_folder):
     assert [row["strength"] for row in noted.card["effect"]["strengths"]] == list(STRENGTHS)
 
 
+def test_a_grid_search_takes_the_point_whose_worst_domain_is_best(suite):
+    axis = (-1.0, 0.5)
+    wanted = [
+        {"medical": "expert", "legal": "avoidance"},
+        {"medical": "generic", "legal": "generic"},
+    ]
+    of_two = replace(suite, vectors={domain: domain for domain in ("medical", "legal")})
+    for choice, found in zip(wanted, grid_search(of_two, "t", wanted, axis), strict=True):
+        worth = {}
+        for one in axis:
+            for two in axis:
+                mixture = {"medical": one, "legal": two}
+                means = suite.ranked(
+                    "t", [Trial("x", d, suite.items(d, "dev"), mixed(mixture)) for d in choice]
+                )
+                worth[one, two] = (
+                    min(
+                        sum(top1(m, choice[d])) / len(m) for d, m in zip(choice, means, strict=True)
+                    ),
+                    min(soft_accuracy(m, choice[d]) for d, m in zip(choice, means, strict=True)),
+                )
+        assert worth[found["medical"], found["legal"]] == max(worth.values())
+
+
 def test_tune_reports_what_else_moves(suite):
     wanted = {"medical": "expert", "legal": "avoidance"}
     found = tune(suite, wanted)
@@ -317,6 +350,13 @@ def test_every_task_yields_figures(suite, task):
 
 def test_generation_is_judged_and_counted(suite):
     figures = list(TASKS["generation"](suite))
+    judged = {figure.metric for figure in figures if figure.method == "judge"}
+    assert judged == {
+        "accuracy",
+        *(f"accuracy_{level}" for level in LEVELS),
+        "length_only",
+        "has_figure",
+    }
     methods = {figure.method for figure in figures if figure.metric == "generated_expert"}
     assert methods == {"vectors", "base", "zero-shot", "few-shot"}
     cost = {
@@ -363,6 +403,44 @@ def test_the_judge_knows_answers_on_subjects_it_was_not_trained_on(domain):
         for level in LEVELS
     ]
     assert sum(right) / (3 * len(items)) > 0.85
+
+
+def test_how_right_a_judge_is_by_class_beside_length_and_figures():
+    texts = [
+        Labelled(f"q{place // 2}", text, label)
+        for place, (text, label) in enumerate(
+            [("Ask a doctor.", "avoidance"), ("Take 400 mg " + "of it " * 60, "expert")] * 10
+        )
+    ]
+    namings = level_namings(lambda _, answers: ["expert"] * len(answers))
+    found = {m.metric: m for m in judge_accuracy("t", "c", texts, namings)}
+    assert {m.method for m in found.values()} == {"judge"}
+    assert (found["accuracy"].value, found["accuracy"].n) == (0.5, 20)
+    assert found["accuracy_expert"].value == 1
+    assert found["accuracy_expert"].low == pytest.approx(wilson(10, 10)[0], abs=1e-4)
+    assert found["accuracy_avoidance"].value == 0
+    assert found["length_only"].value == 1  # long is expert, short avoids
+    assert found["has_figure"].value >= 0.5
+    assert found["length_only"].low < 0.75  # ten prompts, not twenty texts
+
+
+def test_a_judge_of_aims_is_asked_about_prompts_that_it_has_not_seen():
+    pairs = [pair for pair in starter_pairs("harmless") if pair.split == "test"]
+    found = {
+        (m.case.partition(": ")[2], m.metric): m
+        for m in aim_accuracy("t", "harmless", {"others": pairs})
+    }
+    own = found["own texts, folds by prompt", "accuracy"]
+    rows = starter_rows("judges/harmless")
+    seen = verdict("harmless")([row["answer"] for row in rows])
+    learned = [(p > 0.5) == (row["label"] == "harmless") for p, row in zip(seen, rows, strict=True)]
+    assert own.value < 0.9 < sum(learned) / len(learned)  # what it learned it would know
+    assert own.n == len(rows)
+    assert found["others", "accuracy"].n == 2 * len(pairs)
+    assert {"accuracy_harmless", "accuracy_harmful", "length_only", "pairs", "longer"} <= {
+        metric for case, metric in found if case == "others"
+    }
+    assert found["others", "pairs"].n == len(pairs)
 
 
 class Judging(Speaking):

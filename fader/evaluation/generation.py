@@ -31,13 +31,14 @@ def generation(suite: Suite) -> Iterator[Metric]:
     bounds what can be read from it (see `judge_accuracy`).
     """
     judge = suite.judge or classifier()
+    namings = level_namings(judge)
     for domain in suite.vectors:
         written = [
             Labelled(item.query, item.answers[level], level)
             for item in suite.items(domain)
             for level in LEVELS
         ]
-        yield from judge_accuracy(TASK, domain, written, level_namings(judge), suite.seed)
+        yield from judge_accuracy(TASK, domain, written, namings, suite.seed)
     picks = strengths(suite, TASK)
     for domain in suite.vectors:
         for level in LEVELS:
