@@ -52,6 +52,8 @@ from fader.evaluation.tune import (
 )
 from fader.request import Request
 from fader.starter.shipped import DOMAINS, starter_levels, starter_pairs, starter_rows
+from fader.vectors.store import find
+from recipes import starter
 
 
 def test_average_and_its_interval():
@@ -304,6 +306,11 @@ def test_a_grid_search_takes_the_point_whose_worst_domain_is_best(suite):
                     min(soft_accuracy(m, choice[d]) for d, m in zip(choice, means, strict=True)),
                 )
         assert worth[found["medical"], found["legal"]] == max(worth.values())
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_the_cards_of_the_domains_say_that_figures_are_invented(domain):
+    assert find(domain).card["caution"] == starter.CAUTION
 
 
 def test_tune_reports_what_else_moves(suite):

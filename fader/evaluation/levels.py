@@ -1,9 +1,9 @@
 """The levels of Alignment Vectors (arXiv 2410.19206): can each domain be brought to avoidance,
 generic and expert, alone and in all 27 combinations?
 
-Preference accuracy is the paper's: of an item's three answers the one with the highest
-log-probability per token ranks first. The strengths are chosen on the dev split; the figures are of
-the lab's split.
+Preference accuracy follows the paper: of an item's three answers the one with the highest
+log-probability ranks first. That it is per token is ours. The strengths are chosen on the dev
+split; the figures are of the lab's split.
 """
 
 from __future__ import annotations
