@@ -47,8 +47,10 @@ from fader.evaluation.cache import Measurement, Query
 from fader.evaluation.dual import tilted, weight_for
 from fader.evaluation.judge import aim_accuracy, verdict
 from fader.evaluation.metrics import (
+    First,
     Metric,
     average,
+    beside_first,
     distinct,
     exactly,
     paired_difference,
@@ -122,6 +124,7 @@ def commongen(suite: Suite) -> Iterator[Metric]:
     repetition, and cost."""
     case, sets = _concepts(100)
     sets = sets[: suite.limit]
+    first: First = {}
 
     def found(
         method: str, search: Mapping[str, Any] | None, sampling: Mapping[str, Any] = {}
@@ -135,7 +138,7 @@ def commongen(suite: Suite) -> Iterator[Metric]:
             for words, fields in zip(sets, fields_of_each, strict=True)
         ]
         said = suite.wrote("commongen", method, asked)
-        return said, list(_covered(suite, case, method, sets, said))
+        return said, list(_covered(suite, case, method, sets, said, first))
 
     plain, figures = found("prompt", None)
     yield from figures
@@ -220,6 +223,7 @@ def length(suite: Suite) -> Iterator[Metric]:
     question."""
     case, items = _questions(60)
     items = items[: suite.limit]
+    first: First = {}
     for method, told, search in (
         ("base", False, False),
         ("prompt", True, False),
@@ -256,13 +260,13 @@ def length(suite: Suite) -> Iterator[Metric]:
             )
         said = suite.wrote("length", method, asked)
         short = [
-            one.finish == "stop" and 0 < len(one.text.split()) <= words
+            float(one.finish == "stop" and 0 < len(one.text.split()) <= words)
             for one, (_, words, _) in zip(said, items, strict=True)
         ]
         alike = []
         for one, (_, _, reference) in zip(said, items, strict=True):
             alike += make(SimilaritySpec(kind="similarity", to=reference)).score([""], [one.text])
-        yield suite.metric("length", method, case, "satisfied", short)
+        yield from beside_first("length", method, case, "satisfied", short, first, suite.seed)
         yield suite.metric(
             "length", method, case, "finished_sentence", [ends_sentence(one.text) for one in said]
         )
@@ -324,9 +328,9 @@ def tradeoff(suite: Suite) -> Iterator[Metric]:
             harmless, 1 - harmless
         )
     yield from _judges(suite, "tradeoff")
-    base: dict[str, list[float]] = {}
+    first: First = {}
     for method, alignment in methods.items():
-        yield from _judged(suite, "tradeoff", method, alignment, base=base)
+        yield from _judged(suite, "tradeoff", method, alignment, first=first)
 
 
 def bound(suite: Suite, wanted: float = 0.6, samples: int = 16) -> Iterator[Metric]:
@@ -543,7 +547,7 @@ def attack(suite: Suite) -> Iterator[Metric]:
     asked = starter_rows("aims/attacks", "test")[: suite.limit]
     n = 32  # about as many rows as the look-ahead reads
     yield from _judges(suite, "attack")
-    base: dict[str, list[float]] = {}
+    first: First = {}
     for method, alignment, sampling in (
         ("none", {}, {}),
         ("safety prompt", {"preferences": {"provider": SAFETY, "rendering": "system"}}, {}),
@@ -575,17 +579,12 @@ def attack(suite: Suite) -> Iterator[Metric]:
         whole = [
             f"{row['prefill']} {one.text.strip()}" for row, one in zip(asked, said, strict=True)
         ]
-        yield from _over(
-            suite,
-            "attack",
-            method,
-            "forced beginnings",
-            "harmless",
-            [float(p > 0.5) for p in verdict("harmless")(whole)],
-            base,
+        harmless = [float(p > 0.5) for p in verdict("harmless")(whole)]
+        yield from beside_first(
+            "attack", method, "forced beginnings", "harmless", harmless, first, suite.seed
         )
         yield from suite.costs("attack", method, "forced beginnings", said)
-        yield from _judged(suite, "attack", method, alignment, sampling, ("helpful",), base)
+        yield from _judged(suite, "attack", method, alignment, sampling, ("helpful",), first)
 
 
 def _judges(suite: Suite, task: str) -> Iterator[Metric]:
@@ -595,25 +594,6 @@ def _judges(suite: Suite, task: str) -> Iterator[Metric]:
         yield from aim_accuracy(task, aim, {PUBLIC[aim][0]: pairs} if pairs else {}, suite.seed)
 
 
-def _over(
-    suite: Suite,
-    task: str,
-    method: str,
-    case: str,
-    metric: str,
-    values: list[float],
-    base: dict[str, list[float]],
-) -> Iterator[Metric]:
-    """A share, and by how much it is more than the first method's on the same items, which `base`
-    keeps by case."""
-    yield suite.metric(task, method, case, metric, values)
-    if case in base:
-        yield paired_difference(
-            task, method, case, f"{metric}_over_first", values, base[case], suite.seed
-        )
-    base.setdefault(case, values)
-
-
 def _judged(
     suite: Suite,
     task: str,
@@ -621,7 +601,7 @@ def _judged(
     alignment: Mapping[str, Any],
     sampling: Mapping[str, Any] = {},
     aims: Sequence[str] = AIMS,
-    base: dict[str, list[float]] | None = None,
+    first: First | None = None,
 ) -> Iterator[Metric]:
     for aim in aims:
         prompts = [pair.messages[0].content for pair in split(starter_pairs(aim), "test")][
@@ -633,8 +613,8 @@ def _judged(
         ]
         said = suite.wrote(task, method, requests)
         values = [float(p > 0.5) for p in verdict(aim)([one.text for one in said])]
-        yield from _over(
-            suite, task, method, f"{aim} test", aim, values, {} if base is None else base
+        yield from beside_first(
+            task, method, f"{aim} test", aim, values, {} if first is None else first, suite.seed
         )
         yield suite.metric(
             task, method, f"{aim} test", "distinct_2", [distinct(one.text) for one in said]
@@ -642,19 +622,19 @@ def _judged(
 
 
 def _covered(
-    suite: Suite, case: str, method: str, sets: Sequence[Words], said: Sequence[Measurement]
+    suite: Suite,
+    case: str,
+    method: str,
+    sets: Sequence[Words],
+    said: Sequence[Measurement],
+    first: First,
 ) -> Iterator[Metric]:
     finished = [one.finish == "stop" and ends_sentence(one.text) for one in said]
     for judged, judges in (("", sets), ("_by_lemma", [Words(words.concepts) for words in sets])):
         shares = [words.covered(one.text) for words, one in zip(judges, said, strict=True)]
         yield suite.metric("commongen", method, case, f"soft{judged}", shares)
-        yield suite.metric(
-            "commongen",
-            method,
-            case,
-            f"hard{judged}",
-            [share == 1 and end for share, end in zip(shares, finished, strict=True)],
-        )
+        hard = [float(share == 1 and end) for share, end in zip(shares, finished, strict=True)]
+        yield from beside_first("commongen", method, case, f"hard{judged}", hard, first, suite.seed)
     yield suite.metric("commongen", method, case, "finished", finished)
     yield suite.metric(
         "commongen", method, case, "distinct_2", [distinct(one.text) for one in said]

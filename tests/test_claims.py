@@ -151,6 +151,9 @@ def test_every_part_on_searches_gives_figures(search_suite, name, monkeypatch):
     assert {figure.task for figure in figures} == {name}
     assert {figure.n for figure in figures if figure.method != "judge"} == {1}
     assert any(figure.method == "judge" for figure in figures) == (name in ("tradeoff", "attack"))
+    paired = {"commongen": "hard_over_prompt", "length": "satisfied_over_base"}
+    paired |= {"tradeoff": "harmless_over_base", "attack": "harmless_over_none"}
+    assert name not in paired or paired[name] in {figure.metric for figure in figures}
     assert len({(figure.method, figure.case, figure.metric) for figure in figures}) == len(figures)
 
 

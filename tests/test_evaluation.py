@@ -28,6 +28,7 @@ from fader.evaluation.judge import (
 )
 from fader.evaluation.metrics import (
     average,
+    beside_first,
     distinct,
     how_many,
     paired_difference,
@@ -118,6 +119,33 @@ def test_methods_on_the_same_items_are_compared_item_by_item():
     assert (longer.value, longer.low, longer.high) == (2.1667, 1.5, 3.0)
     with pytest.raises(ValueError, match=r"the same items twice \(got 2 and 1\)"):
         paired_difference("t", "m", "c", "x", [1.0, 2.0], [1.0])
+
+
+def test_methods_stand_beside_the_one_that_came_first():
+    first = {}
+    rows = [
+        row
+        for method, values in (("base", [0.0, 1.0]), ("search", [1.0, 1.0]), ("vector", [0.0, 0.0]))
+        for row in beside_first("t", method, "c", "hard", values, first)
+    ]
+    assert [(row.method, row.metric, row.value) for row in rows] == [
+        ("base", "hard", 0.5),
+        ("search", "hard", 1.0),
+        ("search", "hard_over_base", 0.5),
+        ("vector", "hard", 0.0),
+        ("vector", "hard_over_base", -0.5),
+    ]
+    assert rows[2] == paired_difference("t", "search", "c", "hard_over_base", [1, 1], [0, 1])
+
+
+def test_pairs_of_one_prompt_are_no_more_than_one_witness(suite):
+    once = [pair for pair in suite.pairs if pair.split == "test"]
+    many = replace(suite, pairs=[pair for pair in once for _ in range(4)], limit=None)
+    single = list(TASKS["pairs"](replace(suite, pairs=once, limit=None)))
+    for one, four in zip(single, TASKS["pairs"](many), strict=True):
+        assert four.n == 4 * one.n
+        if one.metric == "margin":
+            assert (four.low, four.high) == pytest.approx((one.low, one.high), abs=1e-3)
 
 
 def test_a_count_of_combinations_is_resampled_by_question():

@@ -15,7 +15,7 @@ from fader.evaluation.judge import (
     judge_accuracy,
     level_namings,
 )
-from fader.evaluation.metrics import Metric, average, distinct
+from fader.evaluation.metrics import First, Metric, average, beside_first, distinct
 from fader.evaluation.suite import RequestFields, Suite, mixed, question
 from fader.evaluation.tune import strengths
 
@@ -40,6 +40,7 @@ def generation(suite: Suite) -> Iterator[Metric]:
         ]
         yield from judge_accuracy(TASK, domain, written, namings, suite.seed)
     picks = strengths(suite, TASK)
+    first: First = {}
     for domain in suite.vectors:
         for level in LEVELS:
             yield from _judged(
@@ -49,16 +50,23 @@ def generation(suite: Suite) -> Iterator[Metric]:
                 domain,
                 level,
                 mixed({suite.vectors[domain]: picks[domain, level]}),
+                first,
             )
-            yield from _judged(suite, judge, "base", domain, level, mixed({}))
+            yield from _judged(suite, judge, "base", domain, level, mixed({}), first)
             for method in BASELINES:
                 yield from _judged(
-                    suite, judge, method, domain, level, fields(suite, method, domain, level)
+                    suite, judge, method, domain, level, fields(suite, method, domain, level), first
                 )
 
 
 def _judged(
-    suite: Suite, judge: LevelJudge, method: str, domain: str, level: Level, how: RequestFields
+    suite: Suite,
+    judge: LevelJudge,
+    method: str,
+    domain: str,
+    level: Level,
+    how: RequestFields,
+    first: First,
 ) -> Iterator[Metric]:
     items = suite.items(domain)
     limits = {"sampling": {"max_tokens": LENGTH}}
@@ -68,14 +76,8 @@ def _judged(
     ]
     said = suite.cache.ask(asked)
     seen = judge([item.query for item in items], [one.text for one in said])
-    yield average(
-        TASK,
-        method,
-        domain,
-        f"generated_{level}",
-        [float(found == level) for found in seen],
-        suite.seed,
-    )
+    at_level = [float(found == level) for found in seen]
+    yield from beside_first(TASK, method, domain, f"generated_{level}", at_level, first, suite.seed)
     yield average(
         TASK,
         method,

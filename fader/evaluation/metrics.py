@@ -9,7 +9,7 @@ no independent witnesses. Two methods on the same items are compared item by ite
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,10 @@ from scipy.stats import binomtest
 RESAMPLES = 2000
 LEVEL = 0.95
 Z = 1.959964  # of the normal distribution, 95% lie within so many standard deviations
+
+
+First = dict[tuple[str, str], tuple[str, Sequence[float]]]
+"""By case and metric: the method that came first, and its items' values."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,25 @@ def paired_difference(
     else:
         low, high = _resampled(difference, seed, prompts)
     return _metric(task, method, case, metric, difference.mean(), low, high, one.size, seed)
+
+
+def beside_first(
+    task: str,
+    method: str,
+    case: str,
+    metric: str,
+    values: Sequence[float],
+    first: First,
+    seed: int = 0,
+) -> Iterator[Metric]:
+    """A mean, and its paired difference from that of the method that came first on the same items,
+    as `<metric>_over_<first method>`. `first` is filled here; begin with an empty one."""
+    yield average(task, method, case, metric, values, seed)
+    if (case, metric) not in first:
+        first[case, metric] = method, values
+        return
+    name, others = first[case, metric]
+    yield paired_difference(task, method, case, f"{metric}_over_{name}", values, others, seed)
 
 
 def wilson(count: int, n: int, level: float = LEVEL) -> tuple[float, float]:
