@@ -14,7 +14,7 @@ from fader.evaluation.suite import Suite
 from fader.evaluation.tasks import TASKS
 from fader.starter.shipped import DOMAINS
 from reproductions.search import PARTS as SEARCHES
-from reproductions.search import bound
+from reproductions.search import _rewards, bound, implicit
 from reproductions.vectors import PARTS, public_pairs
 
 WORDS = " ".join(["word"] * 40)
@@ -101,6 +101,34 @@ def test_parts_that_train_give_figures(suite, name, tmp_path, monkeypatch, capsy
         )
 
 
+@warnings_of_the_trainer
+def test_the_plain_recipe_stands_beside_the_shipped_vectors(suite, tmp_path, monkeypatch):
+    monkeypatch.setattr("reproductions.vectors.RUNS", tmp_path / "runs")
+    monkeypatch.setattr("reproductions.vectors.GRID", (-1.0, 0.0, 1.0))
+    fader = suite.cache.fader
+    for domain in DOMAINS:
+        card = {"seconds": 40.0, "lessons": 8, "trained_with": list(DOMAINS)}
+        fader.add_vector(replace(fader.vector(domain), card=card))
+    there = 2 * fader.vector("legal")  # one that is there already is taken as it is
+    there = replace(there, card={"seconds": 7.0, "lessons": 5, "trained_with": ["legal-plain"]})
+    there.named("legal-plain").save(tmp_path / "runs" / "plain" / "legal-plain")
+    figures = {(m.method, m.case, m.metric): m for m in PARTS["plain"](suite)}
+    sides = {
+        method: {(case, metric) for side, case, metric in figures if side == method}
+        for method in ("plain DPO", "line-trained")
+    }
+    for side in sides.values():
+        assert {("medical", "best_expert"), ("all", "combinations_reached")} <= side
+        assert {("medical -1.5", "first_expert"), ("legal expert on other", "moved")} <= side
+        assert len([case for case, metric in side if metric == "worst_case_accuracy"]) == 27
+    trained = Vector.load(tmp_path / "runs" / "plain" / "medical-plain")
+    assert trained.card["recipe"]["loss"] == "dpo"
+    assert trained.card["lessons"] == 3
+    assert figures["plain DPO", "all", "training_lessons"].value == 3 + 5 + 3
+    assert figures["line-trained", "all", "training_lessons"].value == 8  # one run for all three
+    assert figures["line-trained", "all", "training_seconds"].value == 40
+
+
 @pytest.fixture
 def search_suite(fader, tmp_path):
     for name, folder in random_vectors(fader, tmp_path / "aims", ["harmless", "helpful"]).items():
@@ -119,10 +147,13 @@ def test_every_part_on_searches_gives_figures(search_suite, name, monkeypatch):
         "reproductions.search.toward",
         lambda harmless, helpful: {"vectors": {"harmless": harmless, "helpful": helpful}},
     )
-    monkeypatch.setattr("reproductions.search.bound", lambda search_suite: iter(()))
     figures = list(SEARCHES[name](search_suite))
     assert {figure.task for figure in figures} == {name}
-    assert {figure.n for figure in figures} == {1}
+    assert {figure.n for figure in figures if figure.method != "judge"} == {1}
+    assert any(figure.method == "judge" for figure in figures) == (name in ("tradeoff", "attack"))
+    paired = {"commongen": "hard_over_prompt", "length": "satisfied_over_base"}
+    paired |= {"tradeoff": "harmless_over_base", "attack": "harmless_over_none"}
+    assert name not in paired or paired[name] in {figure.metric for figure in figures}
     assert len({(figure.method, figure.case, figure.metric) for figure in figures}) == len(figures)
 
 
@@ -154,7 +185,46 @@ def test_public_preferences_train_vectors_of_their_own(search_suite, tmp_path, m
     assert Vector.load(tmp_path / "runs" / "pandalm").card["lessons"] == search_suite.limit
 
 
-def test_the_weight_for_a_bound_is_found(search_suite):
-    figures = {figure.method: figure.value for figure in bound(search_suite, samples=3)}
-    assert figures["predicted on the same samples"] >= figures["stated"] - 1e-3
-    assert figures["found from base samples"] > 0
+def test_the_weight_for_a_bound_is_found_and_searched_with(search_suite):
+    found = {
+        (figure.method, figure.case, figure.metric): figure
+        for figure in bound(replace(search_suite, limit=2), samples=3)
+    }
+    target = found["stated", "harmless reward", "bound"].value
+    same = found["predicted on the same samples", "harmless reward", "mean"]
+    assert same.value >= target - 1e-3
+    assert same.n == 2
+    assert found["found from base samples", "harmless", "weight"].value > 0
+    for method in ("lookahead at the weight found", "best of 3 at the weight found"):
+        mean = found[method, "harmless reward", "mean"].value
+        assert found[method, "harmless reward", "over_bound"].value == pytest.approx(
+            mean - target, abs=1e-3
+        )
+    weighted = found["best of 3 at the weight found", "harmless reward", "mean"].value
+    assert weighted > 0
+
+
+def test_a_searched_answer_is_worth_what_the_search_says(search_suite):
+    search = {"kind": "best-of-n", "n": 1, "rewards": [implicit("harmless", 1.0)]}
+    asked = [
+        {
+            "prompt": "the sea is wide",
+            "sampling": {"max_tokens": 2, "temperature": 1.0, "seed": seed},
+            "alignment": {"search": search},
+        }
+        for seed in range(24)
+    ]
+    said = search_suite.wrote("t", "m", asked)
+    texts = [one.text for one in said]
+    rewards = _rewards(search_suite, "harmless", ["the sea is wide"] * len(said), texts)
+    fader = search_suite.cache.fader
+    same = [  # the text says which tokens were drawn, and no end token was
+        place
+        for place, one in enumerate(said)
+        if one.finish == "length"
+        and len(fader.score("the sea is wide", one.text).tokens) == 2
+        and one.text.isascii()
+    ]
+    assert len(same) > 2
+    for place in same:
+        assert rewards[place] == pytest.approx(said[place].reward, abs=1e-3)

@@ -17,8 +17,26 @@ from fader.endpoint import Endpoint
 from fader.engine.backbone import quick_dtype
 from fader.evaluation.cache import Query, ResultCache
 from fader.evaluation.effect import STRENGTHS, note_effect
-from fader.evaluation.judge import classifier, language_model
-from fader.evaluation.metrics import average, distinct, perplexity, worst_case
+from fader.evaluation.judge import (
+    Labelled,
+    aim_accuracy,
+    classifier,
+    judge_accuracy,
+    language_model,
+    level_namings,
+    verdict,
+)
+from fader.evaluation.metrics import (
+    average,
+    beside_first,
+    distinct,
+    how_many,
+    paired_difference,
+    perplexity,
+    share,
+    wilson,
+    worst_case,
+)
 from fader.evaluation.report import write_report
 from fader.evaluation.suite import Suite, Trial, mixed, named
 from fader.evaluation.tasks import TASKS
@@ -27,23 +45,118 @@ from fader.evaluation.tune import (
     NEARLY,
     alone,
     consequences,
+    grid_search,
     soft_accuracy,
     strengths,
     top1,
     tune,
 )
 from fader.request import Request
-from fader.starter.shipped import DOMAINS, starter_levels, starter_pairs
+from fader.starter.shipped import DOMAINS, starter_levels, starter_pairs, starter_rows
+from fader.vectors.store import find
+from recipes import starter
 
 
 def test_average_and_its_interval():
-    figure = average("t", "m", "c", "x", [0, 0, 1, 1, 1, 1, 1, 1], seed=3)
-    assert (figure.value, figure.n, figure.seed) == (0.75, 8, 3)
-    assert 0.3 < figure.low < 0.75 < figure.high <= 1
-    assert figure == average("t", "m", "c", "x", [0, 0, 1, 1, 1, 1, 1, 1], seed=3)
-    assert average("t", "m", "c", "x", [1, 1]).low == 1
+    values = [0.5, 2, 1, 4, 3, 1, 2.5, 1]
+    figure = average("t", "m", "c", "x", values, seed=3)
+    assert (figure.value, figure.n, figure.seed) == (1.875, 8, 3)
+    assert 1 < figure.low < 1.4 < 1.875 < 2.3 < figure.high < 3
+    assert figure == average("t", "m", "c", "x", values, seed=3)
     with pytest.raises(ValueError, match="no items"):
         average("t", "m", "c", "x", [])
+    with pytest.raises(ValueError, match="no items"):
+        share("t", "m", "c", "x", [])
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "low", "high"),
+    [
+        (1, 1, 0.207, 1),
+        (18, 18, 0.824, 1),
+        (30, 30, 0.886, 1),
+        (0, 30, 0, 0.114),
+        (6, 8, 0.409, 0.929),
+    ],
+)
+def test_the_interval_of_a_share_says_what_n_allows(count, n, low, high):
+    figure = average("t", "m", "c", "x", [1.0] * count + [0.0] * (n - count))
+    assert (figure.low, figure.high) == pytest.approx((low, high), abs=1e-3)
+    assert figure == share("t", "m", "c", "x", [True] * count + [False] * (n - count))
+
+
+def test_items_of_one_prompt_are_drawn_together():
+    values, prompts = [1.0] * 20 + [0.0] * 20, [place // 10 for place in range(40)]
+    apart = average("t", "m", "c", "x", values)
+    together = average("t", "m", "c", "x", values, prompts=prompts)  # four witnesses, not forty
+    assert together.high - together.low > 2 * (apart.high - apart.low)
+    assert together.n == 40
+    assert average("t", "m", "c", "x", values, prompts=range(40)) == apart
+    agreed = average("t", "m", "c", "x", [1.0] * 40, prompts=prompts)
+    assert agreed.low == pytest.approx(wilson(4, 4)[0], abs=1e-4)
+    longer = [1.5 * value for value in values]
+    assert (
+        average("t", "m", "c", "x", longer, prompts=prompts).low
+        < average("t", "m", "c", "x", longer).low
+    )
+
+
+def test_methods_on_the_same_items_are_compared_item_by_item():
+    base = [1.0, 0.0] * 20
+    better = [1.0, 0.0] * 14 + [1.0, 1.0] * 6  # six more, none less
+    figure = paired_difference("t", "m", "c", "x", better, base)
+    assert figure.value == 0.15
+    assert 0 < figure.low < 0.15 < figure.high
+    apart = average("t", "m", "c", "x", better).low - average("t", "m", "c", "x", base).high
+    assert apart < 0  # the two intervals overlap all the same
+    assert paired_difference("t", "m", "c", "x", base, base).low < 0 < 0.1
+    assert paired_difference("t", "m", "c", "x", [1.0], [0.0]).low < 0  # one item shows nothing
+    clustered = paired_difference(
+        "t", "m", "c", "x", better, base, prompts=[place // 10 for place in range(40)]
+    )
+    assert clustered.low < figure.low
+    longer = paired_difference("t", "m", "c", "x", [3.0, 4.5, 7.0], [1.0, 3.0, 4.0])
+    assert (longer.value, longer.low, longer.high) == (2.1667, 1.5, 3.0)
+    with pytest.raises(ValueError, match=r"the same items twice \(got 2 and 1\)"):
+        paired_difference("t", "m", "c", "x", [1.0, 2.0], [1.0])
+
+
+def test_methods_stand_beside_the_one_that_came_first():
+    first = {}
+    rows = [
+        row
+        for method, values in (("base", [0.0, 1.0]), ("search", [1.0, 1.0]), ("vector", [0.0, 0.0]))
+        for row in beside_first("t", method, "c", "hard", values, first)
+    ]
+    assert [(row.method, row.metric, row.value) for row in rows] == [
+        ("base", "hard", 0.5),
+        ("search", "hard", 1.0),
+        ("search", "hard_over_base", 0.5),
+        ("vector", "hard", 0.0),
+        ("vector", "hard_over_base", -0.5),
+    ]
+    assert rows[2] == paired_difference("t", "search", "c", "hard_over_base", [1, 1], [0, 1])
+
+
+def test_pairs_of_one_prompt_are_no_more_than_one_witness(suite):
+    once = [pair for pair in suite.pairs if pair.split == "test"]
+    many = replace(suite, pairs=[pair for pair in once for _ in range(4)], limit=None)
+    single = list(TASKS["pairs"](replace(suite, pairs=once, limit=None)))
+    for one, four in zip(single, TASKS["pairs"](many), strict=True):
+        assert four.n == 4 * one.n
+        if one.metric == "margin":
+            assert (four.low, four.high) == pytest.approx((one.low, one.high), abs=1e-3)
+
+
+def test_a_count_of_combinations_is_resampled_by_question():
+    right, half = [1.0] * 30, [1.0] * 25 + [0.0] * 5
+    sure = how_many("t", "m", "c", "x", [[right, right]] * 9, 0.8)
+    assert (sure.value, sure.low, sure.high, sure.n) == (9, 9, 9, 9)
+    unsure = how_many("t", "m", "c", "x", [[right, half]] * 9, 0.8)
+    assert (unsure.value, unsure.low, unsure.high) == (9, 0, 9)  # the same questions: all or none
+    few = how_many("t", "m", "c", "x", [[[1.0] * 3, [1.0] * 3]] * 9, 0.8)
+    assert few.low == 0  # three questions that agree show little
+    assert how_many("t", "m", "c", "x", [[[1.0] * 4 + [0.0]]], 0.8).value == 1  # .80 is reached
 
 
 def test_perplexity_is_that_of_all_tokens():
@@ -199,6 +312,35 @@ def test_a_card_notes_what_the_amounts_do(suite, fader, tmp_path, tiny_folder):
     assert [row["strength"] for row in noted.card["effect"]["strengths"]] == list(STRENGTHS)
 
 
+def test_a_grid_search_takes_the_point_whose_worst_domain_is_best(suite):
+    axis = (-1.0, 0.5)
+    wanted = [
+        {"medical": "expert", "legal": "avoidance"},
+        {"medical": "generic", "legal": "generic"},
+    ]
+    of_two = replace(suite, vectors={domain: domain for domain in ("medical", "legal")})
+    for choice, found in zip(wanted, grid_search(of_two, "t", wanted, axis), strict=True):
+        worth = {}
+        for one in axis:
+            for two in axis:
+                mixture = {"medical": one, "legal": two}
+                means = suite.ranked(
+                    "t", [Trial("x", d, suite.items(d, "dev"), mixed(mixture)) for d in choice]
+                )
+                worth[one, two] = (
+                    min(
+                        sum(top1(m, choice[d])) / len(m) for d, m in zip(choice, means, strict=True)
+                    ),
+                    min(soft_accuracy(m, choice[d]) for d, m in zip(choice, means, strict=True)),
+                )
+        assert worth[found["medical"], found["legal"]] == max(worth.values())
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_the_cards_of_the_domains_say_that_figures_are_invented(domain):
+    assert find(domain).card["caution"] == starter.CAUTION
+
+
 def test_tune_reports_what_else_moves(suite):
     wanted = {"medical": "expert", "legal": "avoidance"}
     found = tune(suite, wanted)
@@ -243,6 +385,13 @@ def test_every_task_yields_figures(suite, task):
 
 def test_generation_is_judged_and_counted(suite):
     figures = list(TASKS["generation"](suite))
+    judged = {figure.metric for figure in figures if figure.method == "judge"}
+    assert judged == {
+        "accuracy",
+        *(f"accuracy_{level}" for level in LEVELS),
+        "length_only",
+        "has_figure",
+    }
     methods = {figure.method for figure in figures if figure.metric == "generated_expert"}
     assert methods == {"vectors", "base", "zero-shot", "few-shot"}
     cost = {
@@ -289,6 +438,44 @@ def test_the_judge_knows_answers_on_subjects_it_was_not_trained_on(domain):
         for level in LEVELS
     ]
     assert sum(right) / (3 * len(items)) > 0.85
+
+
+def test_how_right_a_judge_is_by_class_beside_length_and_figures():
+    texts = [
+        Labelled(f"q{place // 2}", text, label)
+        for place, (text, label) in enumerate(
+            [("Ask a doctor.", "avoidance"), ("Take 400 mg " + "of it " * 60, "expert")] * 10
+        )
+    ]
+    namings = level_namings(lambda _, answers: ["expert"] * len(answers))
+    found = {m.metric: m for m in judge_accuracy("t", "c", texts, namings)}
+    assert {m.method for m in found.values()} == {"judge"}
+    assert (found["accuracy"].value, found["accuracy"].n) == (0.5, 20)
+    assert found["accuracy_expert"].value == 1
+    assert found["accuracy_expert"].low == pytest.approx(wilson(10, 10)[0], abs=1e-4)
+    assert found["accuracy_avoidance"].value == 0
+    assert found["length_only"].value == 1  # long is expert, short avoids
+    assert found["has_figure"].value >= 0.5
+    assert found["length_only"].low < 0.75  # ten prompts, not twenty texts
+
+
+def test_a_judge_of_aims_is_asked_about_prompts_that_it_has_not_seen():
+    pairs = [pair for pair in starter_pairs("harmless") if pair.split == "test"]
+    found = {
+        (m.case.partition(": ")[2], m.metric): m
+        for m in aim_accuracy("t", "harmless", {"others": pairs})
+    }
+    own = found["own texts, folds by prompt", "accuracy"]
+    rows = starter_rows("judges/harmless")
+    seen = verdict("harmless")([row["answer"] for row in rows])
+    learned = [(p > 0.5) == (row["label"] == "harmless") for p, row in zip(seen, rows, strict=True)]
+    assert own.value < 0.9 < sum(learned) / len(learned)  # what it learned it would know
+    assert own.n == len(rows)
+    assert found["others", "accuracy"].n == 2 * len(pairs)
+    assert {"accuracy_harmless", "accuracy_harmful", "length_only", "pairs", "longer"} <= {
+        metric for case, metric in found if case == "others"
+    }
+    assert found["others", "pairs"].n == len(pairs)
 
 
 class Judging(Speaking):
@@ -366,15 +553,17 @@ def test_a_file_that_is_no_ledger_is_left_alone(fader, tmp_path):
         assert file.read_bytes() == content
 
 
-def test_the_least_of_several_means_has_an_interval_of_its_own():
-    groups = [[1.0] * 27 + [0.0] * 3, [0.0] * 3 + [1.0] * 27, [1.0] * 27 + [0.0] * 3]
+def test_the_interval_of_the_least_share_holds_all_of_them():
+    groups = [[1.0] * 27 + [0.0] * 3, [1.0] * 30, [1.0] * 28 + [0.0] * 2]
     found, single = (
         worst_case("t", "m", "c", "least", groups),
         average("t", "m", "c", "least", groups[0]),
     )
     assert found.value == single.value == 0.9
-    assert found.high < single.high  # the least of three is seldom lucky
-    assert found.low <= single.low
+    assert found.low < single.low
+    assert single.high < found.high
+    assert worst_case("t", "m", "c", "least", groups[:1]) == single
+    assert worst_case("t", "m", "c", "least", [[1.0] * 30] * 3).low < 0.87
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 FARTHEST = 1e4
 
@@ -20,10 +20,16 @@ FARTHEST = 1e4
 def reached(r: ArrayLike, g: ArrayLike, weight: float, beta: float = 1.0) -> float:
     """The mean of g under base * exp((r + weight * g) / beta), from samples of the base [prompts,
     samples]."""
+    return float(np.mean(tilted(r, g, weight, beta)))
+
+
+def tilted(r: ArrayLike, g: ArrayLike, weight: float, beta: float = 1.0) -> NDArray[np.float64]:
+    """The mean of g of each prompt [prompts] under the same."""
     rewards, safety = np.asarray(r, dtype=float), np.asarray(g, dtype=float)
     tilt = (rewards + weight * safety) / beta
     shares = np.exp(tilt - tilt.max(axis=1, keepdims=True))
-    return float(np.mean((shares * safety).sum(axis=1) / shares.sum(axis=1)))
+    of_each: NDArray[np.float64] = (shares * safety).sum(axis=1) / shares.sum(axis=1)
+    return of_each
 
 
 def weight_for(

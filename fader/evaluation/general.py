@@ -11,7 +11,14 @@ import numpy as np
 
 from fader.data.records import read_rows, split
 from fader.evaluation.cache import Measurement, Query
-from fader.evaluation.metrics import Metric, average, distinct, perplexity, perplexity_ratio
+from fader.evaluation.metrics import (
+    Metric,
+    average,
+    distinct,
+    exactly,
+    perplexity,
+    perplexity_ratio,
+)
 from fader.evaluation.suite import Suite, named
 from fader.request import Request
 from fader.starter.shipped import STARTER, starter_pairs
@@ -114,14 +121,8 @@ def styles(suite: Suite) -> Iterator[Metric]:
                 suite.seed,
             )
         means = [float(np.mean(margin)) for margin in margins]
-        yield average(
-            "styles",
-            name,
-            name,
-            "monotone",
-            [float(all(a < b for a, b in pairwise(means)))],
-            suite.seed,
-        )
+        grows = float(all(a < b for a, b in pairwise(means)))
+        yield exactly("styles", name, name, "monotone", grows, suite.seed)
 
 
 def _mixtures(suite: Suite) -> list[dict[str, float]]:

@@ -8,8 +8,14 @@ from collections.abc import Iterator
 from fader.data.records import LEVELS, Level
 from fader.evaluation.baselines import BASELINES, fields
 from fader.evaluation.cache import Query
-from fader.evaluation.judge import LevelJudge, classifier
-from fader.evaluation.metrics import Metric, average, distinct
+from fader.evaluation.judge import (
+    Labelled,
+    LevelJudge,
+    classifier,
+    judge_accuracy,
+    level_namings,
+)
+from fader.evaluation.metrics import First, Metric, average, beside_first, distinct
 from fader.evaluation.suite import RequestFields, Suite, mixed, question
 from fader.evaluation.tune import strengths
 
@@ -21,20 +27,20 @@ def generation(suite: Suite) -> Iterator[Metric]:
     """For each method, domain and level the share of greedy answers at that level, their
     distinct-2, and the tokens of an answer.
 
-    `judge_accuracy`: how often the judge is right on the data's own answers to the same questions.
-    The other metrics are no more reliable than that.
+    Method `judge`: how right the judge is on the written answers of the same questions, which
+    bounds what can be read from it (see `judge_accuracy`).
     """
     judge = suite.judge or classifier()
+    namings = level_namings(judge)
     for domain in suite.vectors:
         written = [
-            (item.query, item.answers[level], level)
+            Labelled(item.query, item.answers[level], level)
             for item in suite.items(domain)
             for level in LEVELS
         ]
-        seen = judge([query for query, _, _ in written], [answer for _, answer, _ in written])
-        right = [float(a == level) for a, (_, _, level) in zip(seen, written, strict=True)]
-        yield average(TASK, "judge", domain, "judge_accuracy", right, suite.seed)
+        yield from judge_accuracy(TASK, domain, written, namings, suite.seed)
     picks = strengths(suite, TASK)
+    first: First = {}
     for domain in suite.vectors:
         for level in LEVELS:
             yield from _judged(
@@ -44,16 +50,23 @@ def generation(suite: Suite) -> Iterator[Metric]:
                 domain,
                 level,
                 mixed({suite.vectors[domain]: picks[domain, level]}),
+                first,
             )
-            yield from _judged(suite, judge, "base", domain, level, mixed({}))
+            yield from _judged(suite, judge, "base", domain, level, mixed({}), first)
             for method in BASELINES:
                 yield from _judged(
-                    suite, judge, method, domain, level, fields(suite, method, domain, level)
+                    suite, judge, method, domain, level, fields(suite, method, domain, level), first
                 )
 
 
 def _judged(
-    suite: Suite, judge: LevelJudge, method: str, domain: str, level: Level, how: RequestFields
+    suite: Suite,
+    judge: LevelJudge,
+    method: str,
+    domain: str,
+    level: Level,
+    how: RequestFields,
+    first: First,
 ) -> Iterator[Metric]:
     items = suite.items(domain)
     limits = {"sampling": {"max_tokens": LENGTH}}
@@ -63,14 +76,8 @@ def _judged(
     ]
     said = suite.cache.ask(asked)
     seen = judge([item.query for item in items], [one.text for one in said])
-    yield average(
-        TASK,
-        method,
-        domain,
-        f"generated_{level}",
-        [float(found == level) for found in seen],
-        suite.seed,
-    )
+    at_level = [float(found == level) for found in seen]
+    yield from beside_first(TASK, method, domain, f"generated_{level}", at_level, first, suite.seed)
     yield average(
         TASK,
         method,

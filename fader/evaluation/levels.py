@@ -1,14 +1,14 @@
 """The levels of Alignment Vectors (arXiv 2410.19206): can each domain be brought to avoidance,
 generic and expert, alone and in all 27 combinations?
 
-Preference accuracy is the paper's: of an item's three answers the one with the highest
-log-probability per token ranks first. The strengths are chosen on the dev split; the metrics are of
-the suite's split.
+Preference accuracy follows the paper: of an item's three answers the one with the highest
+log-probability ranks first. That it is per token is ours. The strengths are chosen on the dev
+split; the figures are of the lab's split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -16,7 +16,14 @@ import numpy as np
 
 from fader.data.records import LEVELS, Level
 from fader.evaluation.baselines import BASELINES, fields
-from fader.evaluation.metrics import Metric, average, worst_case
+from fader.evaluation.metrics import (
+    Metric,
+    average,
+    exactly,
+    how_many,
+    paired_difference,
+    worst_case,
+)
 from fader.evaluation.suite import Suite, Trial, mixed, named
 from fader.evaluation.tune import (
     REACHED,
@@ -53,26 +60,49 @@ def levels(suite: Suite) -> Iterator[Metric]:
                 top1(found[domain, strength], level),
                 suite.seed,
             )
-            yield average(TASK, "vectors", domain, f"lambda_{level}", [strength], suite.seed)
-            yield average(
-                TASK, "base", domain, f"best_{level}", top1(found[domain, 0.0], level), suite.seed
+            yield exactly(TASK, "vectors", domain, f"lambda_{level}", strength, suite.seed)
+            base = top1(found[domain, 0.0], level)
+            yield average(TASK, "base", domain, f"best_{level}", base, suite.seed)
+            yield paired_difference(
+                TASK,
+                "vectors",
+                domain,
+                f"best_{level}_over_base",
+                top1(found[domain, strength], level),
+                base,
+                suite.seed,
             )
-    yield from combinations(suite, picks)
+    wanted = every_combination(suite)
+    mixtures = together(few(suite), TASK, picks, wanted, rounds=1)
+    yield from combinations(suite, TASK, wanted, mixtures)
 
 
-def combinations(suite: Suite, picks: dict[tuple[str, Level], float]) -> Iterator[Metric]:
-    """For every choice of a level per domain, with the mixture that was found for it on the dev
-    split: the least accuracy over the domains. Then `combinations_reached`: in how many
-    combinations that is at least 0.8 (`low` and `high`: for how many an end of its interval is)."""
+def every_combination(suite: Suite) -> list[dict[str, Level]]:
+    """Every choice of a level per domain: 27 of three domains."""
     domains = list(suite.vectors)
-    wanted = [
+    return [
         dict(zip(domains, choice, strict=True)) for choice in product(LEVELS, repeat=len(domains))
     ]
-    few = SEARCHED if suite.limit is None else min(suite.limit, SEARCHED)
-    mixtures = together(replace(suite, limit=few), TASK, picks, wanted, rounds=1)
+
+
+def few(suite: Suite) -> Suite:
+    """The same with as many questions a domain as combinations are searched by."""
+    return replace(suite, limit=min(SEARCHED, suite.limit or SEARCHED))
+
+
+def combinations(
+    suite: Suite,
+    task: str,
+    wanted: Sequence[Mapping[str, Level]],
+    mixtures: Sequence[Mapping[str, float]],
+) -> Iterator[Metric]:
+    """Of each wanted combination of levels, under its mixture: the least accuracy over the domains.
+    Then in how many of them it is at least `REACHED` everywhere, a bar of ours: the paper that has
+    22 of 27 does not state its own."""
+    domains = list(suite.vectors)
     found = iter(
         suite.ranked(
-            TASK,
+            task,
             [
                 trial(suite, mixture, domain, suite.split)
                 for mixture in mixtures
@@ -80,21 +110,12 @@ def combinations(suite: Suite, picks: dict[tuple[str, Level], float]) -> Iterato
             ],
         )
     )
-    metrics: list[Metric] = []
+    ranks: list[list[list[float]]] = []
     for choice, mixture in zip(wanted, mixtures, strict=True):
         case = ",".join(f"{domain}={level}" for domain, level in choice.items())
-        ranks = [top1(next(found), choice[domain]) for domain in domains]
-        metrics.append(
-            worst_case(TASK, named(mixture), case, "worst_case_accuracy", ranks, suite.seed)
-        )
-        yield metrics[-1]
-    low, value, high = (
-        float(sum(getattr(one, bound) >= REACHED for one in metrics))
-        for bound in ("low", "value", "high")
-    )
-    yield Metric(
-        TASK, "vectors", "all", "combinations_reached", value, low, high, len(metrics), suite.seed
-    )
+        ranks.append([top1(next(found), choice[domain]) for domain in domains])
+        yield worst_case(task, named(mixture), case, "worst_case_accuracy", ranks[-1], suite.seed)
+    yield how_many(task, "vectors", "all", "combinations_reached", ranks, REACHED, suite.seed)
 
 
 def curve(suite: Suite, axis: Sequence[float] = AXIS) -> Iterator[Metric]:

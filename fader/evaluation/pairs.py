@@ -26,10 +26,11 @@ def pairs(suite: Suite, strengths: Sequence[float] = STRENGTHS) -> Iterator[Metr
     for split in held_out or ["train"]:
         case = split if held_out else "train (seen in training)"
         found = [pair for pair in suite.pairs if pair.split == split][: suite.limit]
+        prompts = [pair.messages for pair in found]  # pairs of one prompt are drawn together
         for name, strength in product(suite.vectors.values(), strengths):
             method = f"{name}={strength:g}"
             alignment = {"vectors": {name: strength} if strength else {}}
             margins = suite.margins("pairs", method, case, found, alignment).tolist()
             right = [margin > 0 for margin in margins]
-            yield share("pairs", method, case, "accuracy", right, suite.seed)
-            yield average("pairs", method, case, "margin", margins, suite.seed)
+            yield share("pairs", method, case, "accuracy", right, suite.seed, prompts)
+            yield average("pairs", method, case, "margin", margins, suite.seed, prompts)

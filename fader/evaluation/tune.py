@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -23,8 +24,8 @@ COARSE = (-1.8, -1.5, -1.2, -0.9, -0.6, -0.45, -0.3, -0.15, 0.0, 0.4, 0.8, 1.2, 
 FINE = (-0.08, 0.08)
 AGAIN = (-0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4)
 REACHED = 0.8
-"""The bar of the paper's 27 combinations: a level is reached in a domain if its answer ranks first
-in this share of the questions."""
+"""The bar for combinations: a level is reached in a domain if its answer ranks first in this share
+of the questions. It is ours; the paper does not state the one of its 22 of 27."""
 AIMED = 0.85
 """A search goes on below this share. It is above `REACHED`, so that other questions than those of
 the dev split reach the level too."""
@@ -199,6 +200,31 @@ def together(
             for domain in wanted[place]
         ]
     return mixtures
+
+
+def grid_search(
+    suite: Suite, task: str, wanted: Sequence[Mapping[str, Level]], axis: Sequence[float]
+) -> list[dict[str, float]]:
+    """The mixture for each of some combinations of levels, found as in the paper: of all points of
+    a grid the one whose least accuracy over the domains is the highest on the dev split, the least
+    soft accuracy where several tie. One grid serves all combinations."""
+    domains = list(suite.vectors)
+    points = [
+        dict(zip(suite.vectors.values(), point, strict=True))
+        for point in product(axis, repeat=len(domains))
+    ]
+    trials = [trial(suite, point, domain, "dev") for point in points for domain in domains]
+    found = iter(suite.ranked(task, trials))
+    means = [{domain: next(found) for domain in domains} for _ in points]
+
+    def worth(place: int, choice: Mapping[str, Level]) -> tuple[float, float]:
+        reached = [float(np.mean(top1(means[place][d], level))) for d, level in choice.items()]
+        clear = [soft_accuracy(means[place][d], level) for d, level in choice.items()]
+        return min(reached), min(clear)
+
+    return [
+        points[max(range(len(points)), key=lambda place: worth(place, choice))] for choice in wanted
+    ]
 
 
 def consequences(suite: Suite, tuned: Tuned, wanted: Mapping[str, Level]) -> Iterator[Metric]:
