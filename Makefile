@@ -25,7 +25,7 @@ check: install
 	$(BIN)/mypy
 
 test: check model
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
