@@ -1,12 +1,17 @@
+import copy
 import json
 import math
+import os
+import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fader.profiles import load_alignment, profiles
 from fader.request import Alignment, Request, Sampling, json_schema
-from fader.schema import parse
+from fader.schema import Invalid, parse
 
 
 @pytest.mark.parametrize(
@@ -127,3 +132,130 @@ def test_broken_yaml_says_where(tmp_path):
         load_alignment(str(file))
     file.write_text("")
     assert load_alignment(str(file)) == Alignment()
+
+
+SCHEMA = json_schema()
+PARTS = {name for one in (SCHEMA, *SCHEMA["$defs"].values()) for name in one.get("properties", {})}
+WORDS = st.text(max_size=8) | st.sampled_from(["a.b", "kind", "[0]", "int", "a\nb", "\ud800", " "])
+NUMBERS = st.integers() | st.floats() | st.sampled_from([0, 1, -1, 2**63, 1e400, 10**400])
+JUNK = st.recursive(
+    st.none() | st.booleans() | NUMBERS | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def values(schema):
+    """A strategy for what a JSON Schema describes."""
+    if "$ref" in schema:
+        return st.deferred(lambda: values(SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]))
+    if branches := schema.get("oneOf") or schema.get("anyOf"):
+        return st.one_of(*map(values, branches))
+    if "const" in schema:
+        return st.just(schema["const"])
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    low, high = schema.get("minimum"), schema.get("maximum")
+    match schema.get("type"):
+        case "object" if "properties" in schema:
+            fields = {name: values(one) for name, one in schema["properties"].items()}
+            required = {name: fields.pop(name) for name in schema.get("required", ())}
+            return st.fixed_dictionaries(required, optional=fields)
+        case "object":
+            inner = schema.get("additionalProperties", True)
+            of = JUNK if inner is True else values(inner)
+            return st.dictionaries(WORDS, of, max_size=2)
+        case "array":
+            least = schema.get("minItems", 0)
+            return st.lists(values(schema["items"]), min_size=least, max_size=least + 1)
+        case "string":
+            return st.text("ab .", min_size=1, max_size=schema.get("maxLength", 6) and 6)
+        case "integer":
+            return st.integers(low, high) | st.integers(low or 1, low or 3)
+        case "number":
+            return st.floats(low, high, allow_nan=False) | st.sampled_from([0.5, 1.0, 1])
+        case "boolean":
+            return st.booleans()
+        case "null":
+            return st.none()
+    return JUNK
+
+
+def places(value, at=()):
+    """The way to everything inside a value."""
+    yield at
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield from places(inner, (*at, key))
+
+
+def spoiled(value, place, junk, how):
+    """The value with one place replaced, dropped, or given a field or item more."""
+    value = copy.deepcopy(value)
+    if not place:
+        return junk if how == "replace" else value
+    *way, last = place
+    holder = value
+    for key in way:
+        holder = holder[key]
+    if how == "replace":
+        holder[last] = junk
+    elif how == "drop":
+        del holder[last]
+    elif isinstance(holder, dict):
+        holder[f"{last}s"] = junk
+    else:
+        holder.append(junk)
+    return value
+
+
+@st.composite
+def spoiled_requests(draw):
+    """Values like requests, with up to three faults."""
+    value = draw(values(SCHEMA))
+    for _ in range(draw(st.integers(0, 3))):
+        place = draw(st.sampled_from(sorted(places(value), key=str)))
+        value = spoiled(
+            value, place, draw(JUNK), draw(st.sampled_from(["replace", "drop", "more"]))
+        )
+    return value
+
+
+def leads(path, value):
+    """Whether a path (its parts with a dot or in brackets) leads to something in the value, or to
+    a field of the schema that is not there."""
+    if not path:
+        return True
+    if isinstance(value, dict):
+        inside = [(f".{key}" if key else "", inner) for key, inner in value.items()]
+        inside += [(f".{value.get('kind')}", {k: v for k, v in value.items() if k != "kind"})]
+        return path.removeprefix(".") in PARTS or any(
+            path.startswith(key) and leads(path.removeprefix(key), inner)
+            for key, inner in inside
+            if key
+        )
+    if isinstance(value, list) and (index := re.match(r"\[(\d+)\]", path)):
+        place = int(index[1])
+        return place < len(value) and leads(path[index.end() :], value[place])
+    # of what a single value stands for: `messages[0].content` of a text
+    return all(part in PARTS for part in re.findall(r"\w+", re.sub(r"\[\d+\]", "", path)))
+
+
+@settings(
+    max_examples=int(os.environ.get("FADER_FUZZ_REQUESTS", 150)), deadline=None, derandomize=True
+)
+@given(value=spoiled_requests())
+def test_whatever_is_given_is_a_request_or_refused_with_a_path(value):
+    """By hand, for many more: FADER_FUZZ_REQUESTS=100000."""
+    try:
+        request = parse(Request, value)
+    except Invalid as error:
+        for fault in error.faults:
+            if isinstance(value, dict):
+                assert leads(f".{fault.path}" if fault.path else "", value)
+            else:
+                assert fault.path == "request"
+            assert fault.said
+        return
+    assert Request.model_validate_json(request.model_dump_json()) == request
