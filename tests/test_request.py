@@ -18,34 +18,34 @@ from fader.schema import Invalid, parse
     ("value", "said"),
     [
         ({"messages": ""}, "messages[0].content: must not be empty"),
-        ({"messages": []}, "messages: "),
+        ({"messages": []}, "messages: Tuple should have at least 1 item"),
         ({"messages": "x", "colour": 1}, "colour: no such field (got 1)"),
         (
             {"messages": "x", "alignment": {"vectors": {"a": math.nan}}},
             "alignment.vectors.a: Input should be a finite number (got nan)",
         ),
-        ({"messages": "x", "alignment": {"vectors": {"a": math.inf}}}, "alignment.vectors.a"),
+        ({"messages": "x", "alignment": {"vectors": {"a": math.inf}}}, "alignment.vectors.a: "),
         ({"messages": "x", "alignment": {"guides": [{"kind": "magic"}]}}, "alignment.guides[0]: "),
         (
             {
                 "messages": "x",
                 "alignment": {"guides": [{"kind": "contrast", "principle": "p", "weight": "much"}]},
             },
-            "weight: ",
+            "alignment.guides[0].contrast.weight: ",
         ),
         (
             {
                 "messages": "x",
                 "alignment": {"guides": [{"kind": "personalized", "principle": "p"}]},
             },
-            "give `vectors` or `model`",
+            "alignment.guides[0].personalized: give `vectors` or `model`",
         ),
         (
             {
                 "messages": "x",
                 "alignment": {"guides": [{"kind": "personalized", "principle": "p", "model": "m"}]},
             },
-            "would be its own reference",
+            "alignment.guides[0].personalized: without vectors the model would be its own",
         ),
         (
             {
@@ -54,22 +54,22 @@ from fader.schema import Invalid, parse
                     "guides": [{"kind": "mix", "components": [{"policy": {}, "weight": 0.5}]}]
                 },
             },
-            "add up to 1, got 0.5",
+            "alignment.guides[0].mix: the weights of the components must add up to 1, got 0.5",
         ),
         (
             {"messages": "x", "sampling": {"n": 0}},
             "sampling.n: Input should be greater than or equal to 1 (got 0)",
         ),
         ({"messages": "x", "sampling": {"stop": [""]}}, "sampling.stop[0]: must not be empty"),
-        ({"messages": "x", "sampling": {"temperature": -1}}, "sampling.temperature"),
-        ({"messages": "x", "sampling": {"top_p": 0}}, "sampling.top_p"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": "x", "sampling": {"temperature": -1}}, "sampling.temperature: "),
+        ({"messages": "x", "sampling": {"top_p": 0}}, "sampling.top_p: "),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role: "),
     ],
 )
 def test_faults_are_named(value, said):
-    with pytest.raises(ValueError, match=r".") as caught:
+    with pytest.raises(Invalid) as caught:
         parse(Request, value)
-    assert said in str(caught.value)
+    assert str(caught.value).startswith(said)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -125,10 +125,10 @@ def test_profiles_of_the_project_hide_the_users(tmp_path, monkeypatch):
 def test_broken_yaml_says_where(tmp_path):
     file = tmp_path / "broken.yaml"
     file.write_text("prompt:\n  user: [unclosed\n")
-    with pytest.raises(ValueError, match=r"broken.yaml: not valid YAML or JSON at line 3"):
+    with pytest.raises(ValueError, match=r"broken\.yaml: not valid YAML or JSON at line 3"):
         load_alignment(str(file))
     file.write_text("- a list")
-    with pytest.raises(ValueError, match=r"broken.yaml: Input should be a valid dictionary"):
+    with pytest.raises(ValueError, match=r"broken\.yaml: Input should be a valid dictionary"):
         load_alignment(str(file))
     file.write_text("")
     assert load_alignment(str(file)) == Alignment()
