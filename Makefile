@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install model demo test check clean
+.PHONY: install model demo test quick coverage check clean
 
 install: $(VENV)/.installed
 
@@ -25,7 +25,15 @@ check: install
 	$(BIN)/mypy
 
 test: check model
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# the tests that need no model
+quick: check
+	$(BIN)/python -m pytest -n 2 -m "not builtin"
+
+# on its own, since counting lines costs time
+coverage: model
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-fail-under=80
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

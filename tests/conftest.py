@@ -6,6 +6,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side, in as many processes as cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("FADER_KERNELS", "default")  # nothing is measured when a model is loaded
 
@@ -14,7 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from fader import Fader, Vector, load
+from fader import Backbone, Fader, Vector, load
 from fader.data.records import LEVELS, LevelItem
 from fader.evaluation.cache import ResultCache
 from fader.evaluation.suite import Suite
@@ -116,6 +118,16 @@ def make_model(
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses the built-in model, so that it can be left out; and keep it in one process,
+    where tests run in several, so that the model is loaded once."""
+    for item in items:
+        if "builtin" in getattr(item, "fixturenames", ()):
+            item.add_marker("builtin")
+        if item.get_closest_marker("builtin"):
+            item.add_marker(pytest.mark.xdist_group("builtin"))
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "llama")
@@ -129,8 +141,23 @@ def tiny(tiny_folder: Path):
 
 @pytest.fixture(scope="session")
 def builtin():
+    """The built-in model. What asks for it is marked `builtin`."""
     with Fader() as fader:
         yield fader
+
+
+@pytest.fixture
+def shared(builtin: Fader, monkeypatch: pytest.MonkeyPatch) -> Fader:
+    """The built-in model, whose weights are then read only once: every `Fader()` of commands,
+    examples and documentation is a new one on the same backbone."""
+
+    def loaded(source: str, *settings: object) -> Backbone:
+        if source == builtin.model and not any(settings):
+            return builtin.backend.backbones[source]
+        return load(source, *settings)
+
+    monkeypatch.setattr("fader.backends.local.load", loaded)
+    return builtin
 
 
 SHORT = [

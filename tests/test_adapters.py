@@ -104,7 +104,7 @@ def test_factors_that_are_not_finite_are_refused_and_leave_the_others(mixed):
     broken = vector("broken", 4)
     broken.factors["two"][0][0, 0] = float("inf")
     mixer.use([A])
-    with pytest.raises(ValueError, match=r"vectors.broken: its factors for two are not finite"):
+    with pytest.raises(ValueError, match=r"vectors\.broken: its factors for two are not finite"):
         mixer.use([A, broken])
     assert mixer.vectors == [A]
     x = torch.randn(1, 4, 4)

@@ -16,6 +16,7 @@ def empty(tmp_path, monkeypatch):
     return tmp_path / "models"
 
 
+@pytest.mark.builtin
 def test_it_is_fetched_once_and_found():
     folder = builtin.fetch()
     assert builtin.fetched()

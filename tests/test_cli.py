@@ -67,7 +67,6 @@ def rows(done: Done) -> list[dict]:
         (["generate", "--input", "nowhere.jsonl"], "nowhere.jsonl"),
         (["generate", "x", "--model", "no/such"], "model: 'no/such' could not be loaded"),
         (["generate", "x", "--max-tokens", "0"], "sampling.max_tokens"),
-        (["generate", "x", "--max-tokens", "100000"], "reads at most 8192"),
         (["generate", "x", "--temperature", "nan"], "sampling.temperature"),
         (["vectors", "inspect", "nope"], "no such vector"),
         (["vectors", "inspect", "medical", "--picture", "norms.pdf"], "must end with .png"),
@@ -90,20 +89,6 @@ def rows(done: Done) -> list[dict]:
         ),
         (["vectors", "negate", "nope", "--name", "x", "--out", "x"], "no such vector"),
         (
-            [
-                "vectors",
-                "transfer",
-                "medical",
-                "--onto",
-                "smollm2-135m",
-                "--name",
-                "x",
-                "--out",
-                "x",
-            ],
-            "is the model that medical belongs to",
-        ),
-        (
             ["vectors", "merge", "medical", "--out", "x"],
             "'medical' does not end with = and a number",
         ),
@@ -124,6 +109,40 @@ def test_bad_input_is_one_message_and_status_2(arguments, said, tmp_path):
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["generate", "x", "--align", '{"vectors": {"nope": 1}}'],
+            "error: alignment.vectors.nope: no such vector; known: ",
+        ),
+        (
+            ["generate", "x", "--max-tokens", "100000"],
+            "error: messages: prompt and answer may take",
+        ),
+        (
+            [
+                "vectors",
+                "transfer",
+                "medical",
+                "--onto",
+                "smollm2-135m",
+                "--name",
+                "x",
+                "--out",
+                "x",
+            ],
+            "error: onto: smollm2-135m is the model that medical belongs to",
+        ),
+    ],
+)
+def test_what_the_model_cannot_do_is_one_message_and_status_2(arguments, said, shared, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_bad_lines_are_named(tmp_path):
     assert (
         "-:2: not valid JSON" in run("generate", "--input", "-", stdin='{"prompt": "x"}\n{').stderr
@@ -140,7 +159,7 @@ def test_bad_lines_are_named(tmp_path):
     )
 
 
-def test_generate_mixed_preferences_in_one_batch(tmp_path):
+def test_generate_mixed_preferences_in_one_batch(shared):
     lines = [
         {"prompt": "Name a fruit.", "alignment": {}},
         {
@@ -176,7 +195,7 @@ def test_generate_mixed_preferences_in_one_batch(tmp_path):
     assert found[1]["usage"]["rows"] == 2 * 12
 
 
-def test_generate_a_guide_changes_the_answer_and_streams(builtin):
+def test_generate_a_guide_changes_the_answer_and_streams(shared):
     plain = run("generate", "Tell me about the sea.", "--max-tokens", "24")
     pirate = run(
         "generate",
@@ -189,13 +208,13 @@ def test_generate_a_guide_changes_the_answer_and_streams(builtin):
     assert plain.returncode == pirate.returncode == 0
     assert (
         plain.stdout.strip()
-        == builtin.generate("Tell me about the sea.", max_tokens=24).text.strip()
+        == shared.generate("Tell me about the sea.", max_tokens=24).text.strip()
     )
     assert "Arr" in pirate.stdout
     assert "Arr" not in plain.stdout
 
 
-def test_score_vectors_models_profiles_schema(tmp_path):
+def test_score_vectors_models_profiles_schema(tmp_path, shared):
     pairs = [
         {"prompt": "2+2?", "answer": "4"},
         {
@@ -225,7 +244,7 @@ def test_score_vectors_models_profiles_schema(tmp_path):
     assert all("name" in row for row in rows(run("vectors", "list", "--json")))
 
 
-def test_chat_talks_and_changes_its_alignment():
+def test_chat_talks_and_changes_its_alignment(shared):
     done = run(
         "chat",
         "--max-tokens",
@@ -466,6 +485,7 @@ def test_as_a_process():
         ],
         capture_output=True,
         text=True,
+        timeout=120,
     )
     assert done.returncode == 2
     assert done.stdout == ""
@@ -484,3 +504,21 @@ def test_input_that_cannot_be_read_is_named_with_its_line(tmp_path):
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.builtin
+def test_an_answer_as_a_process():
+    """A process of its own, that loads the model itself and streams to a pipe."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from fader.cli import main; main()",
+            *("generate", "Name a river.", "--max-tokens", "3"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 0 < len(done.stdout.split()) <= 3

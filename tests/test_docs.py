@@ -1,15 +1,48 @@
-"""Docs cannot lie: option tables list the schema, the file map lists the files, commands exist."""
+"""Docs cannot lie: option tables list the schema, the file map lists the files, Python blocks run,
+commands are those that the command line takes, and alignments are alignments."""
 
+import json
 import re
+import shlex
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import typer
+import yaml
+from test_cli import run
 
 from fader import request
 from fader.cli import app
+from fader.request import Alignment
 from fader.rewards import specs as reward_specs
+from fader.schema import Invalid, parse
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+class Block(NamedTuple):
+    """One fenced block of a page."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    not_run: str
+    """Why it is not run; empty: it is."""
+
+
+def read_blocks(page):
+    text = page.read_text()
+    for found in re.finditer(
+        r"(?:<!-- not run: (.+?) -->\n+)?^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    ):
+        line = text.count("\n", 0, found.start(2)) + 1
+        yield Block(page.name, line, found[2], found[3], found[1] or "")
+
+
+BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 
 
 def schema_classes(module):
@@ -54,19 +87,121 @@ def test_the_readme_lists_every_module():
     }
 
 
-def test_commands_that_the_docs_name_exist():
-    commands = {info.name or info.callback.__name__: set() for info in app.registered_commands}
-    for group in app.registered_groups:
-        commands[group.name] = {
-            info.name or info.callback.__name__ for info in group.typer_instance.registered_commands
-        }
-    for file in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
-        for block in re.findall(r"```(?:console|sh|bash)\n(.*?)```", file.read_text(), re.DOTALL):
-            for command, second in re.findall(r"\bfader (\w+) ?([\w-]*)", block):
-                assert command in commands, f"{file.name}: fader {command}"
-                assert not commands[command] or second in commands[command], (
-                    f"{file.name}: fader {command} {second}"
-                )
+def commands(block):
+    """The commands of a console block, each as its words."""
+    text = re.sub(r"<<'(\w+)'\n.*?^\1$", "", block.text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^\$ | # .*$", "", text.replace("\\\n", " "), flags=re.MULTILINE)
+    words = shlex.shlex(text, posix=True, punctuation_chars="|\n")
+    words.whitespace, words.whitespace_split, words.commenters = " \t", True, ""
+    command = []
+    for word in [*words, "\n"]:
+        if not word.strip("|\n"):
+            if command:
+                yield command
+            command = []
+        else:
+            command.append(word)
+
+
+def told():
+    """Every `fader` command of the documentation, by its place."""
+    for block in BLOCKS:
+        if block.language in ("console", "sh", "bash"):
+            for command in commands(block):
+                if "fader" in command[:1]:
+                    yield pytest.param(command[1:], id=f"{block.page}:{block.line}:{command[1]}")
+
+
+TOLD = list(told())
+
+
+def test_the_documentation_shows_commands():
+    names = {" ".join(one.values[0][:2]) for one in TOLD}
+    assert len(TOLD) > 40
+    assert {"eval levels", "vectors merge", "data check", "train vector"} <= names
+
+
+@pytest.mark.parametrize("arguments", TOLD)
+def test_commands_of_the_documentation_are_understood(arguments):
+    """The real command line parses them: command, options, values and arguments."""
+    command, rest = typer.main.get_command(app), [*arguments]
+    while hasattr(command, "commands"):
+        name = rest.pop(0)
+        command = command.commands[name]
+    context = command.make_context(name, rest)
+    align = context.params.get("align")
+    if align and align.startswith("{"):
+        parse(Alignment, json.loads(align))
+
+
+QUICK = [["schema"], ["models"], ["profiles"], ["vectors", "list"]]
+
+
+@pytest.mark.parametrize("arguments", QUICK)
+def test_commands_that_only_show_run(arguments, tmp_path):
+    assert run(*arguments, cwd=tmp_path).returncode == 0
+
+
+def in_page(language):
+    """The blocks of a language by page, those of one page in order."""
+    found = {}
+    for block in BLOCKS:
+        if block.language == language:
+            found.setdefault(block.page, []).append(block)
+    return found
+
+
+def test_few_blocks_are_not_run():
+    left_out = [block for block in BLOCKS if block.not_run]
+    assert len(left_out) <= 3
+    assert all(block.language == "python" and len(block.not_run) > 10 for block in left_out)
+
+
+@pytest.mark.parametrize("page", in_page("python"))
+def test_python_blocks_run(page, shared, tmp_path, monkeypatch):
+    """In order, as in one file: a block goes on with what those before it have made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".fader" / "profiles").mkdir(parents=True)
+    (tmp_path / ".fader" / "profiles" / "pirate.yaml").write_text(
+        "guides: [{kind: contrast, principle: Answer like a pirate.}]"
+    )
+    names = {"__name__": "__main__"}
+    for block in in_page("python")[page]:
+        if not block.not_run:
+            code = "\n" * block.line + block.text  # so that a traceback shows the page's lines
+            exec(compile(code, page, "exec", dont_inherit=True), names)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for block in BLOCKS if block.language in ("json", "yaml")],
+    ids=lambda block: f"{block.page}:{block.line}",
+)
+def test_alignments_of_the_documentation_are_alignments(block):
+    parse(Alignment, yaml.safe_load(block.text))
+
+
+def test_requests_of_the_documentation_are_requests():
+    """Lines of JSON within commands, such as those of a file of requests."""
+    rows = [
+        json.loads(line)
+        for block in BLOCKS
+        if block.language in ("bash", "console")
+        for line in block.text.splitlines()
+        if line.startswith("{")
+    ]
+    assert len(rows) >= 5
+    for row in rows:
+        request.Request.of({name: one for name, one in row.items() if name != "answer"})
+
+
+def test_errors_of_the_documentation_are_those_that_come():
+    starts = ("request.md", "alignment.")
+    (shown,) = (b.text for b in BLOCKS if b.page == starts[0] and b.text.startswith(starts[1]))
+    guide = {"kind": "contrast", "principle": "", "wieght": 1}
+    with pytest.raises(Invalid) as caught:
+        parse(Alignment, {"guides": [guide], "vector": {}}, "alignment")
+    assert str(caught.value) == shown.strip()
 
 
 def test_links_lead_somewhere():

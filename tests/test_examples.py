@@ -1,38 +1,155 @@
-"""Every example runs, and shows what it says it shows."""
+"""Every example runs, and what it shows is true."""
 
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 
+from fader.engine.prefix import Policy, Prefix
+from fader.engine.program import NextLogits
+from fader.rewards.specs import KeywordsSpec
+from fader.rewards.table import make
+
 FOLDER = Path(__file__).parent.parent / "examples"
-SHOWS = {
-    "demo": "guide: like a pirate",
-    "prompt_tiers": "principle",
-    "contrast": "weight 2.0: Arr",
-    "logprobs": "the guide added +",
-    "vectors": "{'sum': 1.0}",
-    "best_of_n": "rows: ",
-    "lookahead": "rows: ",
-    "streaming": "fruit",
-    "program": " ",
-}
 
 
-def test_all_examples_are_listed():
-    assert {file.stem for file in FOLDER.glob("*.py")} == SHOWS.keys()
+@pytest.fixture
+def example(shared, capsys):
+    """Runs an example; its global names, and what it has printed."""
+
+    def run(name):
+        names = runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+        return names, capsys.readouterr().out
+
+    return run
 
 
-@pytest.mark.parametrize("name", SHOWS)
-def test_example(name, capsys):
-    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
-    said = capsys.readouterr().out
-    assert SHOWS[name] in said
-    assert len(said.split()) > 10
-    if name == "contrast":
-        assert "Arr" not in said.splitlines()[0]
-    if name == "vectors":  # the saved sum is the mixture of its parts
-        *_, mixed, summed = (
-            line.split("  ")[-1].split("}")[-1].strip() for line in said.strip().splitlines()
+def after_colon(printed):
+    """What stands before and after the first colon of every line."""
+    return dict(line.strip().split(": ", 1) for line in printed.splitlines())
+
+
+def test_every_example_has_a_test():
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert {file.stem for file in FOLDER.glob("*.py")} <= tested
+
+
+def test_demo(example, shared, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # so that no title is cut
+    names, printed = example("demo")
+    panels = [*names["ALIGNMENTS"], *names["STRENGTHS"], *names["MIXTURE"]]
+    assert len(panels) == 10
+    assert all(title in printed for title, _, _ in panels)
+    shown = set(re.sub("[│╭╮╰╯─]", " ", printed).split())
+    answers = set()
+    for _, question, alignment in panels[:3] + panels[-1:]:
+        answer = shared.generate(
+            question, alignment=alignment, max_tokens=70, repetition_penalty=1.1
+        ).text
+        assert set(answer.split()) <= shown
+        answers.add(answer)
+    assert len(answers) == 4
+
+
+def test_prompt_tiers(example, shared):
+    names, printed = example("prompt_tiers")
+    found = re.findall(r"^(\w+) +(\d+) prompt tokens: (.+)", printed, re.MULTILINE)
+    assert [rendering for rendering, _, _ in found] == ["meta", "system", "principle"]
+    for rendering, tokens, text in found:
+        request = shared.request(
+            "What is salt good for?",
+            max_tokens=40,
+            alignment={"preferences": {**names["tiers"], "rendering": rendering}},
         )
-        assert mixed == summed
+        assert int(tokens) == len(shared.backend.plan(request).guided.base.prompt)
+        assert shared.generate(request).text.strip().startswith(text)
+
+
+def test_contrast(example, shared):
+    found = after_colon(example("contrast")[1])
+    assert found["weight 0.0"] == shared.generate("Tell me about the sea.", max_tokens=30).text
+    assert "Arr" in found["weight 2.0"]
+    assert "Arr" not in found["weight 0.0"] + found["weight 1.0"]
+
+
+def test_logprobs(example, shared):
+    names, printed = example("logprobs")
+    tokens = re.findall(
+        r"^'?\"?(.+?)['\"] +(-\d+\.\d+) +the guide added ([+-]\d+\.\d+)$", printed, re.M
+    )
+    written = shared.generate(
+        "Tell me about the sea.", max_tokens=6, alignment=names["ALIGNMENT"]
+    ).text
+    assert "".join(token for token, _, _ in tokens) == written
+    assert sum(float(added) for _, _, added in tokens) > 0
+    pirate, plain = (
+        tuple(map(float, pair))
+        for pair in re.findall(r": (-\d+\.\d+) per token bare, (-\d+\.\d+) guided", printed)
+    )
+    assert pirate[0] < pirate[1]
+    assert plain[0] > plain[1]
+
+
+def test_vectors(example, shared):
+    found = [line.partition("}") for line in example("vectors")[1].strip().splitlines()]
+    texts = [text.strip() for _, _, text in found]
+    base = shared.generate("My knee hurts after running. What should I do?", max_tokens=32).text
+    assert texts[0] == repr(" ".join(base.split()))
+    assert len(set(texts)) == len(texts) - 1
+    assert texts[-1] == texts[-2]  # the saved sum is the mixture of its parts
+
+
+def check_search(names, printed):
+    """The shares of the words that the answers without and with the search hold; a search reads
+    more rows."""
+    rows, texts = zip(
+        *(line.strip().split(" rows: ") for line in printed.splitlines()), strict=True
+    )
+    (words,) = (
+        reward["words"] for reward in names["SEARCH"]["rewards"] if reward["kind"] == "keywords"
+    )
+    plain, searched = make(KeywordsSpec(kind="keywords", words=words)).score([""] * 2, list(texts))
+    assert int(rows[1]) > 5 * int(rows[0])
+    return plain, searched
+
+
+def test_best_of_n(example):
+    plain, searched = check_search(*example("best_of_n"))
+    assert searched > plain
+
+
+def test_lookahead(example):
+    _, searched = check_search(*example("lookahead"))
+    assert searched == 1
+
+
+def test_streaming(example, shared):
+    printed = example("streaming")[1]
+    streamed = shared.generate("Count from one to five.", max_tokens=16).text
+    others = shared.batch(["Name a fruit.", "Name a bird."], max_tokens=12)
+    assert printed == f"{streamed}\n {[result.text.strip() for result in others]}\n"
+
+
+def test_program(example, shared):
+    names, printed = example("program")
+    backbone = shared.backend.backbones[shared.model]
+    policy = Policy(shared.model, tuple(backbone.encode("The old lighthouse keeper")))
+
+    def continued(first):
+        """One of the continuations by itself, read anew at every step."""
+        tokens = [first]
+        for _ in range(8):
+            logits = yield NextLogits(policy, [Prefix().then(*tokens)])
+            tokens.append(int(logits[0].argmax()))
+        return tokens
+
+    def likeliest():
+        return (yield NextLogits(policy, [Prefix()]))[0].topk(3).indices.tolist()
+
+    def run(program):
+        return shared.backend.engine.run(program, {shared.model: (4, 64)}).result(timeout=120)
+
+    alone = [backbone.decode(run(continued(first))) for first in run(likeliest())]
+    assert printed == "".join(f"{text}\n" for text in alone)
+    assert names["policy"] == policy

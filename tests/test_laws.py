@@ -424,13 +424,18 @@ def test_several_guides_add_up_and_compose_with_vectors_and_prompt(tiny):
             {"kind": "ratio", "policy": {"vectors": {}}, "weight": -0.5},
         ],
     }
-    answer = tiny.generate("the sea", max_tokens=6, logprobs=0, alignment=alignment).answers[0]
-    scored = tiny.score("the sea", answer.text, alignment=alignment)
-    if scored.tokens == tuple(entry.token for entry in answer.logprobs):
+    compared = 0
+    for question in dict.fromkeys(WORDS[:40]):
+        answer = tiny.generate(question, max_tokens=2, logprobs=0, alignment=alignment).answers[0]
+        assert all(set(entry.guides) == {"0:contrast", "1:ratio"} for entry in answer.logprobs)
+        scored = tiny.score(question, answer.text or "x", alignment=alignment)
+        if scored.tokens != tuple(entry.token for entry in answer.logprobs):
+            continue  # the text is read as other tokens than were written
+        compared += 1
         assert scored.logprobs == pytest.approx(
             [entry.logprob for entry in answer.logprobs], abs=2e-3
         )
-    assert all(set(entry.guides) == {"0:contrast", "1:ratio"} for entry in answer.logprobs)
+    assert compared >= 3
 
 
 class TestStops:
@@ -597,7 +602,7 @@ def test_vectors_come_and_go_while_requests_run(tiny):
     tiny.generate("a cat", max_tokens=5, alignment={"vectors": {"another": 1}})
     found += [token for chunk in stream for token in chunk.token_ids]
     assert tuple(found) == expected
-    with pytest.raises(ValueError, match="no such vector"):
+    with pytest.raises(ValueError, match=r"^alignment\.vectors\.passing: no such vector; known: "):
         tiny.generate("the sea", alignment=alignment)
 
 

@@ -1,46 +1,51 @@
+import copy
 import json
 import math
+import os
+import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fader.profiles import load_alignment, profiles
 from fader.request import Alignment, Request, Sampling, json_schema
-from fader.schema import parse
+from fader.schema import Invalid, parse
 
 
 @pytest.mark.parametrize(
     ("value", "said"),
     [
         ({"messages": ""}, "messages[0].content: must not be empty"),
-        ({"messages": []}, "messages: "),
+        ({"messages": []}, "messages: Tuple should have at least 1 item"),
         ({"messages": "x", "colour": 1}, "colour: no such field (got 1)"),
         (
             {"messages": "x", "alignment": {"vectors": {"a": math.nan}}},
             "alignment.vectors.a: Input should be a finite number (got nan)",
         ),
-        ({"messages": "x", "alignment": {"vectors": {"a": math.inf}}}, "alignment.vectors.a"),
+        ({"messages": "x", "alignment": {"vectors": {"a": math.inf}}}, "alignment.vectors.a: "),
         ({"messages": "x", "alignment": {"guides": [{"kind": "magic"}]}}, "alignment.guides[0]: "),
         (
             {
                 "messages": "x",
                 "alignment": {"guides": [{"kind": "contrast", "principle": "p", "weight": "much"}]},
             },
-            "weight: ",
+            "alignment.guides[0].contrast.weight: ",
         ),
         (
             {
                 "messages": "x",
                 "alignment": {"guides": [{"kind": "personalized", "principle": "p"}]},
             },
-            "give `vectors` or `model`",
+            "alignment.guides[0].personalized: give `vectors` or `model`",
         ),
         (
             {
                 "messages": "x",
                 "alignment": {"guides": [{"kind": "personalized", "principle": "p", "model": "m"}]},
             },
-            "would be its own reference",
+            "alignment.guides[0].personalized: without vectors the model would be its own",
         ),
         (
             {
@@ -49,22 +54,22 @@ from fader.schema import parse
                     "guides": [{"kind": "mix", "components": [{"policy": {}, "weight": 0.5}]}]
                 },
             },
-            "add up to 1, got 0.5",
+            "alignment.guides[0].mix: the weights of the components must add up to 1, got 0.5",
         ),
         (
             {"messages": "x", "sampling": {"n": 0}},
             "sampling.n: Input should be greater than or equal to 1 (got 0)",
         ),
         ({"messages": "x", "sampling": {"stop": [""]}}, "sampling.stop[0]: must not be empty"),
-        ({"messages": "x", "sampling": {"temperature": -1}}, "sampling.temperature"),
-        ({"messages": "x", "sampling": {"top_p": 0}}, "sampling.top_p"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": "x", "sampling": {"temperature": -1}}, "sampling.temperature: "),
+        ({"messages": "x", "sampling": {"top_p": 0}}, "sampling.top_p: "),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role: "),
     ],
 )
 def test_faults_are_named(value, said):
-    with pytest.raises(ValueError, match=r".") as caught:
+    with pytest.raises(Invalid) as caught:
         parse(Request, value)
-    assert said in str(caught.value)
+    assert str(caught.value).startswith(said)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -120,10 +125,10 @@ def test_profiles_of_the_project_hide_the_users(tmp_path, monkeypatch):
 def test_broken_yaml_says_where(tmp_path):
     file = tmp_path / "broken.yaml"
     file.write_text("prompt:\n  user: [unclosed\n")
-    with pytest.raises(ValueError, match=r"broken.yaml: not valid YAML or JSON at line 3"):
+    with pytest.raises(ValueError, match=r"broken\.yaml: not valid YAML or JSON at line 3"):
         load_alignment(str(file))
     file.write_text("- a list")
-    with pytest.raises(ValueError, match=r"broken.yaml: Input should be a valid dictionary"):
+    with pytest.raises(ValueError, match=r"broken\.yaml: Input should be a valid dictionary"):
         load_alignment(str(file))
     file.write_text("")
     assert load_alignment(str(file)) == Alignment()
@@ -180,3 +185,130 @@ def test_halves_of_characters_are_refused_everywhere():
     ):
         with pytest.raises(ValueError, match="half of one"):
             parse(Request, value)
+
+
+SCHEMA = json_schema()
+PARTS = {name for one in (SCHEMA, *SCHEMA["$defs"].values()) for name in one.get("properties", {})}
+WORDS = st.text(max_size=8) | st.sampled_from(["a.b", "kind", "[0]", "int", "a\nb", "\ud800", " "])
+NUMBERS = st.integers() | st.floats() | st.sampled_from([0, 1, -1, 2**63, 1e400, 10**400])
+JUNK = st.recursive(
+    st.none() | st.booleans() | NUMBERS | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def values(schema):
+    """A strategy for what a JSON Schema describes."""
+    if "$ref" in schema:
+        return st.deferred(lambda: values(SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]))
+    if branches := schema.get("oneOf") or schema.get("anyOf"):
+        return st.one_of(*map(values, branches))
+    if "const" in schema:
+        return st.just(schema["const"])
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    low, high = schema.get("minimum"), schema.get("maximum")
+    match schema.get("type"):
+        case "object" if "properties" in schema:
+            fields = {name: values(one) for name, one in schema["properties"].items()}
+            required = {name: fields.pop(name) for name in schema.get("required", ())}
+            return st.fixed_dictionaries(required, optional=fields)
+        case "object":
+            inner = schema.get("additionalProperties", True)
+            of = JUNK if inner is True else values(inner)
+            return st.dictionaries(WORDS, of, max_size=2)
+        case "array":
+            least = schema.get("minItems", 0)
+            return st.lists(values(schema["items"]), min_size=least, max_size=least + 1)
+        case "string":
+            return st.text("ab .", min_size=1, max_size=schema.get("maxLength", 6) and 6)
+        case "integer":
+            return st.integers(low, high) | st.integers(low or 1, low or 3)
+        case "number":
+            return st.floats(low, high, allow_nan=False) | st.sampled_from([0.5, 1.0, 1])
+        case "boolean":
+            return st.booleans()
+        case "null":
+            return st.none()
+    return JUNK
+
+
+def places(value, at=()):
+    """The way to everything inside a value."""
+    yield at
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield from places(inner, (*at, key))
+
+
+def spoiled(value, place, junk, how):
+    """The value with one place replaced, dropped, or given a field or item more."""
+    value = copy.deepcopy(value)
+    if not place:
+        return junk if how == "replace" else value
+    *way, last = place
+    holder = value
+    for key in way:
+        holder = holder[key]
+    if how == "replace":
+        holder[last] = junk
+    elif how == "drop":
+        del holder[last]
+    elif isinstance(holder, dict):
+        holder[f"{last}s"] = junk
+    else:
+        holder.append(junk)
+    return value
+
+
+@st.composite
+def spoiled_requests(draw):
+    """Values like requests, with up to three faults."""
+    value = draw(values(SCHEMA))
+    for _ in range(draw(st.integers(0, 3))):
+        place = draw(st.sampled_from(sorted(places(value), key=str)))
+        value = spoiled(
+            value, place, draw(JUNK), draw(st.sampled_from(["replace", "drop", "more"]))
+        )
+    return value
+
+
+def leads(path, value):
+    """Whether a path (its parts with a dot or in brackets) leads to something in the value, or to
+    a field of the schema that is not there."""
+    if not path:
+        return True
+    if isinstance(value, dict):
+        inside = [(f".{key}" if key else "", inner) for key, inner in value.items()]
+        inside += [(f".{value.get('kind')}", {k: v for k, v in value.items() if k != "kind"})]
+        return path.removeprefix(".") in PARTS or any(
+            path.startswith(key) and leads(path.removeprefix(key), inner)
+            for key, inner in inside
+            if key
+        )
+    if isinstance(value, list) and (index := re.match(r"\[(\d+)\]", path)):
+        place = int(index[1])
+        return place < len(value) and leads(path[index.end() :], value[place])
+    # of what a single value stands for: `messages[0].content` of a text
+    return all(part in PARTS for part in re.findall(r"\w+", re.sub(r"\[\d+\]", "", path)))
+
+
+@settings(
+    max_examples=int(os.environ.get("FADER_FUZZ_REQUESTS", 150)), deadline=None, derandomize=True
+)
+@given(value=spoiled_requests())
+def test_whatever_is_given_is_a_request_or_refused_with_a_path(value):
+    """By hand, for many more: FADER_FUZZ_REQUESTS=100000."""
+    try:
+        request = parse(Request, value)
+    except Invalid as error:
+        for fault in error.faults:
+            if isinstance(value, dict):
+                assert leads(f".{fault.path}" if fault.path else "", value)
+            else:
+                assert fault.path == "request"
+            assert fault.said
+        return
+    assert Request.model_validate_json(request.model_dump_json()) == request

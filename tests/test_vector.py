@@ -512,7 +512,7 @@ class TestRefusals:
             mine = Vector.load(folder)
             stamped = Vector("mine", mine.factors, tiny.backend.backbones[tiny.model].fingerprint)
             with pytest.raises(
-                ValueError, match=r"vectors.mine: made for a model with fingerprint"
+                ValueError, match=r"^vectors\.mine: made for a model with fingerprint"
             ):
                 fader.add_vector(stamped)
         factors = {
@@ -567,7 +567,7 @@ class TestRefusals:
         assert not (folder / CARD).exists()
         assert tiny.generate("x", max_tokens=1, alignment={"vectors": {"known": 0.5}})
         with pytest.raises(
-            ValueError, match=r"alignment.vectors.unknown: no such vector; known: known"
+            ValueError, match=r"^alignment\.vectors\.unknown: no such vector; known: known"
         ):
             tiny.generate("x", alignment={"vectors": {"unknown": 1}})
         tiny.remove_vector("known")

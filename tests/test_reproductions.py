@@ -1,5 +1,5 @@
-"""The claims' scripts, in short: the part on public data, on a small folder made here and a tiny
-model."""
+"""The scripts that measure the papers' claims, every part of them, on a tiny model: with one or a
+few items of each kind, and public data on a small folder made here."""
 
 import gzip
 import json
@@ -13,8 +13,8 @@ from fader.evaluation.cache import ResultCache
 from fader.evaluation.suite import Suite
 from fader.evaluation.tasks import TASKS
 from fader.starter.shipped import DOMAINS
+from reproductions.search import LOOKAHEADS, _rewards, bound, implicit
 from reproductions.search import PARTS as SEARCHES
-from reproductions.search import _rewards, bound, implicit
 from reproductions.vectors import PARTS, public_pairs
 
 WORDS = " ".join(["word"] * 40)
@@ -62,10 +62,33 @@ def test_public_data_gives_figures(suite, tmp_path, monkeypatch, capsys):
     assert {figure.n for figure in figures} == {3, 1}
 
 
-def test_every_task_of_the_evaluation_is_part_of_the_claims(suite):
-    figures = [figure.task for figure in PARTS["curve"](suite)]
-    assert set(figures) == {"curve"}
-    assert {"levels", "curve", "prompting", "generation"} <= TASKS.keys() & PARTS.keys()
+TASKS_OF = {
+    "levels": {"levels"},
+    "curve": {"curve"},
+    "prompting": {"prompting"},
+    "generation": {"generation"},
+    "joint": {"joint"},
+    "transfer": {"transfer"},
+    "spillover": {"spillover"},
+    "general": {"fluency", "ability", "styles"},
+    "public": {"public"},
+}
+
+
+def test_every_task_of_the_evaluation_is_part_of_the_reproductions():
+    assert TASKS_OF.keys() == PARTS.keys()
+    assert TASKS.keys() - {"pairs"} <= set().union(*TASKS_OF.values())  # pairs are one's own
+
+
+@pytest.mark.parametrize("name", ["levels", "curve", "prompting", "generation", "general"])
+def test_parts_that_ask_give_figures(suite, name, capsys):
+    figures = list(PARTS[name](suite))
+    assert {figure.task for figure in figures} == TASKS_OF[name]
+    assert len(figures) == len(
+        {(figure.task, figure.method, figure.case, figure.metric) for figure in figures}
+    )
+    assert all(figure.low <= figure.value <= figure.high for figure in figures)
+    assert not capsys.readouterr().out  # where the figures are printed
 
 
 @warnings_of_the_trainer
@@ -86,6 +109,7 @@ def test_parts_that_train_give_figures(suite, name, tmp_path, monkeypatch, capsy
             )
         )
     first = list(PARTS[name](suite))
+    assert {figure.task for figure in first} == TASKS_OF[name]
     assert len({(figure.method, figure.case, figure.metric) for figure in first}) == len(first) > 5
     assert not capsys.readouterr().out  # where the figures are printed
     assert [figure.value for figure in PARTS[name](suite)] == [
@@ -138,23 +162,21 @@ def search_suite(fader, tmp_path):
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_every_part_on_searches_gives_figures(search_suite, name, monkeypatch):
+    """With the searches as they are, but for fewer candidates a step where words are looked for:
+    each look-ahead, to the end, with proposals, after words, lengths and implicit rewards."""
     monkeypatch.delenv("FADER_DATA", raising=False)
-    monkeypatch.setattr(
-        "reproductions.search.LOOKAHEADS",
-        {"lookahead": {"kind": "lookahead", "top_k": 2, "lookahead": 2, "weight": 10}},
-    )
-    monkeypatch.setattr(
-        "reproductions.search.toward",
-        lambda harmless, helpful: {"vectors": {"harmless": harmless, "helpful": helpful}},
-    )
+    fewer = {method: {**settings, "top_k": 2} for method, settings in LOOKAHEADS.items()}
+    monkeypatch.setattr("reproductions.search.LOOKAHEADS", fewer)
     figures = list(SEARCHES[name](search_suite))
-    assert {figure.task for figure in figures} == {name}
-    assert {figure.n for figure in figures if figure.method != "judge"} == {1}
+    assert {figure.task for figure in figures} - {"bound"} == {name} - {"bound"}
     assert any(figure.method == "judge" for figure in figures) == (name in ("tradeoff", "attack"))
     paired = {"commongen": "hard_over_prompt", "length": "satisfied_over_base"}
     paired |= {"tradeoff": "harmless_over_base", "attack": "harmless_over_none"}
     assert name not in paired or paired[name] in {figure.metric for figure in figures}
     assert len({(figure.method, figure.case, figure.metric) for figure in figures}) == len(figures)
+    if name == "commongen":
+        rows = {figure.method: figure.value for figure in figures if figure.metric == "rows"}
+        assert all(rows[method] > rows["prompt"] for method in LOOKAHEADS)
 
 
 @warnings_of_the_trainer

@@ -1,0 +1,70 @@
+"""What the extras bring is asked for only by what needs it."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+EXTRAS = {
+    *("trl", "peft", "datasets", "openai", "datasketch", "py3langid", "simplemma", "textstat"),
+    *(
+        "vaderSentiment",
+        "jsonschema",
+        "sklearn",
+        "matplotlib",
+        "pytest",
+        "hypothesis",
+        "accelerate",
+    ),
+}
+SCRIPT = f"""
+import sys
+from importlib.machinery import PathFinder
+
+
+class Without:
+    def find_distributions(self, *context):
+        return PathFinder.find_distributions(*context)
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in {EXTRAS}:
+            return PathFinder.find_spec(name, path, target)
+
+
+sys.meta_path = [Without() if finder is PathFinder else finder for finder in sys.meta_path]
+import fader
+from fader.request import Request
+from fader.cli import main
+guide = {{"kind": "contrast", "principle": "p"}}
+assert fader.Request.of("hello", alignment={{"guides": [guide]}}).alignment.guides[0].weight == 2
+sys.argv = ["fader", *sys.argv[1:]]
+main()
+"""
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_the_extras_are_what_is_left_out():
+    extras = PROJECT["optional-dependencies"]
+    names = {
+        one.partition(">")[0] for name, needs in extras.items() if name != "dev" for one in needs
+    }
+    assert {name.replace("scikit-learn", "sklearn") for name in names} <= EXTRAS
+
+
+def test_import_requests_and_help_need_no_extra():
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "generate" in done.stdout
+
+
+def test_what_needs_an_extra_says_which():
+    done = run("data", "check", "x.jsonl")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert "pip install 'fader[data]'" in done.stderr
