@@ -19,10 +19,11 @@ from fader.answer import Chunk, Likelihood, Result
 from fader.backends.local import Local
 from fader.engine import builtin
 from fader.engine.protocols import Backbone
-from fader.given import naming, resolve
+from fader.given import Places, naming, resolve
 from fader.request import Request, RequestLike
 from fader.rewards.reward import NOTHING, Resources
 from fader.schema import Faults, Invalid
+from fader.vectors.peft_folder import CONFIG
 from fader.vectors.vector import Vector
 
 
@@ -48,6 +49,9 @@ class Fader:
         self.backend = Local(
             model, models, vectors, device, dtype, kv_bytes, token_budget, resources
         )
+
+        self._places = Places()
+        self._stamps: dict[str, int] = {}
 
     def __enter__(self) -> Fader:
         return self
@@ -232,11 +236,14 @@ class Fader:
 
     def requests(self, prompts: Iterable[RequestLike], **fields: Any) -> list[Request]:
         """`request` for several. A fault names its request, counted from 1."""
-        requests, places = resolve(prompts, [*self.backend.models, *self.vectors], **fields)
-        for name, folder in places.vectors.items():
-            if name not in self.vectors:
+        places, loaded = self._places, {*self.vectors, *self.backend.models}
+        requests = resolve(prompts, places, loaded - {*places.vectors, *places.models}, **fields)
+        for name, folder in list(places.vectors.items()):
+            stamp = (folder / CONFIG).stat().st_mtime_ns  # written anew meanwhile: read anew
+            if self._stamps.get(name) != stamp:
                 self.add_vector(Vector.load(folder, name))
-        for name, source in places.models.items():
+                self._stamps[name] = stamp
+        for name, source in list(places.models.items()):
             if name not in self.backend.models:
                 self.backend.add_model(name, source)
         return requests

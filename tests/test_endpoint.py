@@ -295,6 +295,7 @@ def test_what_does_not_pass_is_one_message_at_once(server, tmp_path, kind):
 @pytest.mark.parametrize(
     "header",
     ["0.6", format_datetime(datetime.now(UTC) + timedelta(days=400)), "soon", "-3", "nan"],
+    ids=["seconds", "date", "soon", "negative", "nan"],
 )
 def test_retry_after_is_heeded(server, header):
     server.script.append(status(429, retry_after=header))

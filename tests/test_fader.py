@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -280,6 +281,16 @@ def test_what_is_given_by_place_is_loaded_and_named(tiny_folder, tmp_path):
         assert {"mine", again} <= {*fader.vectors}
         assert request.alignment.guides[0].aligned.model == fader.model  # as it was loaded
         assert not fader.check(request)
+        assert fader.request("a", alignment={"vectors": {second: 1}}).alignment.vectors == {
+            again: 1
+        }
+        before = fader.vector("mine").digest
+        time.sleep(0.01)  # so that the files have another time
+        random_vector(fader, "mine", 5).save(tmp_path / "mine")
+        assert fader.request("a", alignment={"vectors": {first: 1}}).alignment.vectors == {
+            "mine": 1
+        }
+        assert fader.vector("mine").digest != before
         shutil.copytree(tiny_folder, tmp_path / "twin")
         twin = fader.request("the sea", model=str(tmp_path / "twin"), max_tokens=3)
         assert (twin.model, fader.backend.models) == ("twin", [str(tiny_folder), "twin"])

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from fader import Fader, Result
 from fader.cli.show import Align, AsJson, Input, Model, commands, print_json, rows, screen, show
 from fader.engine import builtin
-from fader.given import resolve
+from fader.given import Places, resolve
 from fader.profiles import load_alignment, profile_folders, profiles
 from fader.request import Alignment, Lookahead, json_schema
 
@@ -91,7 +91,8 @@ def generate(
             "PROMPT: nothing to answer; give a prompt, or --input FILE with one JSON object per"
             " line"
         )
-    requests, places = resolve(asked, **fields)
+    places = Places()
+    requests = resolve(asked, places, **fields)
     with Fader(model, models=places.models, vectors=places.vectors) as fader:
         if as_json or len(requests) > 1 or requests[0].sampling.n > 1:
             with Progress(
