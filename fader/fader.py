@@ -236,14 +236,16 @@ class Fader:
 
     def requests(self, prompts: Iterable[RequestLike], **fields: Any) -> list[Request]:
         """`request` for several. A fault names its request, counted from 1."""
-        places, loaded = self._places, {*self.vectors, *self.backend.models}
-        requests = resolve(prompts, places, loaded - {*places.vectors, *places.models}, **fields)
-        for name, folder in list(places.vectors.items()):
-            stamp = (folder / CONFIG).stat().st_mtime_ns  # written anew meanwhile: read anew
-            if self._stamps.get(name) != stamp:
+        vectors, models = self._places.vectors, self._places.models
+        vectors.taken.update({*self.vectors} - vectors.places.keys())
+        models.taken.update({*self.backend.models} - models.places.keys())
+        requests = resolve(prompts, self._places, **fields)
+        for name, folder in list(vectors.places.items()):
+            stamp = (folder / CONFIG).stat().st_mtime_ns
+            if self._stamps.get(name) != stamp:  # new, or written anew meanwhile
                 self.add_vector(Vector.load(folder, name))
                 self._stamps[name] = stamp
-        for name, source in list(places.models.items()):
+        for name, source in list(models.places.items()):
             if name not in self.backend.models:
                 self.backend.add_model(name, source)
         return requests

@@ -8,7 +8,7 @@ vector or model. Each of these gets a name here, and the request holds the name.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,85 +25,82 @@ _DECLARED = ("classifier", "similarity")  # rewards whose `model` is the name of
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the vectors and models lie that were given by folder or file, by their names."""
+class Names:
+    """The names of what was given by folder or file, and where it lies."""
 
-    vectors: dict[str, Path] = field(default_factory=dict)
-    models: dict[str, Path] = field(default_factory=dict)
+    is_one: Callable[[str], bool]
+    """Whether there is such a thing at a place."""
+    places: dict[str, Path] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+    """Names of what is loaded otherwise: they stay as they are."""
 
-    def named(
-        self,
-        given: Any,
-        places: dict[str, Path],
-        is_one: Callable[[str], bool],
-        taken: Collection[str],
-    ) -> Any:
-        """The name of what was given by name or by place; a new place is noted under a name that
-        nothing else has."""
-        if not isinstance(given, str) or given in taken or not is_one(given):
+    def of(self, given: Any) -> Any:
+        """The name of what was given by name or by place. A new place gets a name that nothing
+        else has."""
+        if not isinstance(given, str) or given in self.taken or not self.is_one(given):
             return given
         place = Path(given).resolve()
-        for name, known in places.items():
+        for name, known in self.places.items():
             if known == place:
                 return name
         name = place.stem if place.is_file() else place.name
-        if name in places or name in taken or name in available():
+        if name in self.places or name in self.taken or name in available():
             name += "-" + hashlib.sha256(str(place).encode()).hexdigest()[:8]
-        places[name] = place
+        self.places[name] = place
         return name
 
 
-def resolve(
-    prompts: Iterable[RequestLike],
-    places: Places,
-    taken: Collection[str] = (),
-    **fields: Any,
-) -> list[Request]:
-    """Requests from what a person gives; the places of what is given by place are noted in
-    `places`. `taken`: names of what is loaded otherwise. Needs no model. Raises `Invalid`; a fault
-    names the request it is in."""
+@dataclass(frozen=True)
+class Places:
+    """What was given by place so far."""
+
+    vectors: Names = field(default_factory=lambda: Names(_is_vector))
+    models: Names = field(default_factory=lambda: Names(_is_model))
+
+
+def resolve(prompts: Iterable[RequestLike], places: Places, **fields: Any) -> list[Request]:
+    """Requests from what a person gives; what is given by place is noted in `places`, and named in
+    the requests. Needs no model. Raises `Invalid`; a fault names the request it is in."""
     if isinstance(prompts, str | Mapping | Request):
         raise Invalid("takes several prompts, and this is one; use `generate`", "prompts")
     prompts, found = list(prompts), []
-    fields = _named(fields, places, taken)
+    fields = _named(fields, places)
     for place, prompt in enumerate(prompts):
         with naming(place, len(prompts)):
-            found.append(Request.of(_named(prompt, places, taken), **fields))
+            found.append(Request.of(_named(prompt, places), **fields))
     return found
 
 
-def _named(given: Any, places: Places, taken: Collection[str]) -> Any:
+def _named(given: Any, places: Places) -> Any:
     """A request's fields with names in place of folders and files."""
     if not isinstance(given, Mapping):
         return given
     named = dict(given)
     if named.get("model") is not None:
-        named["model"] = places.named(named["model"], places.models, _is_model, taken)
+        named["model"] = places.models.of(named["model"])
     if isinstance(named.get("alignment"), str | Mapping | Alignment):
         alignment = load_alignment(named["alignment"])
         value = alignment.model_dump(exclude_unset=True)
-        renamed = _renamed(value, places, taken)
+        renamed = _renamed(value, places)
         named["alignment"] = (
             alignment if renamed == value else parse(Alignment, renamed, "alignment")
         )
     return named
 
 
-def _renamed(value: Any, places: Places, taken: Collection[str]) -> Any:
+def _renamed(value: Any, places: Places) -> Any:
     if isinstance(value, list | tuple):
-        return [_renamed(inner, places, taken) for inner in value]
+        return [_renamed(inner, places) for inner in value]
     if not isinstance(value, Mapping):
         return value
     found = {}
     for key, inner in value.items():
         if key == "vectors" and isinstance(inner, Mapping):
-            found[key] = {
-                places.named(one, places.vectors, _is_vector, taken): inner[one] for one in inner
-            }
+            found[key] = {places.vectors.of(one): inner[one] for one in inner}
         elif key in _MODELS and value.get("kind") not in _DECLARED:
-            found[key] = places.named(inner, places.models, _is_model, taken)
+            found[key] = places.models.of(inner)
         else:  # `of` is a JSON Schema: what stands there is data
-            found[key] = inner if key == "of" else _renamed(inner, places, taken)
+            found[key] = inner if key == "of" else _renamed(inner, places)
     return found
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side, in as many processes as cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -151,10 +152,10 @@ def shared(builtin: Fader, monkeypatch: pytest.MonkeyPatch) -> Fader:
     """The built-in model, whose weights are then read only once: every `Fader()` of commands,
     examples and documentation is a new one on the same backbone."""
 
-    def loaded(source: str, *settings: object) -> Backbone:
-        if source == builtin.model and not any(settings):
+    def loaded(source: str, **settings: Any) -> Backbone:
+        if source == builtin.model and not any(settings.values()):
             return builtin.backend.backbones[source]
-        return load(source, *settings)
+        return load(source, **settings)
 
     monkeypatch.setattr("fader.backends.local.load", loaded)
     return builtin

@@ -71,6 +71,7 @@ TASKS_OF = {
     "transfer": {"transfer"},
     "spillover": {"spillover"},
     "general": {"fluency", "ability", "styles"},
+    "plain": {"plain"},
     "public": {"public"},
 }
 

@@ -93,7 +93,7 @@ def generate(
         )
     places = Places()
     requests = resolve(asked, places, **fields)
-    with Fader(model, models=places.models, vectors=places.vectors) as fader:
+    with Fader(model, models=places.models.places, vectors=places.vectors.places) as fader:
         if as_json or len(requests) > 1 or requests[0].sampling.n > 1:
             with Progress(
                 *Progress.get_default_columns(), console=Console(stderr=True), transient=True
