@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -19,7 +20,7 @@ from fader.answer import Chunk, Likelihood, Result
 from fader.backends.local import Local
 from fader.engine import builtin
 from fader.engine.protocols import Backbone
-from fader.given import naming, resolve
+from fader.given import Places, naming, resolve
 from fader.request import Request, RequestLike
 from fader.rewards.reward import NOTHING, Resources
 from fader.schema import Faults, Invalid
@@ -48,6 +49,8 @@ class Fader:
         self.backend = Local(
             model, models, vectors, device, dtype, kv_bytes, token_budget, resources
         )
+        self._places = Places()  # what requests gave by place, and is loaded
+        self._loading = threading.RLock()
 
     def __enter__(self) -> Fader:
         return self
@@ -80,10 +83,12 @@ class Fader:
         """Make a vector known under its name, or another. One of the same name is replaced for new
         requests; running ones keep theirs."""
         self.backend.add_vector(vector, name)
+        self._places.vectors.pop(name or vector.name, None)
 
     def remove_vector(self, name: str) -> None:
         """Forget a vector: new requests that name it look it up anew, running ones keep it."""
         self.backend.remove_vector(name)
+        self._places.vectors.pop(name, None)
 
     # Answers
 
@@ -231,13 +236,17 @@ class Fader:
 
     def requests(self, prompts: Iterable[RequestLike], **fields: Any) -> list[Request]:
         """`request` for several; a fault names the request it is in."""
-        requests, places = resolve(prompts, [*self.backend.models, *self.vectors], **fields)
-        for name, folder in places.vectors.items():
-            if name not in self.vectors:
-                self.add_vector(Vector.load(folder, name))
-        for name, source in places.models.items():
-            if name not in self.backend.models:
-                self.backend.add_model(name, source)
+        with self._loading:  # two threads may give the same place, or two of one name, at once
+            known = [*self.backend.models, *self.vectors]
+            requests, places = resolve(prompts, known, self._places, **fields)
+            for name, folder in places.vectors.items():
+                if name not in self.vectors:
+                    self.add_vector(Vector.load(folder, name))
+                self._places.vectors[name] = folder
+            for name, source in places.models.items():
+                if name not in self.backend.models:
+                    self.backend.add_model(name, source)
+                self._places.models[name] = source
         return requests
 
     def _submit(

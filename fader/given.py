@@ -16,7 +16,7 @@ from typing import Any
 
 from fader.profiles import load_alignment
 from fader.request import Alignment, Request, RequestLike
-from fader.schema import Faults, Invalid, parse
+from fader.schema import Faults, Invalid, at, parse, path_of, short
 from fader.vectors.peft_folder import CONFIG
 from fader.vectors.store import available
 
@@ -33,26 +33,35 @@ class Places:
     known: frozenset[str] = frozenset()
     """What is loaded under these names already, whatever they look like."""
 
-    def named(self, given: Any, places: dict[str, Path], is_one: Callable[[str], bool]) -> Any:
+    def named(self, given: Any, places: dict[str, Path], is_one: Callable[[Path], bool]) -> Any:
         """The name of what was given by name or by place; a place is noted."""
-        if not isinstance(given, str) or given in self.known or not is_one(given):
+        if not isinstance(given, str) or given in self.known or not _is_there(given, is_one):
             return given
         place = Path(given).resolve()
         name = place.stem if place.is_file() else place.name
-        if name in available() or places.get(name, place) != place:
+        is_taken = name in available() or name in self.known
+        if (name not in places and is_taken) or places.get(name, place) != place:
             name += "-" + hashlib.sha256(str(place).encode()).hexdigest()[:8]
         places[name] = place
         return name
 
 
 def resolve(
-    prompts: Iterable[RequestLike], known: Iterable[str] = (), **fields: Any
+    prompts: Iterable[RequestLike],
+    known: Iterable[str] = (),
+    before: Places | None = None,
+    **fields: Any,
 ) -> tuple[list[Request], Places]:
     """Requests from what a person gives, and the places of what was given by place; `known`: names
-    that are no places. Needs no model. Raises `Invalid`; a fault names the request it is in."""
+    that are no places; `before`: the places that names were given to earlier, which they keep.
+    Needs no model. Raises `Invalid`; a fault names the request it is in."""
     if isinstance(prompts, str | Mapping | Request):
         raise Invalid("takes several prompts, and this is one; use `generate`", "prompts")
-    prompts, places, found = list(prompts), Places(known=frozenset(known)), []
+    if not isinstance(prompts, Iterable):
+        raise Invalid(f"must be a list of prompts (got {short(prompts)})", "prompts")
+    before = before or Places()
+    places = Places(dict(before.vectors), dict(before.models), frozenset(known))
+    prompts, found = list(prompts), []
     fields = _named(fields, places)
     for place, prompt in enumerate(prompts):
         with naming(place, len(prompts)):
@@ -77,31 +86,48 @@ def _named(given: Any, places: Places) -> Any:
     return named
 
 
-def _renamed(value: Any, places: Places) -> Any:
+def _renamed(value: Any, places: Places, path: str = "alignment") -> Any:
     if isinstance(value, list | tuple):
-        return [_renamed(inner, places) for inner in value]
+        return [_renamed(inner, places, path_of(path, i)) for i, inner in enumerate(value)]
     if not isinstance(value, Mapping):
         return value
     found = {}
     for key, inner in value.items():
+        inside = path_of(path, str(key))
         if key == "vectors" and isinstance(inner, Mapping):
-            found[key] = {
-                places.named(one, places.vectors, _is_vector): inner[one] for one in inner
-            }
+            with at(inside):
+                found[key] = _by_name(inner, places)
         elif key in _MODELS and value.get("kind") not in _DECLARED:
             found[key] = places.named(inner, places.models, _is_model)
         else:  # `of` is a JSON Schema: what stands there is data
-            found[key] = inner if key == "of" else _renamed(inner, places)
+            found[key] = inner if key == "of" else _renamed(inner, places, inside)
     return found
 
 
-def _is_vector(given: str) -> bool:
-    return given not in available() and (Path(given) / CONFIG).is_file()
+def _by_name(strengths: Mapping[Any, Any], places: Places) -> dict[Any, Any]:
+    """The strengths of vectors by their names. Raises `Invalid` for one that is given twice."""
+    found: dict[Any, Any] = {}
+    for given, strength in strengths.items():
+        name = places.named(given, places.vectors, _is_vector)
+        if name in found:
+            raise Invalid("is given twice, by other paths or names; give it once", name)
+        found[name] = strength
+    return found
 
 
-def _is_model(given: str) -> bool:
-    place = Path(given)
+def _is_vector(place: Path) -> bool:
+    return str(place) not in available() and (place / CONFIG).is_file()
+
+
+def _is_model(place: Path) -> bool:
     return (place / "config.json").is_file() or (place.suffix == ".gguf" and place.is_file())
+
+
+def _is_there(given: str, is_one: Callable[[Path], bool]) -> bool:
+    try:
+        return is_one(Path(given))
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 @contextmanager
