@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -23,7 +23,7 @@ from fader.engine.protocols import Backbone
 from fader.given import Places, naming, resolve
 from fader.request import Request, RequestLike
 from fader.rewards.reward import NOTHING, Resources
-from fader.schema import Faults, Invalid
+from fader.schema import Faults, Invalid, short
 from fader.vectors.vector import Vector
 
 
@@ -203,6 +203,9 @@ class Fader:
         """`score` of several (prompt, answer) pairs, run together. In order. Answers to the same
         request share one reading of its prompt."""
         pairs = list(pairs)
+        for place, pair in enumerate(pairs):
+            if isinstance(pair, str | Mapping) or not isinstance(pair, Sequence) or len(pair) != 2:
+                raise Invalid(f"must be (prompt, answer) (got {short(pair)})", f"pairs[{place}]")
         requests = self.requests([prompt for prompt, _ in pairs], **fields)
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):

@@ -73,6 +73,13 @@ def _named(given: Any, places: Places) -> Any:
     """A request's fields with everything by name."""
     if not isinstance(given, Mapping):
         return given
+    try:
+        return _fields_named(given, places)
+    except RecursionError:
+        raise Invalid("nested too deeply, or within itself", "alignment") from None
+
+
+def _fields_named(given: Mapping[str, Any], places: Places) -> dict[str, Any]:
     named = dict(given)
     if named.get("model") is not None:
         named["model"] = places.named(named["model"], places.models, _is_model)
@@ -135,9 +142,13 @@ def naming(place: int, count: int) -> Iterator[None]:
     """Puts the number of the request before its faults, where there are several."""
     try:
         yield
-    except Invalid as error:
+    except ValueError as error:
         if count == 1:
             raise
+        faults = error.faults if isinstance(error, Invalid) else [Invalid(str(error))]
         Faults(
-            found=[Invalid(f.said, f"request {place + 1}: {f.path}") for f in error.faults]
+            found=[
+                Invalid(f.said, f"request {place + 1}" + (f": {f.path}" if f.path else ""))
+                for f in faults
+            ]
         ).raise_any()

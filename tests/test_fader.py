@@ -351,3 +351,30 @@ def test_no_prompts_are_refused_with_the_field(tiny, prompts):
     with pytest.raises(Invalid) as refused:
         tiny.batch(prompts)
     assert refused.value.path == "prompts"
+
+
+def test_what_is_nested_without_an_end_is_refused(tiny):
+    inside: dict[str, object] = {}
+    inside["guides"] = [inside]
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    for asked, field in (({"alignment": inside}, "alignment"), ({"messages": deep}, "")):
+        with pytest.raises(Invalid, match="nested too deeply") as refused:
+            tiny.generate({"messages": "the sea", **asked})
+        assert refused.value.path == field
+    with pytest.raises(Invalid, match=r"^prompt: .* \(got a list, nested too deeply\)"):
+        tiny.generate(deep)
+
+
+def test_an_alignment_that_is_none_names_its_request(tiny):
+    with pytest.raises(Invalid) as refused:
+        tiny.batch(["the sea", {"prompt": "a cat", "alignment": "nope"}])
+    assert refused.value.path == "request 2: alignment"
+
+
+@pytest.mark.parametrize("pair", ["ab", ("ab",), 5, None])
+def test_what_is_no_pair_is_not_scored(tiny, pair):
+    with pytest.raises(Invalid) as refused:
+        tiny.score_batch([("the sea", " wide"), pair])
+    assert refused.value.path == "pairs[1]"
