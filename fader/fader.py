@@ -1,4 +1,4 @@
-"""`Fader`: the front. It makes requests of what a person gives, and hands them to a backend.
+"""`Fader`: the front. Takes what a person gives, hands requests to a backend and its answers out.
 
 child = {"preferences": {"user": "Explain as to a child."}}
 Fader().generate("What is a bond?", alignment=child).text
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -22,7 +23,7 @@ from fader.engine.protocols import Backbone
 from fader.given import Places, naming, resolve
 from fader.request import Request, RequestLike
 from fader.rewards.reward import NOTHING, Resources
-from fader.schema import Faults, Invalid
+from fader.schema import Faults, Invalid, short
 from fader.vectors.peft_folder import CONFIG
 from fader.vectors.vector import Vector
 
@@ -49,9 +50,9 @@ class Fader:
         self.backend = Local(
             model, models, vectors, device, dtype, kv_bytes, token_budget, resources
         )
-
-        self._places = Places()
-        self._stamps: dict[str, int] = {}
+        self._places = Places()  # what requests gave by place
+        self._stamps: dict[str, int] = {}  # when the folders of vectors were written
+        self._loading = threading.RLock()
 
     def __enter__(self) -> Fader:
         return self
@@ -60,7 +61,7 @@ class Fader:
         self.close()
 
     def close(self) -> None:
-        """Cancel all requests and stop what runs for them."""
+        """Cancel what runs and free what is held."""
         self.backend.close()
 
     @property
@@ -72,7 +73,7 @@ class Fader:
 
     @property
     def vectors(self) -> list[str]:
-        """Names of the vectors in use so far; others are found when a request names them."""
+        """Names of the vectors in use so far; others are found by name when first asked for."""
         return self.backend.vectors
 
     def vector(self, name: str) -> Vector:
@@ -84,10 +85,12 @@ class Fader:
         """Make a vector known under its name, or another. One of the same name is replaced for new
         requests; running ones keep theirs."""
         self.backend.add_vector(vector, name)
+        self._places.vectors.places.pop(name or vector.name, None)
 
     def remove_vector(self, name: str) -> None:
         """Forget a vector: new requests that name it look it up anew, running ones keep it."""
         self.backend.remove_vector(name)
+        self._places.vectors.places.pop(name, None)
 
     # Answers
 
@@ -143,7 +146,7 @@ class Fader:
 
         def flow() -> Iterator[tuple[int, Chunk] | None]:
             try:
-                yield None  # so that it has begun, and closing it runs `finally`
+                yield None  # so that it has begun, and closing it comes to `finally`
                 left = len(running)
                 while left:
                     found = chunks.get()
@@ -202,6 +205,9 @@ class Fader:
         """`score` of several (prompt, answer) pairs, run together. In order. Answers to the same
         request share one reading of its prompt."""
         pairs = list(pairs)
+        for place, pair in enumerate(pairs):
+            if isinstance(pair, str | Mapping) or not isinstance(pair, Sequence) or len(pair) != 2:
+                raise Invalid(f"must be (prompt, answer) (got {short(pair)})", f"pairs[{place}]")
         requests = self.requests([prompt for prompt, _ in pairs], **fields)
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
@@ -222,11 +228,10 @@ class Fader:
                 future.cancel()
         return [found[place] for place in range(len(pairs))]
 
-    # Requests from what a person gives
+    # From what a person gives to a request
 
     def check(self, prompt: RequestLike, **fields: Any) -> list[Invalid]:
-        """Every fault for which a well-formed request would be refused, each with its path. Runs
-        nothing. Raises `Invalid` for what is no request."""
+        """Every fault for which a request would be refused, with its path. Runs nothing."""
         return self.backend.check(self.request(prompt, **fields))
 
     def request(self, prompt: RequestLike, **fields: Any) -> Request:
@@ -235,19 +240,20 @@ class Fader:
         return self.requests([prompt], **fields)[0]
 
     def requests(self, prompts: Iterable[RequestLike], **fields: Any) -> list[Request]:
-        """`request` for several. A fault names its request, counted from 1."""
-        vectors, models = self._places.vectors, self._places.models
-        vectors.taken.update({*self.vectors} - vectors.places.keys())
-        models.taken.update({*self.backend.models} - models.places.keys())
-        requests = resolve(prompts, self._places, **fields)
-        for name, folder in list(vectors.places.items()):
-            stamp = (folder / CONFIG).stat().st_mtime_ns
-            if self._stamps.get(name) != stamp:  # new, or written anew meanwhile
-                self.add_vector(Vector.load(folder, name))
-                self._stamps[name] = stamp
-        for name, source in list(models.places.items()):
-            if name not in self.backend.models:
-                self.backend.add_model(name, source)
+        """`request` for several; a fault names the request it is in."""
+        with self._loading:  # two threads may give the same place, or two of one name, at once
+            vectors, models = self._places.vectors, self._places.models
+            vectors.taken.update({*self.vectors} - vectors.places.keys())
+            models.taken.update({*self.backend.models} - models.places.keys())
+            requests = resolve(prompts, self._places, **fields)
+            for name, folder in vectors.places.items():
+                stamp = (folder / CONFIG).stat().st_mtime_ns
+                if self._stamps.get(name) != stamp:  # new, or written anew meanwhile
+                    self.backend.add_vector(Vector.load(folder, name))
+                    self._stamps[name] = stamp
+            for name, source in models.places.items():
+                if name not in self.backend.models:
+                    self.backend.add_model(name, source)
         return requests
 
     def _submit(
@@ -256,7 +262,7 @@ class Fader:
         fields: dict[str, Any],
         on_chunk: Callable[[int, Chunk], None] = lambda _, __: None,
     ) -> list[Future[Result]]:
-        """Start all requests, or none: a fault in one is found before any runs, and names it."""
+        """All requests started, or none: a fault in one is found before any runs, and names it."""
         requests = self.requests(prompts, **fields)
         if len(requests) > 1:
             for place, request in enumerate(requests):

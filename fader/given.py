@@ -1,8 +1,8 @@
-"""Makes requests of what a person gives: profiles, files, and folders of vectors and models.
+"""What a person gives, made into requests: profiles, files, and folders of vectors and models.
 
-A `Request` names things and opens nothing. On the command line and in Python's `Fader` an alignment
-may also be a profile's name, a file or JSON text, and a folder or file may stand for the name of a
-vector or model. Each of these gets a name here, and the request holds the name.
+A `Request` names things and opens nothing. Here, for the command line and for Python's `Fader`, an
+alignment may be a profile's name, a file or JSON text, and what is named may be a folder or a file:
+each of these gets a name, which the request then holds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from fader.profiles import load_alignment
 from fader.request import Alignment, Request, RequestLike
-from fader.schema import Faults, Invalid, parse
+from fader.schema import Faults, Invalid, at, parse, path_of, short
 from fader.vectors.peft_folder import CONFIG
 from fader.vectors.store import available
 
@@ -28,16 +28,16 @@ _DECLARED = ("classifier", "similarity")  # rewards whose `model` is the name of
 class Names:
     """The names of what was given by folder or file, and where it lies."""
 
-    is_one: Callable[[str], bool]
+    is_one: Callable[[Path], bool]
     """Whether there is such a thing at a place."""
     places: dict[str, Path] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
-    """Names of what is loaded otherwise: they stay as they are."""
+    """Names of what is loaded otherwise: they stay, whatever they look like."""
 
     def of(self, given: Any) -> Any:
         """The name of what was given by name or by place. A new place gets a name that nothing
         else has."""
-        if not isinstance(given, str) or given in self.taken or not self.is_one(given):
+        if not isinstance(given, str) or given in self.taken or not _is_there(given, self.is_one):
             return given
         place = Path(given).resolve()
         for name, known in self.places.items():
@@ -63,6 +63,8 @@ def resolve(prompts: Iterable[RequestLike], places: Places, **fields: Any) -> li
     the requests. Needs no model. Raises `Invalid`; a fault names the request it is in."""
     if isinstance(prompts, str | Mapping | Request):
         raise Invalid("takes several prompts, and this is one; use `generate`", "prompts")
+    if not isinstance(prompts, Iterable):
+        raise Invalid(f"must be a list of prompts (got {short(prompts)})", "prompts")
     prompts, found = list(prompts), []
     fields = _named(fields, places)
     for place, prompt in enumerate(prompts):
@@ -72,9 +74,16 @@ def resolve(prompts: Iterable[RequestLike], places: Places, **fields: Any) -> li
 
 
 def _named(given: Any, places: Places) -> Any:
-    """A request's fields with names in place of folders and files."""
+    """A request's fields with everything by name."""
     if not isinstance(given, Mapping):
         return given
+    try:
+        return _fields_named(given, places)
+    except RecursionError:
+        raise Invalid("nested too deeply, or within itself", "alignment") from None
+
+
+def _fields_named(given: Mapping[str, Any], places: Places) -> dict[str, Any]:
     named = dict(given)
     if named.get("model") is not None:
         named["model"] = places.models.of(named["model"])
@@ -88,39 +97,62 @@ def _named(given: Any, places: Places) -> Any:
     return named
 
 
-def _renamed(value: Any, places: Places) -> Any:
+def _renamed(value: Any, places: Places, path: str = "alignment") -> Any:
     if isinstance(value, list | tuple):
-        return [_renamed(inner, places) for inner in value]
+        return [_renamed(inner, places, path_of(path, i)) for i, inner in enumerate(value)]
     if not isinstance(value, Mapping):
         return value
     found = {}
     for key, inner in value.items():
+        inside = path_of(path, str(key))
         if key == "vectors" and isinstance(inner, Mapping):
-            found[key] = {places.vectors.of(one): inner[one] for one in inner}
+            with at(inside):
+                found[key] = _by_name(inner, places)
         elif key in _MODELS and value.get("kind") not in _DECLARED:
             found[key] = places.models.of(inner)
         else:  # `of` is a JSON Schema: what stands there is data
-            found[key] = inner if key == "of" else _renamed(inner, places)
+            found[key] = inner if key == "of" else _renamed(inner, places, inside)
     return found
 
 
-def _is_vector(given: str) -> bool:
-    return given not in available() and (Path(given) / CONFIG).is_file()
+def _by_name(strengths: Mapping[Any, Any], places: Places) -> dict[Any, Any]:
+    """The strengths of vectors by their names. Raises `Invalid` for one that is given twice."""
+    found: dict[Any, Any] = {}
+    for given, strength in strengths.items():
+        name = places.vectors.of(given)
+        if name in found:
+            raise Invalid("is given twice, by other paths or names; give it once", name)
+        found[name] = strength
+    return found
 
 
-def _is_model(given: str) -> bool:
-    place = Path(given)
+def _is_vector(place: Path) -> bool:
+    return str(place) not in available() and (place / CONFIG).is_file()
+
+
+def _is_model(place: Path) -> bool:
     return (place / "config.json").is_file() or (place.suffix == ".gguf" and place.is_file())
+
+
+def _is_there(given: str, is_one: Callable[[Path], bool]) -> bool:
+    try:
+        return is_one(Path(given))
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 @contextmanager
 def naming(place: int, count: int) -> Iterator[None]:
-    """Puts the number of the request before its faults, where there are several requests."""
+    """Puts the number of the request before its faults, where there are several."""
     try:
         yield
-    except Invalid as error:
+    except ValueError as error:
         if count == 1:
             raise
+        faults = error.faults if isinstance(error, Invalid) else [Invalid(str(error))]
         Faults(
-            found=[Invalid(f.said, f"request {place + 1}: {f.path}") for f in error.faults]
+            found=[
+                Invalid(f.said, f"request {place + 1}" + (f": {f.path}" if f.path else ""))
+                for f in faults
+            ]
         ).raise_any()

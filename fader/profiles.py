@@ -13,10 +13,7 @@ from platformdirs import user_config_path
 
 from fader.files import read_text, write_whole
 from fader.request import Alignment
-from fader.schema import (
-    parse,
-    short,
-)
+from fader.schema import Invalid, parse, short
 
 
 def profile_folders() -> list[Path]:
@@ -46,9 +43,10 @@ def load_alignment(text: str | Mapping[str, Any] | Alignment) -> Alignment:
         file = profiles().get(text) or Path(text)
         if len(text) > 1000 or not _is_file(file):
             known = ", ".join(profiles()) or "none yet"
-            raise ValueError(
-                f"alignment: {short(text)} is neither JSON, nor a file, nor a profile (known"
-                f" profiles: {known})"
+            raise Invalid(
+                f"{short(text)} is neither JSON, nor a file, nor a profile (known profiles:"
+                f" {known})",
+                "alignment",
             )
         source, yaml_too = str(file), file.suffix != ".json"
         content = read_text(file.read_bytes(), source)
@@ -69,19 +67,35 @@ def _json_or_yaml(content: str, source: str, yaml_too: bool) -> Any:
     except json.JSONDecodeError as error:
         fault = f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
     except RecursionError:
-        raise ValueError(f"{source}: nested too deeply") from None
+        raise Invalid("nested too deeply", source) from None
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        raise Invalid(str(error), source) from None
     if not yaml_too:
-        raise ValueError(f"{source}: {fault}")
+        raise Invalid(fault, source)
     try:
-        return yaml.safe_load(content)
+        return yaml.load(content, _Yaml)
+    except ValueError as error:  # a date that there is not, a number of thousands of digits
+        raise Invalid(f"not valid YAML: {error}", source) from None
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ValueError(
-            f"{source}: not valid YAML or JSON{place}: {getattr(error, 'problem', error)}"
+        raise Invalid(
+            f"not valid YAML or JSON{place}: {getattr(error, 'problem', error)}", source
         ) from None
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML in which a key that is given twice is a fault, as in JSON: it would lose the first."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                said = f"{key.value!r} is given twice in one object; give it once"
+                raise yaml.MarkedYAMLError(problem=said, problem_mark=key.start_mark)
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return node
 
 
 def _without_twins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -150,9 +150,11 @@ Schema = TypeVar("Schema", bound=BaseModel)
 def parse(schema: type[Schema], value: Any, where: str = "") -> Schema:
     """`value` as `schema`. Raises `Invalid` with each faulty field's path (under `where`), what is
     wrong with it and the value given."""
-    _refuse_halves(value, [where] if where else [])
     try:
+        _refuse_halves(value, [where] if where else [])
         return schema.model_validate(value)
+    except RecursionError:
+        raise Invalid("nested too deeply, or within itself", where) from None
     except ValidationError as error:
         found = error.errors()
     starts = [fault["loc"][:length] for fault in found for length in range(len(fault["loc"]))]
@@ -226,5 +228,8 @@ def _fields(value: Any, location: Sequence[str | int]) -> list[str | int]:
 
 def short(value: Any) -> str:
     """A value as it is quoted in an error, cut where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__}, nested too deeply"
     return text if len(text) <= 80 else text[:77] + "..."

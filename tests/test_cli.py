@@ -13,8 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fader import Vector
+from fader import Alignment, Fader, Vector, load
 from fader.cli import main
+from fader.cli.answers import _turn
 
 
 @dataclass
@@ -254,6 +255,30 @@ def test_chat_talks_and_changes_its_alignment(shared):
     assert done.returncode == 0
     assert "neither JSON" in done.stdout
     assert done.stdout.count("> ") == 5
+
+
+def test_chat_goes_on_after_what_it_cannot_read(tiny_folder):
+    """A mistake with an alignment is a message that names every fault; no mistake ends the chat."""
+    wrong = '{"vectors": {"nope": 1, "neither": 1}}'
+    said = f"Hello\n/align /proc/self/mem\n/align {wrong}\nAnd you?\n\n"
+    done = run("chat", "--model", str(tiny_folder), "--max-tokens", "4", stdin=said)
+    assert done.returncode == 0
+    assert done.stdout.count("> ") == 5
+    assert "alignment.vectors.nope: no such vector" in done.stdout
+    assert "alignment.vectors.neither: no such vector" in done.stdout
+
+
+def test_chat_leaves_out_what_its_memory_cannot_hold(tiny_folder, capsys):
+    with Fader(load(str(tiny_folder), kv_bytes=64 * 3 * 2 * 32 * 4)) as fader:
+        (memory,) = (backbone.memory for backbone in fader.backend.backbones.values())
+        assert memory.budget == 64
+        asked = {"role": "user", "content": "the sea is wide " * 9}
+        turns = [asked, {"role": "assistant", "content": "yes"}, asked]
+        sampling = {"max_tokens": 4, "temperature": None}
+        answered = _turn(fader, turns, Alignment(), sampling)
+    assert answered[0] == asked
+    assert len(answered) <= 2
+    assert "the first 2 turns no longer fit" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

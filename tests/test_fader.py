@@ -11,6 +11,7 @@ import pytest
 from conftest import make_model, random_vector, until
 
 from fader import Cancelled, Fader, Request, Resources, Sampling, load
+from fader.schema import Invalid
 
 
 def test_asyncio_gives_the_same_answers(tiny):
@@ -292,8 +293,99 @@ def test_what_is_given_by_place_is_loaded_and_named(tiny_folder, tmp_path):
         }
         assert fader.vector("mine").digest != before
         shutil.copytree(tiny_folder, tmp_path / "twin")
+        assert fader.request("the sea", alignment={"vectors": {first: 1}}) == fader.request(
+            "the sea", alignment={"vectors": {"mine": 1}}
+        )
         twin = fader.request("the sea", model=str(tmp_path / "twin"), max_tokens=3)
         assert (twin.model, fader.backend.models) == ("twin", [str(tiny_folder), "twin"])
         assert fader.generate(twin).text == fader.generate("the sea", max_tokens=3).text
         with pytest.raises(ValueError, match="there is one of the name 'twin' already"):
             fader.backend.add_model("twin", str(tiny_folder))
+
+
+def test_a_name_keeps_its_place_between_calls(tiny_folder, tmp_path):
+    """A folder of the same name as one that was given earlier is another vector, or model."""
+    with Fader(str(tiny_folder)) as fader:
+        for place, seed in (("one", 3), ("two", 4)):
+            random_vector(fader, "own", seed).save(tmp_path / place / "own")
+            make_model(tmp_path / place / "judge", seed=seed)
+        given = [
+            fader.request(
+                "the sea",
+                model=str(tmp_path / place / "judge"),
+                alignment={"vectors": {str(tmp_path / place / "own"): 1}},
+            )
+            for place in ("one", "two", "one")
+        ]
+        assert given[0] == given[2]
+        assert (given[0].model, *given[0].alignment.vectors) == ("judge", "own")
+        assert given[1].model != "judge"
+        assert [*given[1].alignment.vectors] != ["own"]
+        (other,) = given[1].alignment.vectors
+        (own, _), (others, _) = (
+            next(iter(fader.vector(name).factors.values())) for name in ("own", other)
+        )
+        assert not own.equal(others)
+
+
+def test_threads_may_give_one_place_at_once(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "twin")
+    with Fader(str(tiny_folder)) as fader, ThreadPoolExecutor(4) as pool:
+        asked = partial(fader.request, "the sea", model=str(tmp_path / "twin"))
+        assert {request.model for request in pool.map(lambda _: asked(), range(4))} == {"twin"}
+
+
+def test_a_vector_given_by_two_places_is_refused(tiny, tmp_path):
+    random_vector(tiny, "double", 3).save(tmp_path / "double")
+    vectors = {str(tmp_path / "double"): 1, str(tmp_path / "x" / ".." / "double"): 0.5}
+    (tmp_path / "x").mkdir()
+    with pytest.raises(Invalid) as refused:
+        tiny.request(
+            "the sea", alignment={"guides": [{"kind": "realign", "aligned": {"vectors": vectors}}]}
+        )
+    assert refused.value.path == "alignment.guides[0].aligned.vectors.double"
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b"])
+def test_a_name_that_no_file_can_have_is_no_name(tiny, name):
+    for field, asked in (
+        ("model", {"model": name}),
+        (f"alignment.vectors.{name}", {"alignment": {"vectors": {name: 1}}}),
+    ):
+        with pytest.raises(Invalid) as refused:
+            tiny.generate("the sea", **asked)
+        assert refused.value.path == field
+
+
+@pytest.mark.parametrize("prompts", [None, 5])
+def test_no_prompts_are_refused_with_the_field(tiny, prompts):
+    with pytest.raises(Invalid) as refused:
+        tiny.batch(prompts)
+    assert refused.value.path == "prompts"
+
+
+def test_what_is_nested_without_an_end_is_refused(tiny):
+    inside: dict[str, object] = {}
+    inside["guides"] = [inside]
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    for asked, field in (({"alignment": inside}, "alignment"), ({"messages": deep}, "")):
+        with pytest.raises(Invalid, match="nested too deeply") as refused:
+            tiny.generate({"messages": "the sea", **asked})
+        assert refused.value.path == field
+    with pytest.raises(Invalid, match=r"^prompt: .* \(got a list, nested too deeply\)"):
+        tiny.generate(deep)
+
+
+def test_an_alignment_that_is_none_names_its_request(tiny):
+    with pytest.raises(Invalid) as refused:
+        tiny.batch(["the sea", {"prompt": "a cat", "alignment": "nope"}])
+    assert refused.value.path == "request 2: alignment"
+
+
+@pytest.mark.parametrize("pair", ["ab", ("ab",), 5, None])
+def test_what_is_no_pair_is_not_scored(tiny, pair):
+    with pytest.raises(Invalid) as refused:
+        tiny.score_batch([("the sea", " wide"), pair])
+    assert refused.value.path == "pairs[1]"

@@ -53,3 +53,9 @@ def test_a_guide_whose_scores_are_no_numbers_is_named(tiny, weight):
     with pytest.raises(ValueError, match=r"0:realign"):
         tiny.score("the sea", " wide", alignment={"guides": [guide]})
     assert tiny.generate("the sea", max_tokens=6).answers == alone
+
+
+def test_scores_beyond_all_numbers_are_a_fault_of_the_guides(tiny):
+    guide = {"kind": "contrast", "principle": "a cat", "weight": 1e38}
+    with pytest.raises(ValueError, match=r"^alignment\.guides: .* 0:contrast \(1e\+38\)"):
+        tiny.generate("the sea", alignment={"guides": [guide]})

@@ -239,6 +239,17 @@ class TestThreads:
         assert kernels.choose_threads(SHAPES, F32) == found
         assert len(measurements) == (threads > 1)
 
+    @pytest.mark.parametrize("kept", [2**10, 2**80])
+    def test_a_kept_count_beyond_those_of_the_machine_is_measured_anew(
+        self, cache, threads, measurements, monkeypatch, kept
+    ):
+        torch.set_num_threads(4)
+        monkeypatch.setattr(kernels, "_threads_are_set", lambda: False)
+        key = {**kernels._key(SHAPES, F32), "found": "threads"}
+        kernels._keep(kernels.Threads(key=key, quiet=True, threads=kept))
+        assert kernels.choose_threads(SHAPES, F32) in (1, 2, 4)
+        assert len(measurements) == 1
+
     def test_a_loaded_model_sets_them(self, cache, threads, tiny_folder, monkeypatch):
         monkeypatch.setattr(kernels, "choose_threads", lambda shapes, dtype: threads + 1)
         load(str(tiny_folder), kernels="default")
@@ -287,6 +298,15 @@ class TestDtype:
         found = kernels.Pace(key={}, quiet=True, shares=shares)
         assert found.dtype == dtype
         assert str(found).startswith(f"dtype: {str(dtype).removeprefix('torch.')} ")
+
+    @pytest.mark.parametrize("share", ["0.0", "-1.0", "NaN"])
+    def test_a_kept_share_that_is_none_is_measured_anew(self, cache, measurements, share):
+        made = kernels.pace(SHAPES)
+        (file,) = cache.iterdir()
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace(str(made.shares[1]), share), encoding="utf-8")
+        assert kernels.pace(SHAPES).dtype in (torch.float32, torch.bfloat16)
+        assert len(measurements) == 2
 
     def test_auto_without_measuring_is_float32(self, cache, tiny_folder, capsys, measurements):
         backbone = load(str(tiny_folder), dtype="auto", kernels="default")

@@ -682,3 +682,35 @@ def test_a_failed_forward_gives_its_memory_back(tiny_folder, monkeypatch):
 def test_what_others_do_in_the_engines_thread_does_not_end_it(tiny):
     tiny.backend.engine._send(lambda: 1 / 0)
     assert tiny.generate("the sea", max_tokens=1).text
+
+
+def test_a_budget_of_no_tokens_is_refused():
+    """Nothing would ever be read."""
+    with pytest.raises(ValueError, match=r"^token_budget: must be at least 1 \(got 0\)$"):
+        Engine({}, token_budget=0)
+
+
+def test_a_model_keeps_its_name_where_another_is_refused(tiny_folder):
+    with Fader(load(str(tiny_folder))) as fader:
+        (backbone,) = fader.backend.backbones.values()
+        fader.backend.add_model("twin", str(tiny_folder))
+        with pytest.raises(ValueError, match="there is one of the name 'twin' already"):
+            fader.backend.add_model("twin", backbone)
+        assert backbone.name == fader.model
+        with pytest.raises(ValueError, match="there is one of the name"):
+            Fader(backbone, models={backbone.name: str(tiny_folder)})
+
+
+def test_an_engine_goes_on_where_its_thread_could_not_start(tiny_folder, monkeypatch):
+    with Fader(load(str(tiny_folder))) as fader:
+        with monkeypatch.context() as patch:
+
+            def fail(_):
+                raise RuntimeError("can't start new thread")
+
+            patch.setattr(threading.Thread, "start", fail)
+            with pytest.raises(RuntimeError, match="can't start"):
+                fader.generate("the sea", max_tokens=2)
+        assert (
+            fader.backend.submit(fader.request("the sea", max_tokens=2)).result(timeout=10).answers
+        )

@@ -312,3 +312,21 @@ def test_whatever_is_given_is_a_request_or_refused_with_a_path(value):
             assert fault.said
         return
     assert Request.model_validate_json(request.model_dump_json()) == request
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("vectors:\n  warm: 1\n  warm: 2\n", "line 3, column 3: 'warm' is given twice"),
+        ("preferences: {user: 2024-13-45}\n", "not valid YAML: month must be in 1..12"),
+        ("vectors: {warm: " + "9" * 5000 + "}\n", "not valid YAML: Exceeds the limit"),
+        ("&a\nguides: [*a]\n", "nested too deeply, or within itself"),
+    ],
+)
+def test_faults_of_yaml_name_the_file(content, said, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(Invalid) as refused:
+        load_alignment(str(file))
+    assert refused.value.path == str(file)
+    assert said in str(refused.value)

@@ -77,10 +77,9 @@ class Local:
         resources: Resources = NOTHING,
     ) -> None:
         self.model = model if isinstance(model, str) else model.name
-        sources = {self.model: model, **(models or {})}
         self._load = partial(load, device=device, dtype=dtype, kv_bytes=kv_bytes)
         self.engine = Engine({}, token_budget)
-        for name, source in sources.items():
+        for name, source in [(self.model, model), *(models or {}).items()]:
             self.add_model(name, source)
         self.resources = resources
         self._vectors: dict[str, Vector] = {}
@@ -110,10 +109,9 @@ class Local:
         return self.engine.backbones
 
     def add_model(self, name: str, source: str | Path | Backbone) -> None:
-        """Load another model (see `engine.loading.load`), which requests may name from now on."""
-        backbone = self._load(str(source)) if isinstance(source, str | Path) else source
-        backbone.name = name
-        self.engine.add(name, backbone)
+        """Load another model (see `engine.loading.load`), which requests may name from now on.
+        Raises ValueError for a name that is taken."""
+        self.engine.add(name, self._load(str(source)) if isinstance(source, str | Path) else source)
 
     # Vectors, while requests run
 

@@ -20,6 +20,7 @@ from fader.engine import builtin
 from fader.given import Places, resolve
 from fader.profiles import load_alignment, profile_folders, profiles
 from fader.request import Alignment, Lookahead, json_schema
+from fader.schema import Faults
 
 app = commands("Align language models at inference time.")
 
@@ -92,6 +93,7 @@ def generate(
             " line"
         )
     places = Places()
+    places.models.taken.add(model)
     requests = resolve(asked, places, **fields)
     with Fader(model, models=places.models.places, vectors=places.vectors.places) as fader:
         if as_json or len(requests) > 1 or requests[0].sampling.n > 1:
@@ -187,7 +189,7 @@ def chat(
                 else:
                     turns = [*messages, {"role": "user", "content": text}]
                     messages = _turn(fader, turns, alignment, sampling)
-            except ValueError as error:  # the conversation goes on as if nothing had been said
+            except (ValueError, OSError) as error:  # it goes on as if nothing had been said
                 screen.print(str(error), style="red", markup=False)
 
 
@@ -198,8 +200,7 @@ def _command(
     name, _, rest = text.partition(" ")
     if name == "/align" and rest.strip():
         found = fader.request("hello", alignment=rest.strip()).alignment
-        for fault in fader.check("hello", alignment=found, **_suited(sampling, found)):
-            raise fault
+        Faults(found=fader.check("hello", alignment=found, **_suited(sampling, found))).raise_any()
         return found
     if name == "/align":
         print_json(alignment.model_dump(mode="json", exclude_defaults=True))
@@ -208,6 +209,9 @@ def _command(
     else:
         raise ValueError(f"{name}: no such command; /help lists them")
     return alignment
+
+
+_TOO_LONG = ("messages", "alignment")  # what does not fit the model, or its KV memory
 
 
 def _turn(
@@ -220,7 +224,7 @@ def _turn(
     turns are left out, and that is said, where the conversation outgrows the model."""
     fields = {"alignment": alignment, **_suited(sampling, alignment)}
     whole = len(turns)
-    while len(turns) > 1 and any(f.path == "messages" for f in fader.check(turns, **fields)):
+    while len(turns) > 1 and any(f.path in _TOO_LONG for f in fader.check(turns, **fields)):
         turns = turns[2:]
     if len(turns) < whole:
         screen.print(f"(the first {whole - len(turns)} turns no longer fit and are left out)")

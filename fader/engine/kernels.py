@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from fader.engine import builtin
 from fader.files import write_whole
+from fader.schema import Positive
 
 Shape = tuple[int, int]
 """Outputs and inputs of a layer."""
@@ -123,7 +124,7 @@ T = TypeVar("T", bound=Kept)
 class Pace(Kept):
     """How much time bfloat16 takes of float32's."""
 
-    shares: dict[PositiveInt, float]
+    shares: dict[PositiveInt, Positive]
     """By rows: the time of all products of a forward in bfloat16 over that in float32."""
 
     @property
@@ -161,7 +162,7 @@ def choose_threads(shapes: Mapping[Shape, int], dtype: torch.dtype) -> int:
     if counts[0] == 1 or _threads_are_set():
         return counts[0]
     key = {**_key(shapes, dtype), "found": "threads"}
-    if kept := _kept(Threads, key):
+    if (kept := _kept(Threads, key)) and kept.threads <= counts[0]:
         return kept.threads
     if _busy():
         return counts[0]

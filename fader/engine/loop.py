@@ -106,6 +106,8 @@ class Engine:
         token_budget: int = 512,
         max_waiting: int | None = None,
     ) -> None:
+        if token_budget < 1:
+            raise ValueError(f"token_budget: must be at least 1 (got {token_budget})")
         self.backbones = dict(backbones)
         self.token_budget = token_budget
         self.max_waiting = max_waiting
@@ -128,11 +130,14 @@ class Engine:
         self._thread: threading.Thread | None = None
 
     def add(self, name: str, backbone: Backbone) -> None:
-        """Serve another model too, from now on. Raises ValueError for a name that is taken."""
-        if name in self.backbones:
-            raise ValueError(f"models: there is one of the name {name!r} already; give another")
-        self._rows = {**self._rows, name: {}}  # anew: the engine's thread may be reading the old
-        self.backbones = {**self.backbones, name: backbone}
+        """Serve another model too, under that name, from now on. Raises ValueError for a name that
+        is taken."""
+        with self._wake:
+            if name in self.backbones:
+                raise ValueError(f"models: there is one of the name {name!r} already; give another")
+            backbone.name = name
+            self._rows = {**self._rows, name: {}}  # anew: the engine's thread may read the old
+            self.backbones = {**self.backbones, name: backbone}
 
     def fits(self, needs: Needs) -> bool:
         """Whether there could ever be memory for a job of these needs."""
@@ -229,8 +234,9 @@ class Engine:
             if self._closed:
                 raise RuntimeError("the engine is closed")
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="fader-engine", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="fader-engine", daemon=True)
+                thread.start()
+                self._thread = thread
             self._inbox.append(item)
             self._wake.notify()
 

@@ -135,8 +135,8 @@ def _refuse_unusable(guided: GuidedPolicy, scores: Tensor) -> None:
     if not bool(scores.amax(-1).isfinite().all()):  # the maximum of NaN is NaN
         weights = ", ".join(f"{term.label} ({term.weight:g})" for term in guided.terms)
         raise ValueError(
-            f"guides: their scores are no finite numbers at the weights of {weights}; take smaller"
-            " ones"
+            f"alignment.guides: their scores are no finite numbers at the weights of {weights};"
+            " take smaller ones"
         )
 
 
