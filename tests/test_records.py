@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from test_cli import run
 
+from fader.data import sources
 from fader.data.records import Pair, pair_of, read, read_any, read_pairs
 from fader.request import Message
 
@@ -272,6 +273,14 @@ FAULTS = {
         },
         "better_response_id is 1 and safer_response_id is 0; name the one that is meant",
     ),
+    "a turn that says two things": (
+        {"conversations": [{"from": "human", "value": Q, "content": "Why?"}], **SAME},
+        "conversations.0.from: no such field",
+    ),
+    "a transcript without empty lines": (
+        {"chosen": f"Human: {Q}\nAssistant: {C}", "rejected": f"Human: {Q}\nAssistant: {R}"},
+        "chosen: is a transcript whose turns are not parted by empty lines",
+    ),
     "ratings without a name": (
         {"prompt": Q, "response": C, "helpfulness": 4, "verbosity": 1},
         "--rating NAME (there are helpfulness, verbosity)",
@@ -347,6 +356,37 @@ def test_rated_answers_are_compared_by_the_named_column(tmp_path):
         read(written(tmp_path, *rows), rating="colour")
 
 
+ODD_RATED = [
+    ({"completions": [None]}, "completions.0: must be an object with `response` (got None)"),
+    ({"completions": [{"response": C, "score": 1}, "x"]}, "completions.1: must be an object"),
+    ({"completions": '[{"response": "a"}]'}, "completions: must be a list of answers"),
+    ({"completions": 5}, "completions: must be a list of answers (got 5)"),
+    ({"completions": [{"response": C, "annotations": [1]}]}, "score: there is no such rating"),
+    ({"generations": None, "score": [1]}, "generations: must be a list of answers"),
+    ({"response": C, "score": "3,5"}, "response: its score must be a number (got '3,5')"),
+    ({"response": C, "score": [4]}, "response: its score must be a number (got [4])"),
+]
+
+
+@pytest.mark.parametrize(("row", "said"), ODD_RATED)
+def test_rated_answers_of_odd_shapes_are_named(tmp_path, row, said):
+    file = written(tmp_path, {"instruction": Q, **row})
+    with pytest.raises(ValueError, match=r".") as caught:
+        read(file, rating="score")
+    assert str(caught.value).startswith(f"{file}:1: ")
+    assert said in str(caught.value)
+
+
+def test_a_score_beyond_all_numbers_is_none(tmp_path):
+    scores = {"score_chosen": 10**400, "score_rejected": 1}
+    assert read_pairs(written(tmp_path, {"prompt": Q, **SAME, **scores})) == [pair(u(Q))]
+
+
+def test_a_rating_may_be_yes_or_no(tmp_path):
+    rows = [{"prompt": Q, "response": text, "good": text == C} for text in (R, C)]
+    assert read(written(tmp_path, *rows), rating="good").items == (pair(u(Q)),)
+
+
 def test_rated_completions_of_one_record(tmp_path):
     completions = [
         {"response": R, "overall_score": 9, "annotations": {"honesty": {"Rating": "2"}}},
@@ -419,6 +459,16 @@ def test_every_kind_of_file_is_read(tmp_path):
             "a.jsonl.gz: not a whole gzip file",
         ),
         ("a.jsonl", b"\xff\xfea", "a.jsonl:1: not UTF-16-LE text"),
+        ("a.csv", b"chosen,chosen\na,b", "a.csv: has two columns 'chosen'; keep one of them"),
+        ("a.jsonl", b'{"a": 1, "a": 2}', "a.jsonl:1: not valid JSON: 'a' is there twice; keep one"),
+        ("a.json", b'[{"a": 1, "a": 2}]', "a.json: not valid JSON: 'a' is there twice"),
+        ("a.jsonl", b'{"a": %s}' % (b"9" * 5000), "a.jsonl:1: not valid JSON: Exceeds the limit"),
+        ("a.json", b'{"a": %s}' % (b"9" * 5000), "a.json: not valid JSON: Exceeds the limit"),
+        (
+            "a.jsonl",
+            rb'{"query": "q", "avoidance": "a", "generic": "g", "expert": "\ud83d"}',
+            "a.jsonl:1: expert: character 1 is half of one (U+D83D)",
+        ),
     ],
 )
 def test_broken_files_are_named(tmp_path, name, data, said):
@@ -426,6 +476,19 @@ def test_broken_files_are_named(tmp_path, name, data, said):
     with pytest.raises(ValueError, match=r".") as caught:
         read(tmp_path / name)
     assert said in str(caught.value)
+
+
+def test_a_table_may_begin_with_empty_lines(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_bytes(f"\r\nprompt;chosen;rejected\r\n{Q};{C};{R}\r\n\r\n".encode())
+    assert read_pairs(file) == [pair(u(Q))]
+
+
+def test_a_split_of_another_name_is_not_taken_for_train(tmp_path):
+    rows = {name: [row] for name, row in zip(("train", "heldout"), ROWS, strict=True)}
+    with pytest.raises(ValueError, match="x: has the split 'heldout', which is none of train"):
+        list(sources._marked(rows, "x"))
+    assert list(sources._marked({"heldout": ROWS}, "x")) == ROWS
 
 
 def test_a_folder_without_a_named_split_gives_all_of_them(tmp_path):

@@ -77,6 +77,8 @@ ROLES = {
     "model": "assistant",
     "developer": "system",
 }
+UNRATED = ("none", "n/a", "na", "nan", "null", "")
+"""What stands for a rating that was not given."""
 _SCORE = re.compile(r"score|rating|reward")
 _TURN = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
 _MARKED = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
@@ -117,7 +119,7 @@ def unknown(row: Row) -> list[str]:
     known |= {*RESPONSES, *PREFERENCES} if "response_0" in row else set()
     scores = {name for pair in _scores(row) for name in pair}
     found = [name for name in row if name not in known | scores and _given(row[name])]
-    if is_rated(row) and any("custom_system_prompt" in one for one in row.get("completions") or ()):
+    if is_rated(row) and any("custom_system_prompt" in one for one in _completions(row)):
         found.append("completions.custom_system_prompt")
     return found
 
@@ -163,7 +165,7 @@ def rated(row: Row, where: str, rating: str | None) -> Rated:
     answers = tuple(
         (_text(text, f"{where}: {field}"), score)
         for field, text, value in _rated_answers(row, where, rating)
-        if not math.isnan(score := _number(value))
+        if not math.isnan(score := _rating(value, f"{where}: {field}: its {rating}"))
     )
     history = _agreed(prompts, [None], (), answers[0][0] if answers else "", where)
     return Rated(_under_system(history, row, where), answers)
@@ -254,7 +256,7 @@ def _turn(value: Any, where: str) -> Message:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: must be a message, role and content (got {short(value)})")
     fields = {name: inner for name, inner in value.items() if _given(inner)}
-    if "from" in fields and "role" not in fields:
+    if "from" in fields and not {"role", "content"} & fields.keys():
         fields = {
             {"from": "role", "value": "content"}.get(name, name): inner
             for name, inner in fields.items()
@@ -289,7 +291,7 @@ def _transcript(text: str, where: str) -> Turns | str:
     if re.match(r"\s*[\[{]\s*[\[{\"]", text):
         try:
             found = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # ValueError also for integers of too many digits
             return text
         first = found[0] if isinstance(found, list) and found else found
         if isinstance(first, dict) and {"role", "from", "messages"} & first.keys():
@@ -302,6 +304,11 @@ def _transcript(text: str, where: str) -> Turns | str:
         roles = {"User": "user", "Assistant": "assistant"}
     else:
         heads = _TURN.findall(text)
+        if "Assistant" not in heads and re.match(r"\s*Human:.*\n\s*Assistant:", text, re.S):
+            raise ValueError(
+                f"{where}: is a transcript whose turns are not parted by empty lines (got"
+                f" {short(text)}); put one before each Human: and Assistant:, or write messages"
+            )
         if not heads or not re.match(r"\s*Human:", text):
             return text
         if not text.startswith(("\n", "\r")) and "Assistant" not in heads:
@@ -513,17 +520,31 @@ def _number(value: Any) -> float:
         return math.nan
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
+
+
+def _completions(row: Row) -> list[Mapping[str, Any]]:
+    """The answers of a rated record that are objects."""
+    found = row.get("completions")
+    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+
+
+def _rating(value: Any, where: str) -> float:
+    """A rating as a number; NaN where none was given."""
+    number = float(value) if isinstance(value, bool) else _number(value)
+    if math.isnan(number) and str(value).strip().lower() not in UNRATED:
+        raise ValueError(f"{where} must be a number (got {short(value)})")
+    return number
 
 
 def _ratings(row: Row) -> list[str]:
     """The columns of a rated record that could say which answer is better."""
-    if isinstance(row.get("completions"), Sequence) and row["completions"]:
-        first = row["completions"][0]
+    if "response" not in row and (completions := _completions(row)):
+        first = completions[0]
         flat = [name for name, value in first.items() if not math.isnan(_number(value))]
-        return [*(first.get("annotations") or {}), *flat]
-    if isinstance(row.get("generations"), Sequence) and "response" not in row:
+        return [*map(str, _annotations(first)), *flat]
+    if isinstance(row.get("generations"), list) and "response" not in row:
         count = len(row["generations"])
         return [
             name
@@ -533,8 +554,22 @@ def _ratings(row: Row) -> list[str]:
     return [name for name, value in row.items() if not math.isnan(_number(value))]
 
 
+def _annotations(completion: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = completion.get("annotations")
+    return found if isinstance(found, Mapping) else {}
+
+
 def _rated_answers(row: Row, where: str, rating: str) -> list[tuple[str, Any, Any]]:
     """Field, text and rating of every answer of a record."""
+    for name in ("completions", "generations"):
+        if name in row and "response" not in row and not isinstance(row[name], list):
+            raise ValueError(f"{where}: {name}: must be a list of answers (got {short(row[name])})")
+    for place, one in enumerate(row.get("completions") or () if "response" not in row else ()):
+        if not isinstance(one, Mapping):
+            raise ValueError(
+                f"{where}: completions.{place}: must be an object with `response` (got"
+                f" {short(one)})"
+            )
     if rating not in _ratings(row) and not ("response" in row and rating in row):
         raise ValueError(
             f"{where}: {rating}: there is no such rating (there are"
@@ -545,7 +580,7 @@ def _rated_answers(row: Row, where: str, rating: str) -> list[tuple[str, Any, An
     if "completions" in row:
         found = []
         for place, one in enumerate(row["completions"]):
-            value = (one.get("annotations") or {}).get(rating, one.get(rating))
+            value = _annotations(one).get(rating, one.get(rating))
             if isinstance(value, Mapping):
                 value = value.get("Rating")
             found.append((f"completions.{place}.response", one.get("response"), value))

@@ -21,6 +21,7 @@ from fader.data import conversations, sources
 from fader.data.conversations import Comparison, NoPreference, Rated
 from fader.data.sources import Row
 from fader.request import Message
+from fader.schema import at, whole_characters
 
 Level = Literal["avoidance", "generic", "expert"]
 LEVELS: tuple[Level, ...] = ("avoidance", "generic", "expert")
@@ -265,6 +266,9 @@ def _level(row: Mapping[str, Any], where: str) -> LevelItem:
     for name in ("query", *LEVELS):
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise ValueError(f"{where}: {name} must be a text (got {row.get(name)!r})")
+    for name in ("query", *LEVELS, "persona"):
+        with at(f"{where}: {name}"):
+            whole_characters(str(row.get(name)))
     for name in conversations.SYSTEMS:
         if row.get(name):
             raise ValueError(

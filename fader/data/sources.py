@@ -13,6 +13,7 @@ import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +73,26 @@ def json_rows(lines: Iterable[str], source: str) -> Iterator[tuple[int, dict[str
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        row = json.loads(line, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"{where}: must be a JSON object (got {type(row).__name__})")
     return row
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for one that says a field twice, of which one would be
+    lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"{_twice(name for name, _ in pairs)!r} is there twice; keep one")
+    return found
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    """The first name that comes a second time."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _content(path: Path) -> bytes:
@@ -124,11 +139,11 @@ def _lines(data: bytes, source: str) -> Iterator[Row]:
 
 def _json(text: str, path: Path) -> Iterator[Row]:
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_once)
     except RecursionError:
         raise ValueError(f"{path}: not valid JSON: it is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+    except ValueError as error:
+        if getattr(error, "msg", "") == "Extra data" and text.lstrip().startswith("{"):
             return _lines(text.encode(), str(path))  # JSONL under another name
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     return _numbered(found if isinstance(found, list) else [found], path)
@@ -145,10 +160,13 @@ def _numbered(found: Iterable[Any], path: Path | str) -> Iterator[Row]:
 
 
 def _table(text: str, path: Path) -> Iterator[Row]:
-    header = text.lstrip("\n").partition("\n")[0]
+    text = text.lstrip("\r\n")
+    header = text.partition("\n")[0]
     mark = max(",;\t", key=header.count)
     csv.field_size_limit(2**31 - 1)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+    if name := _twice(reader.fieldnames or ()):
+        raise ValueError(f"{path}: has two columns {name!r}; keep one of them, or rename one")
     place = 0
     while True:
         place += 1
@@ -202,6 +220,11 @@ def _data_set(source: str) -> Iterator[Row]:
 def _marked(parts: Mapping[str, Iterable[Mapping[str, Any]]], source: str) -> Iterator[Any]:
     """The records of a data set's splits, each marked with its split unless it says one itself."""
     names = [_split_word(part) for part in parts]
+    if len(parts) > 1 and (other := [part for part in parts if not _split_word(part)]):
+        raise ValueError(
+            f"{source}: has the split {other[0]!r}, which is none of {', '.join(SPLITS)}; name the"
+            f" split to read, as in {source}:{other[0]}"
+        )
     if len(set(names)) < len(names):
         first = f"{source}:{next(iter(parts))}"
         raise ValueError(f"{source}: has the splits {', '.join(parts)}; name one, as in {first}")
