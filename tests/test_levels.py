@@ -171,12 +171,10 @@ class Script(Speaking):
             server.running += 1
             server.most = max(server.most, server.running)
             wrong = server.wrong.get((stage, number), "")
-        try:
-            time.sleep(server.delay)
-            self.reply(body, stage, wrong)
-        finally:
-            with server.guard:
-                server.running -= 1
+        time.sleep(server.delay)
+        with server.guard:  # before the reply: with it the client may ask again at once
+            server.running -= 1
+        self.reply(body, stage, wrong)
 
     def reply(self, body, stage, wrong):
         if self.path != "/v1/chat/completions":
