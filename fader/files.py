@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+import codecs
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-ENCODINGS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+ENCODINGS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 """Byte order marks, and the encodings that they say."""
 SCRATCH = ".*.tmp"
 """What is still being written, as a pattern; without a writer, a killed process left it behind."""
 
 
+def encoding_of(content: bytes) -> str:
+    """The encoding that a file's byte order mark says; without one, UTF-8."""
+    return next((name for mark, name in ENCODINGS if content.startswith(mark)), "utf-8")
+
+
+def is_file(place: Path) -> bool:
+    """Whether there is such a file; also for a name that no file can have."""
+    try:
+        return place.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that comes a second time. Of two fields of one name a reader loses one."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
 def read_text(content: bytes, source: str) -> str:
     """The text of a file in UTF-8, or in what its byte order mark says. Raises ValueError naming
     `source` and the line for other bytes."""
-    encoding = next((name for mark, name in ENCODINGS if content.startswith(mark)), "utf-8")
+    encoding = encoding_of(content)
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fader.files import is_file
 from fader.profiles import load_alignment
 from fader.request import Alignment, Request, RequestLike
 from fader.schema import Faults, Invalid, at, parse, path_of, short
@@ -37,7 +38,7 @@ class Names:
     def of(self, given: Any) -> Any:
         """The name of what was given by name or by place. A new place gets a name that nothing
         else has."""
-        if not isinstance(given, str) or given in self.taken or not _is_there(given, self.is_one):
+        if not isinstance(given, str) or given in self.taken or not self.is_one(Path(given)):
             return given
         place = Path(given).resolve()
         for name, known in self.places.items():
@@ -127,18 +128,11 @@ def _by_name(strengths: Mapping[Any, Any], places: Places) -> dict[Any, Any]:
 
 
 def _is_vector(place: Path) -> bool:
-    return str(place) not in available() and (place / CONFIG).is_file()
+    return is_file(place / CONFIG) and str(place) not in available()
 
 
 def _is_model(place: Path) -> bool:
-    return (place / "config.json").is_file() or (place.suffix == ".gguf" and place.is_file())
-
-
-def _is_there(given: str, is_one: Callable[[Path], bool]) -> bool:
-    try:
-        return is_one(Path(given))
-    except (OSError, ValueError):  # a name that no file can have
-        return False
+    return is_file(place / "config.json") or (place.suffix == ".gguf" and is_file(place))
 
 
 @contextmanager

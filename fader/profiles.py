@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from platformdirs import user_config_path
 
-from fader.files import read_text, write_whole
+from fader.files import is_file, read_text, repeated, write_whole
 from fader.request import Alignment
 from fader.schema import Invalid, parse, short
 
@@ -41,7 +41,7 @@ def load_alignment(text: str | Mapping[str, Any] | Alignment) -> Alignment:
     source, content, yaml_too = "alignment", text, False
     if not text.lstrip().startswith(("{", "[")):
         file = profiles().get(text) or Path(text)
-        if len(text) > 1000 or not _is_file(file):
+        if len(text) > 1000 or not is_file(file):
             known = ", ".join(profiles()) or "none yet"
             raise Invalid(
                 f"{short(text)} is neither JSON, nor a file, nor a profile (known profiles:"
@@ -52,13 +52,6 @@ def load_alignment(text: str | Mapping[str, Any] | Alignment) -> Alignment:
         content = read_text(file.read_bytes(), source)
     value = _json_or_yaml(content, source, yaml_too)
     return parse(Alignment, value if value is not None else {}, source)
-
-
-def _is_file(file: Path) -> bool:
-    try:
-        return file.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
 
 
 def _json_or_yaml(content: str, source: str, yaml_too: bool) -> Any:
@@ -99,12 +92,9 @@ class _Yaml(yaml.SafeLoader):
 
 
 def _without_twins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twin = next(name for name in names if names.count(name) > 1)
+    if (twin := repeated(name for name, _ in pairs)) is not None:
         raise ValueError(f"{twin!r} is given twice in one object; give it once")
-    return found
+    return dict(pairs)
 
 
 def profile_file(name: str) -> Path:

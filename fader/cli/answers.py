@@ -19,7 +19,7 @@ from fader.cli.show import Align, AsJson, Input, Model, commands, print_json, ro
 from fader.engine import builtin
 from fader.given import Places, resolve
 from fader.profiles import load_alignment, profile_folders, profiles
-from fader.request import Alignment, Lookahead, json_schema
+from fader.request import Alignment, Lookahead, Sampling, json_schema
 from fader.schema import Faults
 
 app = commands("Align language models at inference time.")
@@ -45,6 +45,12 @@ Stop = Annotated[
 ]
 
 
+def _sampling(context: typer.Context) -> dict[str, Any]:
+    """A command's options that are fields of the sampling; None for those left out."""
+    given = {name: context.params[name] for name in Sampling.model_fields if name in context.params}
+    return {**given, "stop": given["stop"] or None}
+
+
 @app.command(
     epilog=(
         'Example: `fader generate \'What is a bond?\' --align \'{"preferences": {"user": "Explain'
@@ -52,6 +58,7 @@ Stop = Annotated[
     )
 )
 def generate(
+    context: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...")] = None,
     input: Input = None,
     align: Align = None,
@@ -73,19 +80,7 @@ def generate(
 ) -> None:
     """Answer prompts, all in one batch. A line of --input is a prompt (`{"prompt": ...}`) with, if
     it likes, its own alignment."""
-    fields: dict[str, Any] = {
-        "alignment": align,
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "stop": stop or None,
-        "n": n,
-        "logprobs": logprobs,
-    }
+    fields = {"alignment": align, **_sampling(context)}
     asked: list[Any] = [*(prompts or []), *(row for _, row in rows(input))]
     if not asked:
         raise ValueError(
@@ -154,6 +149,7 @@ HELP = """/align JSON, FILE or PROFILE   answer under another alignment from now
 
 @app.command(epilog="Example: `fader chat --align pirate`")
 def chat(
+    context: typer.Context,
     align: Align = None,
     model: Model = builtin.NAME,
     max_tokens: MaxTokens = 512,
@@ -169,16 +165,7 @@ def chat(
     stop: Stop = None,
 ) -> None:
     """Talk with the aligned model. `/help` lists what can be typed beside questions."""
-    sampling = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "stop": stop or None,
-    }
+    sampling = _sampling(context)
     alignment = load_alignment(align if align is not None else {})
     messages: list[dict[str, str]] = []
     with Fader(model) as fader:

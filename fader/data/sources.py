@@ -7,28 +7,21 @@ with another ending is taken for JSONL.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import gzip
 import io
 import json
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fader.files import encoding_of, repeated
+
 KINDS = (
     "give a .jsonl, .json, .csv, .tsv or .parquet file (also .gz), a folder that `datasets` reads,"
     " or a data set's hub id"
-)
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
 
@@ -84,15 +77,9 @@ def _object(line: str, where: str) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. Raises ValueError for one that says a field twice, of which one would be
     lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError(f"{_twice(name for name, _ in pairs)!r} is there twice; keep one")
-    return found
-
-
-def _twice(names: Iterable[str]) -> str | None:
-    """The first name that comes a second time."""
-    return next((name for name, count in Counter(names).items() if count > 1), None)
+    if (name := repeated(name for name, _ in pairs)) is not None:
+        raise ValueError(f"{name!r} is there twice; keep one")
+    return dict(pairs)
 
 
 def _content(path: Path) -> bytes:
@@ -106,9 +93,8 @@ def _content(path: Path) -> bytes:
 
 
 def _decoded(data: bytes, path: Path | str) -> str:
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
-        return data.decode(encoding)
+        return data.decode(encoding_of(data))
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ValueError(_undecoded(f"{path}:{line}", error)) from None
@@ -122,7 +108,7 @@ def _undecoded(where: str, error: UnicodeDecodeError) -> str:
 
 
 def _lines(data: bytes, source: str) -> Iterator[Row]:
-    marked = any(data.startswith(mark) for mark, _ in _MARKS)
+    marked = encoding_of(data) != "utf-8"
     lines: list[Any] = _decoded(data, source).split("\n") if marked else data.split(b"\n")
     for place, line in enumerate(lines, 1):
         if not line.strip():
@@ -165,7 +151,7 @@ def _table(text: str, path: Path) -> Iterator[Row]:
     mark = max(",;\t", key=header.count)
     csv.field_size_limit(2**31 - 1)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
-    if name := _twice(reader.fieldnames or ()):
+    if name := repeated(reader.fieldnames or ()):
         raise ValueError(f"{path}: has two columns {name!r}; keep one of them, or rename one")
     place = 0
     while True:

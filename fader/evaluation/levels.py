@@ -52,14 +52,8 @@ def levels(suite: Suite) -> Iterator[Metric]:
     for domain in suite.vectors:
         for level in LEVELS:
             strength = picks[domain, level]
-            yield average(
-                TASK,
-                "vectors",
-                domain,
-                f"best_{level}",
-                top1(found[domain, strength], level),
-                suite.seed,
-            )
+            best = top1(found[domain, strength], level)
+            yield average(TASK, "vectors", domain, f"best_{level}", best, suite.seed)
             yield exactly(TASK, "vectors", domain, f"lambda_{level}", strength, suite.seed)
             base = top1(found[domain, 0.0], level)
             yield average(TASK, "base", domain, f"best_{level}", base, suite.seed)
@@ -68,7 +62,7 @@ def levels(suite: Suite) -> Iterator[Metric]:
                 "vectors",
                 domain,
                 f"best_{level}_over_base",
-                top1(found[domain, strength], level),
+                best,
                 base,
                 suite.seed,
             )
