@@ -37,6 +37,8 @@ class Suite:
     styles: Sequence[str] = STYLES
     pairs: Sequence[Pair] = ()
     """The pairs that the task `pairs` measures."""
+    personal: str = "personal"
+    """The vector of the personalised reward model."""
     judge: LevelJudge | None = None
     """Says which level a generated answer has; left out: the shipped classifier."""
     split: str = "test"

@@ -10,6 +10,7 @@ from fader.evaluation.generation import generation
 from fader.evaluation.levels import curve, levels, prompting, spillover
 from fader.evaluation.metrics import Metric
 from fader.evaluation.pairs import pairs
+from fader.evaluation.personal import personalized
 from fader.evaluation.suite import Suite
 
 TASKS: Mapping[str, Callable[[Suite], Iterator[Metric]]] = {
@@ -22,4 +23,5 @@ TASKS: Mapping[str, Callable[[Suite], Iterator[Metric]]] = {
     "ability": ability,
     "styles": styles,
     "pairs": pairs,
+    "personalized": personalized,
 }

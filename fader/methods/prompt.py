@@ -94,6 +94,13 @@ def prompt_ids(
     return template_ids(text, marks, tokenizer)
 
 
+def ending_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the chat template writes after an assistant's answer, as token ids."""
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "ANSWER-MARK"}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    return template_ids(text.rpartition("ANSWER-MARK")[2], {}, tokenizer)
+
+
 def _turns(
     messages: Sequence[Message],
     preferences: Sequence[Preferences],

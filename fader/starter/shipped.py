@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fader.data.preferences import Family, read_families
 from fader.data.records import LevelItem, Pair, read, read_rows
 
 STARTER = Path(__file__).parent / "data"
@@ -31,3 +32,8 @@ def starter_rows(name: str, part: str | None = None) -> list[dict[str, Any]]:
     return [
         row for _, row in read_rows(STARTER / f"{name}.jsonl") if part in (None, row.get("split"))
     ]
+
+
+def starter_families() -> list[Family]:
+    """The shipped families of preferences."""
+    return read_families(STARTER / "preferences" / "families.jsonl", STARTER)

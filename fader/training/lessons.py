@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fader.data.records import Item, Level, LevelItem, Pair
-from fader.request import Message
+from fader.request import Message, Preferences
 
 PLACES: Mapping[Level, tuple[float, float]] = {
     "avoidance": (-1.5, -0.9),
@@ -54,6 +54,8 @@ class Lesson:
     strengths: tuple[float, ...]
     """One for each vector in training; mostly there is one."""
     retained: bool = False
+    told: Preferences | None = None
+    """The preferences under which it is taught, if any."""
 
 
 def lessons_of(items: Sequence[Item], others: Sequence[Item] = (), seed: int = 0) -> list[Lesson]:

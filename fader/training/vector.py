@@ -23,7 +23,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -43,6 +43,8 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from fader.data.records import content_hash
 from fader.engine import builtin
 from fader.engine.identity import fingerprint, identity
+from fader.methods.prompt import ending_ids, prompt_ids
+from fader.methods.tokens import text_ids
 from fader.training.lessons import Lesson
 from fader.training.run import (
     Clock,
@@ -83,6 +85,9 @@ class Recipe:
     loss: Literal["dpo", "simpo"] = "simpo"
     """`dpo` compares log-probabilities less the base model's, which are computed once before
     training; `simpo` compares log-probabilities as they are."""
+    reference: Literal["told", "untold"] = "told"
+    """Whether the base model of `dpo` reads the lesson's preferences too. Untold, what the prompt
+    alone does counts for the preference, as where the guide's reference is untold."""
     sft_weight: float = 0.1
     """Weight of the chosen answer's negative log-likelihood per token."""
     retain_weight: float = 1.5
@@ -93,6 +98,8 @@ class Recipe:
     sft_epochs: float = 0.0
     """Passes of supervised fine-tuning on the chosen answers, at strength 1, before the
     preferences."""
+    in_order: bool = False
+    """Teach the lessons in their order; off: in one that is drawn by the seed."""
     max_length: int = 1024
     """Lessons with more tokens, prompt and answer together, are left out."""
     seed: int = 0
@@ -169,7 +176,7 @@ def _trained(
     _check_targets(base, recipe.targets)
     given = len(lessons)
     fits_the_template(tokenizer, (_conversation(lesson) for lesson in lessons))
-    lessons = _short_enough(lessons, tokenizer, base, recipe.max_length)
+    lessons, rows = _short_enough(lessons, tokenizer, base, recipe)
     first = next(iter(folders.values()))
     work = first.with_name("." + "+".join(folder.name for folder in folders.values()) + ".part")
     run = {
@@ -201,7 +208,7 @@ def _trained(
     checkpoint = last_checkpoint(work)
     clock = Clock(checkpoint)
     with progress_bar(progress) as bar:
-        trainer = _trainer(recipe, base, tokenizer, lessons, len(folders), work, bar)
+        trainer = _trainer(recipe, base, tokenizer, rows, len(folders), work, bar)
         trainer.add_callback(clock)
         if start:
             _go_on(trainer.model, start)
@@ -268,8 +275,8 @@ def _as_asked(vector: Vector, run: Mapping[str, Any], numbers: torch.dtype | Non
 
 
 def _conversation(lesson: Lesson) -> list[dict[str, str]]:
-    row = _row(lesson)
-    return [*row["prompt"], *row["chosen"]]
+    turns = [{"role": turn.role, "content": turn.content} for turn in lesson.messages]
+    return [*turns, {"role": "assistant", "content": lesson.chosen}]
 
 
 def _check_targets(base: nn.Module, targets: Sequence[str]) -> None:
@@ -283,31 +290,25 @@ def _check_targets(base: nn.Module, targets: Sequence[str]) -> None:
 
 
 def _short_enough(
-    lessons: Sequence[Lesson], tokenizer: Any, base: Any, longest: int
-) -> list[Lesson]:
-    """The lessons whose conversations, with either answer, have at most `longest` tokens. Logs how
-    many are left out. Raises ValueError where none is left."""
+    lessons: Sequence[Lesson], tokenizer: Any, base: Any, recipe: Recipe
+) -> tuple[list[Lesson], list[dict[str, Any]]]:
+    """The lessons whose conversations, with either answer, have at most `max_length` tokens, and
+    the rows of token ids that they are taught by. Logs how many are left out. Raises ValueError
+    where none is left."""
+    longest = recipe.max_length
     reach = getattr(base.config.get_text_config(), "max_position_embeddings", None) or longest
-    lengths: dict[tuple[Any, str], int] = {}
-
-    def length(lesson: Lesson, answer: str) -> int:
-        key = (lesson.messages, answer)
-        if key not in lengths:
-            turns = _conversation(replace(lesson, chosen=answer))
-            text = tokenizer.apply_chat_template(turns, tokenize=False)
-            lengths[key] = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return lengths[key]
-
     limit = min(longest, reach)
-    kept = [
-        lesson
-        for lesson in lessons
-        if max(length(lesson, lesson.chosen), length(lesson, lesson.rejected)) <= limit
+    ending = ending_ids(tokenizer)
+    rows = [_row(lesson, tokenizer, ending, recipe.reference) for lesson in lessons]
+    lengths = [
+        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+        for row in rows
     ]
+    kept = [place for place, length in enumerate(lengths) if length <= limit]
     if not kept:
         raise ValueError(
             f"max_length: all {len(lessons)} lessons are longer than {limit} tokens (the longest"
-            f" has {max(lengths.values(), default=0)}); give a greater --max-length, at most what"
+            f" has {max(lengths, default=0)}); give a greater --max-length, at most what"
             f" the model reads ({reach}), or shorter conversations"
         )
     if gone := len(lessons) - len(kept):
@@ -317,7 +318,7 @@ def _short_enough(
             len(lessons),
             limit,
         )
-    return kept
+    return [lessons[place] for place in kept], [rows[place] for place in kept]
 
 
 def _histories(vectors: Sequence[Vector]) -> list[dict[str, Any]]:
@@ -370,12 +371,12 @@ def _trainer(
     recipe: Recipe,
     base: Any,
     tokenizer: Any,
-    lessons: Sequence[Lesson],
+    rows: Sequence[Mapping[str, Any]],
     vectors: int,
     work: Path,
     bar: Progress,
 ) -> LineTrainer:
-    data = Dataset.from_list([_row(lesson) for lesson in lessons])
+    data = Dataset.from_list([dict(row) for row in rows])
     lora = LoraConfig(
         r=recipe.rank * vectors,
         lora_alpha=recipe.alpha * vectors,
@@ -394,6 +395,7 @@ def _trainer(
         save_strategy="steps",
         save_steps=25,
         save_total_limit=2,
+        train_sampling_strategy="sequential" if recipe.in_order else "random",
         **shared(
             recipe.batch,
             recipe.learning_rate,
@@ -444,11 +446,13 @@ class LineTrainer(DPOTrainer):
         )  # it prints to standard output, where --json's lines go
         self.recipe = recipe
 
-    def compute_ref_log_probs(
-        self, model: nn.Module, inputs: dict[str, Tensor]
-    ) -> tuple[Tensor, ...]:
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset  # it has token ids already
+
+    def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
         """The base model's log-probabilities of both answers [lessons] each; TRL keeps them with
         the data."""
+        inputs = inputs.get("untold", inputs)
         with torch.no_grad(), self.accelerator.autocast():
             return answer_logprobs(model, inputs, torch.zeros_like(inputs["strengths"])).chunk(2)
 
@@ -492,13 +496,14 @@ class LineTrainer(DPOTrainer):
                 self._metrics["train"][name].append(float(values.detach().mean()))
 
 
-def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tensor]:
+def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
     """A batch of lessons. Each is one row of prompt, chosen, rejected, in which each answer sees
     the prompt and itself.
 
     For every answer token, `source` is the position (in the flattened rows) that predicts it,
     `target` the token, and `answer` the number of its answer: the chosen ones of all lessons first,
-    then the rejected ones. `lengths`: tokens of each answer.
+    then the rejected ones. `lengths`: tokens of each answer. `untold`: the same batch as the
+    reference reads it, where that is another prompt and still to be read.
     """
     count = len(rows)
     texts = [[row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]] for row in rows]
@@ -527,7 +532,7 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tensor]:
     seen = earlier & (
         (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
     )  # [lessons, from, to]
-    batch = {
+    batch: dict[str, Any] = {
         "input_ids": ids,
         "position_ids": places,
         "attention_mask": seen[:, None],
@@ -537,6 +542,13 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tensor]:
         "lengths": torch.tensor([len(parts[side]) for side in (1, 2) for parts in texts]),
     }
     given = ("strengths", "retained", "ref_chosen_logps", "ref_rejected_logps")
+    if "reference_ids" in rows[0] and "ref_chosen_logps" not in rows[0]:
+        untold = [
+            {name: value for name, value in row.items() if name != "reference_ids"}
+            | {"prompt_ids": row["reference_ids"]}
+            for row in rows
+        ]
+        batch["untold"] = collate(untold, pad)
     return {
         **batch,
         **{
@@ -581,14 +593,18 @@ def _at(model: nn.Module, strengths: Tensor) -> Iterator[None]:
             hook.remove()
 
 
-def _row(lesson: Lesson) -> dict[str, Any]:
-    return {
-        "prompt": [{"role": turn.role, "content": turn.content} for turn in lesson.messages],
-        "chosen": [{"role": "assistant", "content": lesson.chosen}],
-        "rejected": [{"role": "assistant", "content": lesson.rejected}],
+def _row(lesson: Lesson, tokenizer: Any, ending: Sequence[int], reference: str) -> dict[str, Any]:
+    """A lesson in the token ids that serving reads, each answer with what ends its turn."""
+    row = {
+        "prompt_ids": prompt_ids(lesson.messages, [lesson.told] if lesson.told else [], tokenizer),
+        "chosen_ids": [*text_ids(lesson.chosen, tokenizer, continuing=True), *ending],
+        "rejected_ids": [*text_ids(lesson.rejected, tokenizer, continuing=True), *ending],
         "strengths": list(lesson.strengths),
         "retained": float(lesson.retained),
     }
+    if reference == "untold":
+        row["reference_ids"] = prompt_ids(lesson.messages, [], tokenizer)
+    return row
 
 
 def _supervised(
@@ -604,7 +620,11 @@ def _supervised(
     strengths."""
     chosen = data.filter(lambda row: min(row["strengths"]) > 0 and not row["retained"])
     examples = chosen.map(
-        lambda row: {"messages": row["prompt"] + row["chosen"]}, remove_columns=data.column_names
+        lambda row: {
+            "input_ids": row["prompt_ids"] + row["chosen_ids"],
+            "completion_mask": [0] * len(row["prompt_ids"]) + [1] * len(row["chosen_ids"]),
+        },
+        remove_columns=data.column_names,
     )
     settings = SFTConfig(
         output_dir=str(work / "sft"),

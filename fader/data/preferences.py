@@ -1,0 +1,230 @@
+"""Preference data: two answers to a question, and in words what somebody wants who likes the first
+of them better. PAD (arXiv 2410.04070) and MetaAlign (arXiv 2410.14184) are both taught with it.
+
+A record has `preference` (a text, or a list of wordings of it), a pair in any of the forms that
+`conversations.py` lists, and may have `family` (what the preference is about), `pole` (which end of
+it) and `source`. In a *family* every pair is taught both ways round: one preference chooses the
+first answer, its opposite the second. So nothing but the preference says which answer is liked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fader.data import sources
+from fader.data.records import Pair, pair_of, read
+from fader.schema import at, whole_characters
+
+FIELDS = ("preference", "family", "pole", "source")
+"""What a record has beside the fields of a pair."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A pair whose first answer is liked by whoever has the preference."""
+
+    pair: Pair
+    wordings: tuple[str, ...]
+    """The preference, said in one way or several."""
+    family: str = ""
+    pole: str = ""
+    source: str = ""
+
+    @property
+    def split(self) -> str:
+        """The split of its pair."""
+        return self.pair.split
+
+
+Flip = tuple[Judged, Judged]
+"""A pair under either of two opposite preferences."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Two opposite preferences and pairs between which they decide."""
+
+    name: str
+    poles: tuple[str, str]
+    wordings: tuple[tuple[str, ...], tuple[str, ...]]
+    """Of each pole, those that may be taught."""
+    unseen: tuple[tuple[str, ...], tuple[str, ...]]
+    """Of each pole, those that are kept for measuring."""
+    pairs: tuple[Pair, ...]
+    """The first pole likes their chosen answers, the second their rejected ones."""
+    held_out: bool = False
+    """Kept from training as a whole."""
+
+    def flips(self, split: str, unseen: bool = False) -> list[Flip]:
+        """Each pair of a split under either pole, with the wordings that may be taught, or with
+        the unseen ones."""
+        texts = self.unseen if unseen else self.wordings
+        found = []
+        for pair in self.pairs:
+            if pair.split == split:
+                first, second = (
+                    Judged(side, texts[pole], self.name, self.poles[pole], "shipped")
+                    for pole, side in enumerate((pair, pair.swapped))
+                )
+                found.append((first, second))
+        return found
+
+
+def read_judged(source: Path | str) -> list[Judged]:
+    """The records of a file. Raises ValueError naming the record and the field that is wrong."""
+    found = [_judged(row) for row in sources.rows(source)]
+    if not found:
+        raise ValueError(f"{source}: no records")
+    return found
+
+
+def row_of(judged: Judged) -> dict[str, Any]:
+    """The record that is read as this."""
+    turns = [{"role": turn.role, "content": turn.content} for turn in judged.pair.messages]
+    return {
+        "preference": judged.wordings[0] if len(judged.wordings) == 1 else list(judged.wordings),
+        "prompt": turns[0]["content"] if len(turns) == 1 else turns,
+        "chosen": judged.pair.chosen,
+        "rejected": judged.pair.rejected,
+        **{name: value for name in FIELDS[1:] if (value := getattr(judged, name))},
+        "split": judged.split,
+    }
+
+
+def read_families(file: Path, folder: Path) -> list[Family]:
+    """The families that a file lists, each with the pairs of the file of its name, or of the files
+    in `folder` that its `source` names.
+
+    Raises ValueError naming the file, the line and the field that is wrong.
+    """
+    return [_family(row, file.parent, folder) for row in sources.rows(file)]
+
+
+def unflipped(records: Iterable[Judged]) -> list[str]:
+    """The answers that are chosen more or less often than they are rejected: from those a model
+    could learn what is liked without reading a preference."""
+    counts: Counter[str] = Counter()
+    for judged in records:
+        counts[judged.pair.chosen] += 1
+        counts[judged.pair.rejected] -= 1
+    return [text for text, more in counts.items() if more]
+
+
+def without_leaks(
+    taught: Iterable[Flip], kept: Iterable[Flip], size: int = 20, share: float = 0.5
+) -> list[Flip]:
+    """The taught flips whose question is none of the `kept` ones, nor nearly so: less than `share`
+    of a kept question's pieces of `size` characters stand in it."""
+    pieces = [_pieces(question, size) for question in dict.fromkeys(map(_question, kept))]
+    holders: dict[str, list[int]] = {}
+    for place, question in enumerate(pieces):
+        for piece in question:
+            holders.setdefault(piece, []).append(place)
+
+    def leaks(question: str) -> bool:
+        shared = Counter(
+            place for piece in _pieces(question, size) for place in holders.get(piece, ())
+        )
+        return any(count >= share * len(pieces[place]) for place, count in shared.items())
+
+    return [flip for flip in taught if not leaks(_question(flip))]
+
+
+def _question(flip: Flip) -> str:
+    return flip[0].pair.messages[-1].content
+
+
+def _pieces(text: str, size: int) -> set[str]:
+    text = " ".join(text.lower().split())
+    return {text[place : place + size] for place in range(max(1, len(text) - size + 1))}
+
+
+def _judged(row: sources.Row) -> Judged:
+    if row.fields is None:
+        raise ValueError(row.fault)
+    wordings = _texts(row.fields.get("preference"), f"{row.where}: preference")
+    about = {name: row.fields.get(name) or "" for name in FIELDS[1:]}
+    for name, value in about.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{row.where}: {name} must be a text (got {value!r})")
+    pair = pair_of(_pair_fields(row.fields), row.where)
+    if pair.chosen == pair.rejected:
+        raise ValueError(f"{row.where}: chosen and rejected are the same; take the record out")
+    return Judged(pair, wordings, **about)
+
+
+def _pair_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in FIELDS}
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not (isinstance(texts, list) and texts and all(_is_text(text) for text in texts)):
+        raise ValueError(f"{where} must be a text or a list of wordings (got {value!r})")
+    with at(where):
+        for text in texts:
+            whole_characters(text)
+    return tuple(texts)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _family(row: sources.Row, beside: Path, folder: Path) -> Family:
+    if row.fields is None:
+        raise ValueError(row.fault)
+    fields = row.fields
+    name = str(fields["family"])
+
+    def both(field: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        first, second = (
+            _texts(fields[field][pole], f"{row.where}: {field}.{pole}") for pole in "ab"
+        )
+        return first, second
+
+    wordings = both("wordings")
+    shared = fields.get("source")
+    pairs = _shared(folder, shared, name) if shared else _own(beside / f"{name}.jsonl")
+    return Family(
+        name,
+        (fields["poles"]["a"], fields["poles"]["b"]),
+        wordings,
+        both("unseen") if "unseen" in fields else wordings,
+        tuple(pairs),
+        bool(fields["held_out"]),
+    )
+
+
+def _own(file: Path) -> Iterator[Pair]:
+    """The pairs of a family's own file, whose answers are called `a` and `b`."""
+    for row in sources.rows(file):
+        if row.fields is None:
+            raise ValueError(row.fault)
+        answers = {"chosen": row.fields["a"], "rejected": row.fields["b"]}
+        rest = {name: row.fields[name] for name in ("prompt", "split")}
+        yield pair_of({**rest, **answers}, row.where)
+
+
+LEVELS_OF: Mapping[str, tuple[Any, Any]] = {
+    "expertise": ("expert", "generic"),
+    "referral": ("avoidance", "generic"),
+}
+"""Which answers of level data the poles of a family like."""
+
+
+def _shared(folder: Path, names: Sequence[str], name: str) -> Iterator[Pair]:
+    """Pairs of data that ships for other purposes too."""
+    for file in names:
+        for item in read(folder / f"{file}.jsonl").items:
+            pair = item if isinstance(item, Pair) else item.pair(*LEVELS_OF[name])
+            yield pair
+
+
+def by_split(families: Sequence[Family], split: str) -> list[Judged]:
+    """Each pair of a split in all families, under either pole."""
+    return [judged for family in families for flip in family.flips(split) for judged in flip]

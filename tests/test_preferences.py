@@ -1,0 +1,193 @@
+"""Preference data: what ships, what is read of files, and the lessons that are made of it."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fader.data.nearness import FAR, NEAR, nearness, of_nearness
+from fader.data.preferences import (
+    Family,
+    Judged,
+    read_judged,
+    row_of,
+    unflipped,
+    without_leaks,
+)
+from fader.data.records import Pair
+from fader.methods.prompt import ending_ids, prompt_ids
+from fader.request import Message, Preferences
+from fader.starter.shipped import starter_families, starter_rows
+from fader.training.told import told_lessons
+from fader.training.vector import Recipe, _row, _short_enough, collate, train_vector
+
+IDLE = [row["text"] for row in starter_rows("preferences/irrelevant", "train")]
+
+
+def pair(question, chosen, rejected, split="train"):
+    return Pair((Message(role="user", content=question),), chosen, rejected, split)
+
+
+def family(name, pairs, held_out=False):
+    wordings = ((f"{name} up", f"more {name}"), (f"{name} down", f"less {name}"))
+    return Family(name, ("up", "down"), wordings, wordings, tuple(pairs), held_out)
+
+
+def test_the_shipped_families_are_many_and_flip():
+    families = starter_families()
+    assert len(families) >= 32
+    assert sum(one.held_out for one in families) >= 12
+    for one in families:
+        texts = [text for pole in (*one.wordings, *one.unseen) for text in pole]
+        assert len(set(texts)) == len(texts) or one.unseen == one.wordings
+        assert all(len(pole) >= 3 for pole in one.wordings)
+    flips = [
+        judged
+        for one in families
+        for split in ("train", "dev", "test")
+        for flip in one.flips(split)
+        for judged in flip
+    ]
+    assert unflipped(flips) == []
+    assert unflipped(flips[1:]) == [flips[0].pair.rejected, flips[0].pair.chosen]
+
+
+def test_no_wording_of_a_preference_is_taught_and_measured():
+    families = starter_families()
+    taught = {
+        text for one in families if not one.held_out for pole in one.wordings for text in pole
+    }
+    measured = {text for one in families for pole in one.unseen for text in pole}
+    assert len(taught) > 300
+    assert len(measured) > 200
+    assert not taught & measured
+
+
+def test_questions_near_measured_ones_are_not_taught():
+    same = family("x", [pair("How do I fold a fitted sheet neatly?", "a", "b")]).flips("train")
+    other = family("x", [pair("Why is the sea salty at all?", "a", "b")]).flips("train")
+    asked = family("x", [pair("How do I fold a fitted sheet properly?", "a", "b", "test")])
+    assert without_leaks([*same, *other], asked.flips("test")) == other
+
+
+def test_records_are_read_as_they_are_written(tmp_path):
+    judged = Judged(pair("q", "a", "b", "dev"), ("be brief", "few words"), "length", "short", "me")
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps(row_of(judged)))
+    assert read_judged(file) == [judged]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({}, "mine.jsonl:1: preference must be a text or a list of wordings (got None)"),
+        ({"preference": ["x", ""]}, "mine.jsonl:1: preference must be a text or a list"),
+        ({"preference": "x", "pole": 5}, "mine.jsonl:1: pole must be a text (got 5)"),
+        ({"preference": "x", "rejected": "a"}, "mine.jsonl:1: chosen and rejected are the same"),
+    ],
+)
+def test_faulty_records_are_named(tmp_path, row, said):
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b", **row}))
+    with pytest.raises(ValueError, match=r".") as caught:
+        read_judged(file)
+    assert said in str(caught.value)
+
+
+def test_lessons_under_preferences_come_in_flips():
+    families = starter_families()
+    lessons = told_lessons(families, IDLE, "principle", share=0.2)
+    taught = [one for one in lessons if not one.retained]
+    held_out = {text for one in families if one.held_out for pole in one.wordings for text in pole}
+    for first, second in zip(taught[::2], taught[1::2], strict=True):
+        assert (first.messages, first.chosen, first.rejected) == (
+            second.messages,
+            second.rejected,
+            second.chosen,
+        )
+        differ = [a != b for a, b in zip(first.told.user, second.told.user, strict=True)]
+        assert sum(differ) == 1  # what is told beside the preference is the same
+        assert not held_out & {*first.told.user, *second.told.user}
+    assert all(not first.retained for first in lessons[:1])
+    places = [place for place, one in enumerate(lessons) if one.retained]
+    assert places[::2] == [place - 1 for place in places[1::2]]  # flips stay in one batch
+    assert 0.08 < len(places) / len(taught) < 0.25
+    joint = Counter(len(one.told.user) for one in taught)
+    assert 0.15 < (joint[2] + joint[3]) / len(taught) < 0.45
+    assert lessons == told_lessons(families, IDLE, "principle", share=0.2)
+    assert lessons != told_lessons(families, IDLE, "principle", seed=1, share=0.2)
+
+
+def test_training_reads_what_serving_reads(tiny_folder):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    lesson = told_lessons(starter_families(), IDLE, "principle", share=0.02)[0]
+    row = _row(lesson, tokenizer, ending_ids(tokenizer), "untold")
+    assert row["prompt_ids"] == prompt_ids(lesson.messages, [lesson.told], tokenizer)
+    assert row["reference_ids"] == prompt_ids(lesson.messages, [], tokenizer)
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}],
+        tokenize=False,
+    )
+    assert whole.endswith(tokenizer.decode(row["chosen_ids"][-len(ending_ids(tokenizer)) :]))
+
+
+def test_an_untold_reference_reads_the_question_alone(tiny_folder):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    lessons = told_lessons(starter_families(), IDLE, "principle", share=0.02)[:3]
+    recipe = Recipe(reference="untold", max_length=4000)
+    _, rows = _short_enough(lessons, tokenizer, model, recipe)
+    batch = collate(rows, pad=0)
+    assert batch["untold"]["target"].tolist() == batch["target"].tolist()
+    first = batch["untold"]["input_ids"][0, : len(rows[0]["reference_ids"])]
+    assert first.tolist() == rows[0]["reference_ids"]
+    known = [{**row, "ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0} for row in rows]
+    assert "untold" not in collate(known, pad=0)  # it has been read
+
+
+def test_nearness_finds_twins_and_opposites_and_leaves_strangers_far():
+    loud = [pair(f"q{i}", f"bang crash {i}", f"hush calm {i}") for i in range(20)]
+    red = [pair(f"r{i}", f"ruby scarlet {i}", f"azure navy {i}") for i in range(20)]
+    families = [
+        family("loud", loud),
+        family("quiet", [one.swapped for one in loud], held_out=True),
+        family("red", red, held_out=True),
+    ]
+    found = nearness(families)
+    assert found["quiet"] == (1.0, "loud")
+    assert found["red"][0] < FAR < NEAR
+    groups = of_nearness(families)
+    assert [[one.name for one in group] for group in groups.values()] == [
+        ["loud"],
+        ["quiet"],
+        [],
+        ["red"],
+    ]
+
+
+def test_a_preference_is_learned_by_flips(tmp_path, tiny_folder):
+    """Two answers whose order depends on the preference alone: taught in order, both orders are
+    right in the end."""
+    flips = family("x", [pair("q", "aaaa", "bbbb")])
+    lessons = [
+        one for seed in range(40) for one in told_lessons([flips, flips], [], "system", seed)
+    ]
+    assert {lesson.told for lesson in lessons if not lesson.retained} >= {
+        Preferences(user=("x up",), rendering="system"),
+        Preferences(user=("x down",), rendering="system"),
+    }
+    recipe = Recipe(
+        loss="dpo",
+        reference="untold",
+        beta=0.5,
+        length_normalized=False,
+        learning_rate=1e-2,
+        batch=4,
+        in_order=True,
+        max_length=4000,
+    )
+    vector = train_vector("x", lessons, tmp_path / "x", recipe, str(tiny_folder), progress=False)
+    last = [row["accuracy"] for row in vector.card["curve"][-8:] if "accuracy" in row]
+    assert sum(last) / len(last) > 0.9
