@@ -79,7 +79,7 @@ def change_brackets(text: str, pattern: regex.Pattern[str], brackets: tuple[str,
 def folded(piece: str) -> str:
     """A character or an escape as it looks; empty where nothing can be seen."""
     piece = _decoded(piece)
-    visible = _INVISIBLE.sub("", unicodedata.normalize("NFKD", piece))
+    visible = str(_INVISIBLE.sub("", unicodedata.normalize("NFKD", piece)))
     return "".join(map(_looks, visible))
 
 
@@ -101,7 +101,7 @@ def _looks(character: str) -> str:
         return _LOOK_ALIKES[character]
     name = unicodedata.name(character, "")
     if latin := _LATIN.fullmatch(name):
-        letter = latin[1].lower()
+        letter = str(latin[1]).lower()
         return _LOOK_ALIKES.get(letter, letter)
     if "LESS-THAN" in name or ("LEFT" in name and ("ANGLE" in name or "ARROWHEAD" in name)):
         return "<"
