@@ -20,6 +20,7 @@ from test_cli import rows, run
 from fader.data.records import Pair
 from fader.request import Message
 from fader.training.lessons import at_one, lessons_of
+from fader.training.run import last_checkpoint, same_run_or_fresh
 from fader.vectors.vector import Vector
 
 
@@ -336,3 +337,20 @@ def test_the_five_commands_of_the_docs_run(tmp_path, tiny_folder, monkeypatch):
         done = run(*words, *model)
         assert done.returncode == (1 if words[1] == "check" else 0), done.stderr  # alike on purpose
     assert (tmp_path / "mine.html").is_file()
+
+
+def test_a_kill_while_checkpoints_are_deleted_leaves_none_that_look_whole(tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    same_run_or_fresh(work, {"run": 1})
+    (work / "checkpoint-1").mkdir()
+    (work / "checkpoint-1" / "seconds").write_text("1")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fader.training.run.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            same_run_or_fresh(work, {"run": 2})
+    same_run_or_fresh(work, {"run": 1})
+    assert last_checkpoint(work) is None

@@ -12,7 +12,8 @@ Implicit preferences are facts about the user, or a history of answers they chos
 which the model is to infer.
 
 What people write is text, whatever it looks like. The tags and titles of a rendering that stand in
-it get other brackets, so that no text can close its tier and open another. Control tokens in it are
+it get other brackets, in whatever disguise (lookalikes.py), so that no text can close its tier and
+open another. Control tokens in it are
 read as the characters they are written with: only the chat template ends a turn.
 """
 
@@ -24,6 +25,7 @@ import regex  # type: ignore[import-untyped]
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from fader.methods.lookalikes import change_brackets, folded
 from fader.methods.tokens import marked, template_ids, text_ids
 from fader.request import Message, Preferences
 
@@ -34,18 +36,33 @@ CONFLICT_RULE = (
 )
 
 
-# `<System Info>`, `</User Info>` and the titles of `principle`, in any case and spacing.
-_GAP = r"[\s\p{Cf}_-]*+"
+# Of a folded text: what may stand in a tag beside letters, and between letters where no slash and
+# no closing bracket tells a tag from code.
+_ANY = r"[^\p{L}\p{N}<>()\[\]{}]*+"
+_GAP = r"[\s\p{Pd}\p{Pc}]*+"
+_JOIN = r"[\p{Pd}\p{Pc}]*+"
+_WORD = r"[\p{L}\p{N}]"
+
+
+def _words(words: Sequence[str], gap: str) -> str:
+    """Any of the words, as it looks, with gaps between its letters."""
+    each = (gap.join(map(folded, word)) for word in words)
+    return f"(?:{'|'.join(each)})".replace("m", f"(?:m|r{gap}n)").replace("i", "[i|]")
+
+
+# `<System Info>`, `</User Info>` in any disguise: closed, or with a slash, or else unlike code,
+# such as `a < user_info` or `<user-info-card>`.
+_TAGS = ("systeminfo", "userinfo")
+_CODE = rf"(?<={_WORD}[ \t]*<|[)\]][ \t]*<)=?[ \t]*{_words(_TAGS, _JOIN)}(?![^<>\n]*+>)"
 _TAG = regex.compile(
-    rf"[<\uff1c]({_GAP}[/\uff0f]?{_GAP}(?:{_GAP.join('systeminfo')}|{_GAP.join('userinfo')}))"
-    rf"(?![\p{{L}}\p{{N}}])({_GAP})[>\uff1e]?",
-    regex.IGNORECASE,
+    r"(?P<open><)(?:"
+    rf"{_ANY.replace('^', '^/')}/{_ANY}{_words(_TAGS, _ANY)}(?!{_JOIN}{_WORD})"
+    rf"|{_ANY}{_words(_TAGS, _ANY)}{_ANY}(?=>)"
+    rf"|(?!{_CODE}){_ANY}{_words(_TAGS, _GAP)}(?![\p{{Pd}}\p{{Pc}}.:]*+{_WORD})"
+    rf"){_ANY}(?P<close>>)?"
 )
-_TITLES = "|".join(map(_GAP.join, ("guidelines", "principles", "instruction")))
-_TITLE = regex.compile(
-    rf"\[({_GAP}(?:{_TITLES}){_GAP})\]",
-    regex.IGNORECASE,
-)
+_TITLES = ("guidelines", "principles", "instruction")
+_TITLE = regex.compile(rf"(?P<open>\[){_ANY}{_words(_TITLES, _ANY)}{_ANY}(?P<close>\])")
 
 
 def render(preferences: Preferences) -> str:
@@ -109,16 +126,16 @@ def _turns(
     """The turns that the template gets."""
     told = [one for one in preferences if not one.empty]
     principles = [one for one in told if one.rendering == "principle"]
-    above = "\n\n".join(render(one) for one in told if one not in principles)
     neutral: list[Callable[[str], str]] = [_untitled] if principles else []
     if any(one.rendering == "meta" for one in told):
         neutral.append(_untagged)
+    above = "\n\n".join(_beside(one, neutral) for one in told if one not in principles)
     turns = [{"role": message.role, "content": message.content} for message in messages]
     for turn in turns:
         for change in neutral:
             turn["content"] = change(turn["content"])
     if principles:
-        _above_the_question(turns, render(_together(principles)), " ")
+        _above_the_question(turns, _beside(_together(principles), neutral), " ")
     if above and turns[0]["role"] == "system":
         turns[0]["content"] += f"\n\n{above}"
     elif above:
@@ -130,6 +147,16 @@ def _turns(
     ):
         _above_the_question(turns, turns.pop(0)["content"], "\n\n")
     return turns
+
+
+def _beside(preferences: Preferences, neutral: Sequence[Callable[[str], str]]) -> str:
+    """The text of preferences without the tags and titles of those that stand beside them."""
+    own = {"meta": _untagged, "principle": _untitled, "system": None}[preferences.rendering]
+    text = render(preferences)
+    for change in neutral:
+        if change is not own:
+            text = change(text)
+    return text
 
 
 def _above_the_question(turns: list[dict[str, str]], text: str, between: str) -> None:
@@ -206,17 +233,12 @@ def _together(preferences: Iterable[Preferences]) -> Preferences:
 
 def _untagged(text: str) -> str:
     """The text with [] for the <> of MetaAlign's tags."""
-
-    def changed(tag: regex.Match[str]) -> str:
-        closed = tag[0][-1] in ">\uff1e"
-        return f"[{tag[1]}{tag[2]}" + ("]" if closed else "")
-
-    return str(_TAG.sub(changed, text))
+    return change_brackets(text, _TAG, ("[", "]"))
 
 
 def _untitled(text: str) -> str:
     """The text with () for the [] of PAD's section titles."""
-    return str(_TITLE.sub(r"(\1)", text))
+    return change_brackets(text, _TITLE, ("(", ")"))
 
 
 def _implicit(preferences: Preferences) -> list[str]:

@@ -34,6 +34,12 @@ Check = Callable[[Any, Any, Any, Any], Iterator[Exception]]
 def json_schema(spec: JsonSchemaSpec, resources: Resources) -> Reward:
     """1 for JSON that is valid by the schema, 0.5 for other JSON, 0 for what is none."""
     jsonschema = package("jsonschema")
+    dialect = spec.of.get("$schema") if isinstance(spec.of, dict) else None
+    if dialect is not None and (not isinstance(dialect, str) or "draft-03" in dialect):
+        raise ValueError(
+            f"of.$schema {short(dialect)}: no dialect that is read; leave it out, or give the"
+            " address of draft 4 or later"
+        )
     kind = jsonschema.validators.validator_for(spec.of, default=jsonschema.Draft202012Validator)
     with at("of"):
         try:
@@ -81,6 +87,16 @@ def _validator(kind: Any, schema: Any, patterns: Mapping[str, Any]) -> tuple[Any
 
         return asked
 
+    def plain(value: Any) -> Any:
+        """A value that equals and hashes as JSON values do: 1 is 1.0 and not true."""
+        if time.perf_counter() > clock.end:
+            raise TimeoutError
+        if isinstance(value, dict):
+            return "object", frozenset((key, plain(part)) for key, part in value.items())
+        if isinstance(value, list):
+            return "array", tuple(map(plain, value))
+        return (bool, value) if isinstance(value, bool) else value
+
     def keyword(fits: Callable[[Any, Any], bool]) -> Check:
         def check(_: Any, wanted: Any, instance: Any, __: Any) -> Iterator[Exception]:
             if not fits(wanted, instance):
@@ -93,11 +109,10 @@ def _validator(kind: Any, schema: Any, patterns: Mapping[str, Any]) -> tuple[Any
             not isinstance(value, str) or matches(patterns[wanted], value)
         ),
         "multipleOf": _multiple,
-        "divisibleBy": _multiple,
-        "const": lambda wanted, value: _plain(wanted) == _plain(value),
-        "enum": lambda wanted, value: _plain(value) in set(map(_plain, wanted)),
+        "const": lambda wanted, value: plain(wanted) == plain(value),
+        "enum": lambda wanted, value: plain(value) in set(map(plain, wanted)),
         "uniqueItems": lambda wanted, value: (
-            not wanted or not isinstance(value, list) or len(set(map(_plain, value))) == len(value)
+            not wanted or not isinstance(value, list) or len(set(map(plain, value))) == len(value)
         ),
     }
     checks = {
@@ -158,15 +173,6 @@ def _decimal(text: str) -> Decimal | float:
         return Decimal(text)
     except ArithmeticError:  # an exponent that no decimal has
         return float(text)
-
-
-def _plain(value: Any) -> Any:
-    """A value that equals and hashes as JSON values do: 1 is 1.0 and not true."""
-    if isinstance(value, dict):
-        return "object", frozenset((key, _plain(part)) for key, part in value.items())
-    if isinstance(value, list):
-        return "array", tuple(map(_plain, value))
-    return (bool, value) if isinstance(value, bool) else value
 
 
 def _is_whole(value: Any) -> bool:

@@ -100,9 +100,16 @@ def same_run_or_fresh(work: Path, identity: dict[str, Any]) -> None:
             if not (checkpoint / WHOLE).is_file():
                 shutil.rmtree(checkpoint)
         return
-    shutil.rmtree(work, ignore_errors=True)
+    drop(work)
     work.mkdir(parents=True)
     write_whole(note, wanted)
+
+
+def drop(work: Path) -> None:
+    """Delete the checkpoints of a run; the note that makes them its own goes first, so that what a
+    process killed here leaves behind is gone on from by none."""
+    (work / "run.json").unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def last_checkpoint(work: Path) -> Path | None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -49,6 +48,7 @@ from fader.training.lessons import Lesson
 from fader.training.run import (
     Clock,
     Watch,
+    drop,
     fits_the_template,
     last_checkpoint,
     load,
@@ -215,7 +215,7 @@ def _trained(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else False)
     weights = cast("nn.Module", trainer.model).parameters()
     if not all(torch.isfinite(weight).all() for weight in weights):
-        shutil.rmtree(work)
+        drop(work)
         raise ValueError(
             f"learning_rate: {recipe.learning_rate} is too high; the weights became infinite"
         )
@@ -249,7 +249,7 @@ def _trained(
             )
         )
         found[-1].save(folder)
-    shutil.rmtree(work, ignore_errors=True)
+    drop(work)
     return found
 
 
