@@ -168,18 +168,50 @@ class Mix(_Guide):
 
 
 class Personalized(_Guide):
-    """A personalised reward model (PAD, arXiv 2410.04070, eq. (13)) told the user's principle."""
+    """A personalised reward model told what the user wants (PAD, arXiv 2410.04070, eq. (13)).
+
+    Exactly one of `principle`, `principles` and `preferences` says what that is.
+    """
 
     kind: Literal["personalized"]
-    principle: Text
+    principle: Text | None = None
+    """What the model is told, as a text."""
+    principles: dict[Text, Finite] = Field(default_factory=dict)
+    """Several texts and the weight of each: one term each, all read in one batch."""
+    preferences: Preferences | None = None
+    """What the model is told, as preferences, said as `rendering` says."""
     model: Text | None = None
     vectors: dict[str, Finite] = Field(default_factory=dict)
     """The vectors that make the backbone the personalised model."""
     rendering: Rendering = "principle"
-    reference: Literal["own", "base"] = "own"
-    """`own`: the same model without its vectors, told the principle (the paper); `base`: the
-    request's own policy (the released code)."""
+    reference: Literal["told", "untold", "base"] = "told"
+    """`told`: the same model without its vectors, told the same; `untold`: that, not told; `base`:
+    the policy that is guided, as it reads (the released code)."""
+    tell_base: bool = False
+    """Whether the policy that is guided is told too (the released code), or not (the paper)."""
     plausible: Plausible | None = Plausible(top_k=10)
+
+    @property
+    def told(self) -> tuple[tuple[Preferences, float], ...]:
+        """What the model is told, each with its share of the weight."""
+        if self.preferences is not None:
+            return ((self.preferences.model_copy(update={"rendering": self.rendering}), 1.0),)
+        texts = self.principles if self.principle is None else {self.principle: 1.0}
+        return tuple(
+            (Preferences(user=(text,), rendering=self.rendering), share)
+            for text, share in texts.items()
+        )
+
+    @model_validator(mode="after")
+    def _is_told_something(self) -> Personalized:
+        given = [self.principle is not None, bool(self.principles), self.preferences is not None]
+        if sum(given) != 1:
+            raise ValueError(
+                "give `principle`, `principles` or `preferences`, one of them: what the user wants"
+            )
+        if self.preferences is not None and self.preferences.empty:
+            raise ValueError("`preferences` say nothing; give what the user wants")
+        return self
 
     @model_validator(mode="after")
     def _has_a_model(self) -> Personalized:
@@ -188,10 +220,10 @@ class Personalized(_Guide):
                 "give `vectors` or `model`: what makes the model personal; for a principle alone"
                 " use the guide `contrast`"
             )
-        if not any(self.vectors.values()) and self.reference == "own":
+        if not any(self.vectors.values()) and self.reference == "told":
             raise ValueError(
                 "without vectors the model would be its own reference; give `vectors`, or set"
-                " `reference` to `base`"
+                " `reference` to `untold` or `base`"
             )
         return self
 

@@ -22,7 +22,13 @@ from fader.engine.protocols import Backbone
 from fader.engine.running import Running
 from fader.engine.stats import Stats
 from fader.methods.decode import Task, decode, token_logprobs
-from fader.methods.guidance import GuidedPolicy, next_scores, sequence_scores, terms
+from fader.methods.guidance import (
+    GuidedPolicy,
+    next_scores,
+    sequence_scores,
+    terms,
+    told_to_base,
+)
 from fader.methods.objective import Objective, objective
 from fader.methods.prompt import prompt_ids
 from fader.methods.search import rows, search
@@ -211,7 +217,7 @@ class Local:
         own = self.mixture_of(alignment.vectors, backbone, faults.inside("alignment"))
         resolve = _Resolver(self, request, backbone, own)
         with faults.at():
-            base = resolve(PolicySpec())
+            base = resolve.base
         if base is None:  # without it nothing more can be said
             faults.raise_any()
             raise AssertionError("a policy that cannot be had without a fault")
@@ -252,9 +258,6 @@ class Local:
         return mixture(found)
 
 
-_NOTHING = Preferences()
-
-
 class _Resolver:
     """Turns what a request says of a policy into one (see `guidance.Resolve`); equal ones are made
     once."""
@@ -269,8 +272,13 @@ class _Resolver:
         self._local, self._request, self._backbone, self._own = local, request, backbone, own
         self._made: dict[tuple[Any, ...], Policy] = {}
 
+    @property
+    def base(self) -> Policy:
+        """The policy that is guided: the request's own, told what guides tell it."""
+        return self(PolicySpec(), told_to_base(self._request.alignment.guides))
+
     def __call__(
-        self, spec: PolicySpec | str, told: Preferences = _NOTHING, field: str = ""
+        self, spec: PolicySpec | str, told: Sequence[Preferences] = (), field: str = ""
     ) -> Policy:
         """The policy, told `told` beside the request's preferences."""
         model_field = field if isinstance(spec, str) else path_of(field, "model")
@@ -283,7 +291,7 @@ class _Resolver:
         preferences = alignment.preferences if spec.preferences is None else spec.preferences
         key = (
             reader.name,
-            self._read((preferences, told), reader),
+            self._read((preferences, *told), reader),
             self._mixed(spec, reader, field),
         )
         return self._made.setdefault(key, Policy(*key))

@@ -13,7 +13,8 @@ presets, with pi the request's own policy:
 | mix          | MOD, 2406.18853   | each          | pi (cancels, for the w_i | all               |
 |              |                   | objective's   | add to 1)                |                   |
 | personalized | PAD, 2410.04070   | reward model, | the same without         | top-k 10 of pi    |
-|              | equation (13)     | told          | vectors, or pi           |                   |
+|              | equation (13)     | told          | vectors, told or not;    |                   |
+|              |                   |               | or pi                    |                   |
 | proxy        | proxy tuning,     | small tuned   | small untuned model      | all               |
 |              | 2401.08565        | model         |                          |                   |
 | ratio        | the form itself   | any           | any                      | all               |
@@ -151,9 +152,26 @@ class Resolve(Protocol):
     """Turns a `PolicySpec` into a policy: fields left out are as in the request. A model's name
     stands for that model without vectors."""
 
-    def __call__(self, spec: PolicySpec | str, told: Preferences = ..., field: str = "") -> Policy:
+    def __call__(
+        self, spec: PolicySpec | str, told: Sequence[Preferences] = (), field: str = ""
+    ) -> Policy:
         """The policy, told `told` beside the request's preferences. Raises `Invalid` with the path
         `field`, where the guide says it."""
+
+    @property
+    def base(self) -> Policy:
+        """The policy that is guided: the request's own, told what guides tell it."""
+
+
+def told_to_base(guides: Sequence[Guide]) -> tuple[Preferences, ...]:
+    """What guides tell the policy that they guide. Those of weight 0 tell it nothing."""
+    return tuple(
+        told
+        for guide in guides
+        if isinstance(guide, Personalized) and guide.tell_base
+        for told, share in guide.told
+        if guide.weight * share
+    )
 
 
 def _contrast(guide: Contrast, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
@@ -182,14 +200,18 @@ def _mix(guide: Mix, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
 
 
 def _personalized(guide: Personalized, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
-    told = _told(guide.principle, guide.rendering)
-    policy = resolve(PolicySpec(model=guide.model, vectors=guide.vectors), told)
-    reference = (
-        resolve(PolicySpec(model=guide.model, vectors={}), told)
-        if guide.reference == "own"
-        else resolve(PolicySpec())
-    )
-    return [(guide.weight, policy, reference)]
+    own = PolicySpec(model=guide.model, vectors={})
+
+    def reference(told: Preferences) -> Policy:
+        if guide.reference == "base":
+            return resolve.base
+        return resolve(own, (told,) if guide.reference == "told" else ())
+
+    personal = own.model_copy(update={"vectors": guide.vectors})
+    return [
+        (guide.weight * share, resolve(personal, (told,)), reference(told))
+        for told, share in guide.told
+    ]
 
 
 def _proxy(guide: Proxy, resolve: Resolve) -> list[tuple[float, Policy, Policy]]:
@@ -231,5 +253,5 @@ def terms(guides: Sequence[Guide], resolve: Resolve, faults: Faults) -> tuple[Te
     return tuple(found)
 
 
-def _told(principle: str, rendering: Rendering) -> Preferences:
-    return Preferences(user=(principle,), rendering=rendering)
+def _told(principle: str, rendering: Rendering) -> tuple[Preferences, ...]:
+    return (Preferences(user=(principle,), rendering=rendering),)
