@@ -113,9 +113,25 @@ class Plausible(Frozen):
     """Whose distribution decides: the request's own, or the guide's policy."""
 
 
+class When(Frozen):
+    """Where a guide acts. Elsewhere the answer goes on as without it."""
+
+    every: int = Field(1, ge=1)
+    """At the first token and each n-th after it. At the others it is not read."""
+    base_at_most: Share | None = None
+    """Only where the base's likeliest token has at most this probability. The base is then read
+    first, and the guide only where it can change the choice; at 1 the tokens are the same."""
+    advantage: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Only where another token scores higher than the base's own choice, by more than this, in
+    nats (`methods/budget.py` finds the value for a budget)."""
+
+
 class _Guide(Frozen):
     weight: Finite = 1.0
     """w in w * (log policy - log reference); 0 is off."""
+    clip: Positive | None = None
+    """log policy - log reference is kept between minus this and this, in nats."""
+    when: When = When()
     plausible: Plausible | None = None
     """Which tokens stay candidates. Left out: the preset's default; None, or one without limits:
     all tokens. The sets of several guides are united."""

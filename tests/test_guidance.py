@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 from fader import Fader
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import NextLogits
+from fader.methods.budget import SILENT, largest_advantage, threshold
 from fader.methods.decode import Task, decode
 from fader.methods.guidance import GuidedPolicy, Term, combine, next_scores
 from fader.methods.prompt import prompt_ids
@@ -44,7 +45,7 @@ def test_the_proxy_guide_is_its_formula(tmp_path):
 def test_only_plausible_tokens_have_a_probability():
     logits = {BASE: torch.tensor([[3.0, 2.0, 1.0]]), TOLD: torch.tensor([[0.0, 0.0, 9.0]])}
     term = Term("0:contrast", 2.0, TOLD, BASE, Plausible(top_k=2))
-    scores = combine(GuidedPolicy(BASE, (term,)), logits).scores
+    scores = combine(GuidedPolicy(BASE, (term,)), logits, [0]).scores
     assert scores.isinf().tolist() == [[False, False, True]]
 
 
@@ -231,3 +232,144 @@ def test_a_guide_may_name_a_profile(personal, tmp_path, monkeypatch):
     }.items():
         with pytest.raises(Invalid, match=rf"^alignment\.guides\[0\]\.personalized{fault}"):
             load_alignment({"guides": [{**PERSONAL, "preferences": name}]})
+
+
+def rows_read(fader, question, when, **more):
+    guide = {**PERSONAL, "principle": "be warm", **more, "when": when}
+    result = fader.generate(question, max_tokens=24, alignment={"guides": [guide]})
+    return result.answers[0].token_ids, result.usage
+
+
+@pytest.mark.parametrize(
+    ("more", "sampling"),
+    [
+        ({"plausible": {"min_p": 0.6}}, {}),
+        ({"plausible": {"min_p": 0.6}}, {"temperature": 1.0, "seed": 3}),
+        ({"plausible": {"min_p": 0.6}}, {"repetition_penalty": 1.3}),
+        ({"clip": 0.3}, {}),
+        ({"clip": 0.3, "plausible": {"top_k": 5, "top_p": 0.9}}, {}),
+        ({"principles": {"be warm": 1, "be brief": 0.5}, "principle": None, "clip": 0.2}, {}),
+    ],
+)
+def test_the_exact_economy_changes_no_token(personal, more, sampling):
+    """Where one candidate is left, or the clipped terms cannot close the gap, the guide is not
+    read; later it reads what it has missed."""
+    saved = 0
+    for question in QUESTIONS[:16]:
+        found = []
+        for when in ({}, {"base_at_most": 1}):
+            guide = {**PERSONAL, "principle": "be warm", **more, "when": when}
+            found.append(
+                personal.generate(
+                    question, max_tokens=24, alignment={"guides": [guide]}, **sampling
+                )
+            )
+        assert found[0].answers == found[1].answers
+        saved += found[0].usage.tokens_read - found[1].usage.tokens_read
+    assert saved > 0
+
+
+@pytest.mark.parametrize(
+    "when",
+    [{"every": 3}, {"base_at_most": 0.6}, {"advantage": 2.0}, {"every": 2, "base_at_most": 0.8}],
+)
+def test_where_a_guide_does_not_act_the_base_goes_on(personal, when):
+    """At each token of the answer: the guided choice where the rule says so, else the base's."""
+    guide = {**PERSONAL, "principle": "be warm", "weight": 2.0}
+    acted = {True: 0, False: 0}
+    for question in QUESTIONS[:8]:
+        full = plan(personal, question, guide).guided
+        lazy = {"guides": [{**guide, "when": when}]}
+        written = personal.generate(question, max_tokens=12, alignment=lazy).answers[0].token_ids
+        report = personal.generate(question, max_tokens=12, logprobs=0, alignment=lazy).answers[0]
+        assert report.token_ids == written
+        prefix = Prefix()
+        for place, token in enumerate(written):
+
+            def program(full=full, prefix=prefix):
+                reading = yield from next_scores(full, [prefix])
+                return reading.scores[0], reading.logits[full.base][0]
+
+            scores, base = ask(personal, program())
+            advantage = float(scores.max() - scores[base.argmax()])
+            acts = place % when.get("every", 1) == 0
+            acts &= float(base.softmax(-1).max()) <= when.get("base_at_most", 1)
+            acts &= advantage > when.get("advantage", -1)
+            acted[acts] += 1
+            assert token == int((scores if acts else base).argmax())
+            added = report.logprobs[place].guides.get("0:personalized", 0.0)
+            assert (added != 0) == acts
+            if "advantage" in when:
+                assert report.logprobs[place].advantage == pytest.approx(advantage, abs=1e-3)
+            prefix = prefix.then(token)
+    assert min(acted.values()) > 5
+
+
+def test_scoring_sees_the_guide_where_it_acts(personal):
+    for when in ({"every": 2}, {"base_at_most": 0.7}, {"advantage": 1.0}):
+        guide = {**PERSONAL, "principle": "be warm", "when": when, "plausible": None}
+        alignment, compared = {"guides": [guide]}, 0
+        for question in QUESTIONS[:10]:
+            answer = personal.generate(question, max_tokens=6, logprobs=0, alignment=alignment)
+            report = answer.answers[0].logprobs
+            scored = personal.score(question, answer.text or "x", alignment=alignment)
+            if scored.tokens == tuple(entry.token for entry in report):
+                compared += 1
+                assert scored.logprobs == pytest.approx([e.logprob for e in report], abs=2e-3)
+        assert compared
+
+
+def test_a_guide_that_is_read_at_every_third_token_costs_fewer_rows(personal):
+    always, third = (rows_read(personal, "the sea", when)[1] for when in ({}, {"every": 3}))
+    assert third.rows < always.rows
+    assert third.tokens_read <= always.tokens_read
+
+
+def test_a_ratio_is_clipped():
+    logits = {BASE: torch.tensor([[3.0, 2.0, 1.0]]), TOLD: torch.tensor([[0.0, 0.0, 9.0]])}
+    term = Term("0:contrast", 2.0, TOLD, BASE, None, clip=0.5)
+    log = {policy: scores.log_softmax(-1) for policy, scores in logits.items()}
+    found = combine(GuidedPolicy(BASE, (term,)), logits, [0])
+    expected = log[BASE] + 2 * (log[TOLD] - log[BASE]).clamp(-0.5, 0.5)
+    assert found.scores[0].tolist() == pytest.approx(expected[0].tolist())
+    assert found.added["0:contrast"][0].tolist() == pytest.approx(
+        (expected - log[BASE])[0].tolist()
+    )
+
+
+def test_answers_below_the_threshold_are_the_bases_own(personal):
+    """The largest advantage along the base's answer decides whether the guide touches it."""
+    guide = {**PERSONAL, "principle": "be warm", "weight": 0.5}
+    touched = []
+    for question in QUESTIONS[:12]:
+        silent = {"guides": [{**guide, "when": {"advantage": SILENT}}]}
+        answer = personal.generate(question, max_tokens=8, logprobs=0, alignment=silent).answers[0]
+        bare = personal.generate(question, max_tokens=8).answers[0]
+        assert answer.token_ids == bare.token_ids
+        largest = largest_advantage(answer)
+        for least, same in ((largest + 0.01, True), (max(largest - 0.01, 1e-6), largest < 0.01)):
+            aligned = {"guides": [{**guide, "when": {"advantage": least}}]}
+            found = personal.generate(question, max_tokens=8, alignment=aligned).answers[0]
+            assert (found.token_ids == bare.token_ids) == same
+        touched.append(largest > 0.01)
+    assert any(touched)
+    with pytest.raises(ValueError, match="logprobs: the answer has none"):
+        largest_advantage(bare)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.1, 0.3])
+def test_the_threshold_keeps_its_budget(alpha):
+    """Over many draws of 39 dev answers, the next one is touched in at most that share; and no
+    lower rank would do."""
+    noise = torch.Generator().manual_seed(0)
+    draws = torch.rand(4000, 40, generator=noise).pow(3).double()
+    above = [float(draw[-1]) > threshold(draw[:-1].tolist(), alpha) for draw in draws]
+    share = sum(above) / len(above)
+    assert alpha - 0.02 < share <= alpha + 0.012
+    assert threshold([3.0, 1.0, 2.0] * 3, 0.1) == 3.0
+    assert threshold([1.0] * 8, 0.1) == float("inf")
+    for wrong, said in (([1.0], r"^alpha: 0"), ([float("nan")], "alpha: 0")):
+        with pytest.raises(ValueError, match=said):
+            threshold(wrong, 0)
+    with pytest.raises(ValueError, match="advantages: nan is no advantage"):
+        threshold([float("nan")], 0.1)
