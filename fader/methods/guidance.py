@@ -23,6 +23,7 @@ Of PAD's equations the policy is (11), the bound of Theorem 1 is (12), and what 
 decoding rule, is (13). ARGS (2402.01694) is no guide but a setting of the look-ahead search: see
 `lookahead.py`.
 
+A term whose policies have another tokenizer compares texts instead of tokens: see `spans.py`.
 Terms act where their guide's `when` says; elsewhere the base goes on as without them. What a guide
 has not read there it reads in one piece when it is asked again.
 
@@ -41,8 +42,9 @@ import torch
 from torch import Tensor
 
 from fader.engine.prefix import Policy, Prefix
-from fader.engine.program import NextLogits, Program, SequenceLogits
+from fader.engine.program import NextLogits, Program, SequenceLogits, together
 from fader.methods.sampling import truncate
+from fader.methods.spans import Spans
 from fader.request import (
     Contrast,
     Guide,
@@ -57,7 +59,7 @@ from fader.request import (
     Rendering,
     When,
 )
-from fader.schema import Faults, path_of
+from fader.schema import Faults, Invalid, path_of
 
 Choice = Literal["greedy", "drawn"]
 """How the next token is chosen from the scores, where nothing else is asked of them."""
@@ -76,15 +78,18 @@ class Term:
     plausible: Plausible | None
     clip: float | None = None
     when: When = field(default_factory=When)
+    spans: Spans | None = None
+    """How its policies read what the base writes, where they have another tokenizer."""
 
     @property
     def bound(self) -> float:
         """The most that it adds to a score or takes from it."""
         return math.inf if self.clip is None else abs(self.weight) * self.clip
 
-    def added(self, log: Callable[[Policy], Tensor]) -> Tensor:
-        """What it adds to scores, from the log-probabilities `log` of its two policies."""
-        ratio = log(self.policy) - log(self.reference)
+    def added(self, log: Callable[[Policy], Tensor], ratio: Tensor | None = None) -> Tensor:
+        """What it adds to scores, from the log-probabilities `log` of its two policies, or from
+        their `ratio` where they have another tokenizer."""
+        ratio = log(self.policy) - log(self.reference) if ratio is None else ratio
         return self.weight * (ratio if self.clip is None else ratio.clamp(-self.clip, self.clip))
 
     def acts(self, base: Tensor, places: Sequence[int]) -> Tensor:
@@ -107,10 +112,12 @@ class GuidedPolicy:
 
     @property
     def policies(self) -> list[Policy]:
-        """Every policy that has to read the prefix, once."""
+        """Every policy that has to read the prefix, once. Those of another tokenizer read its
+        text."""
+        terms = [term for term in self.terms if term.spans is None]
         return list(
             dict.fromkeys(
-                [self.base, *(p for term in self.terms for p in (term.policy, term.reference))]
+                [self.base, *(p for term in terms for p in (term.policy, term.reference))]
             )
         )
 
@@ -129,13 +136,17 @@ class GuidedLogits:
     """Those of all policies that were read."""
     acting: Mapping[Term, Tensor]
     """Where each term acts [positions]."""
+    ratios: Mapping[Term, Tensor] = field(default_factory=dict)
+    """Those of terms of another tokenizer [positions, vocabulary]; 0 for what is not plausible."""
 
     @property
     def added(self) -> dict[str, Tensor]:
         """For each term, what it added to each token's score [positions, vocabulary]."""
         log = {policy: logits.log_softmax(-1) for policy, logits in self.logits.items()}
         return {
-            term.label: term.added(log.__getitem__).masked_fill(~acts[:, None], 0.0)
+            term.label: term.added(log.__getitem__, self.ratios.get(term)).masked_fill(
+                ~acts[:, None], 0.0
+            )
             for term, acts in self.acting.items()
         }
 
@@ -147,6 +158,7 @@ class GuidedLogits:
             self.advantage[row].clone(),
             {policy: logits[row].clone() for policy, logits in self.logits.items()},
             {term: acts[row].clone() for term, acts in self.acting.items()},
+            {term: ratio[row].clone() for term, ratio in self.ratios.items()},
         )
 
 
@@ -176,7 +188,8 @@ def next_scores(
         acting = [*at_once.terms, *late]
         needed = [p for p in GuidedPolicy(guided.base, tuple(late)).policies if p not in logits]
         logits |= yield from _read(needed, prefixes)
-    return combine(GuidedPolicy(guided.base, tuple(acting)), logits, places)
+    ratios = yield from _ratios(acting, logits[guided.base], prefixes)
+    return combine(GuidedPolicy(guided.base, tuple(acting)), logits, places, ratios)
 
 
 def _read(policies: Sequence[Policy], prefixes: Sequence[Prefix]) -> Program:
@@ -184,6 +197,28 @@ def _read(policies: Sequence[Policy], prefixes: Sequence[Prefix]) -> Program:
         return {}
     logits = yield [NextLogits(policy, prefixes) for policy in policies]
     return dict(zip(policies, logits, strict=True))
+
+
+def _ratios(terms: Sequence[Term], base: Tensor, prefixes: Sequence[Prefix]) -> Program:
+    """The log-ratios [positions, vocabulary] of the terms of another tokenizer, by the base's
+    logits; 0 for tokens that are not plausible."""
+    found = {term: torch.zeros_like(base) for term in terms if term.spans is not None}
+    places = [prefix.length for prefix in prefixes]
+    acting = [term.acts(base, places) for term in terms] if found else []
+    allowed = _allowed(terms, {}, base, acting) if found else base
+    for row, prefix in enumerate(prefixes) if found else ():
+        candidates = allowed[row].nonzero()[:, 0]
+        if len(candidates):
+            rewards = yield from together(
+                [
+                    term.spans.ratios(term.policy, term.reference, prefix, candidates.tolist())
+                    for term in found
+                    if term.spans is not None
+                ]
+            )
+            for ratio, values in zip(found.values(), rewards, strict=True):
+                ratio[row, candidates] = values.to(ratio)
+    return found
 
 
 def _settled(terms: Sequence[Term], base: Tensor, choice: Choice) -> GuidedLogits | None:
@@ -210,19 +245,30 @@ def sequence_scores(guided: GuidedPolicy, prefix: Prefix, length: int) -> Progra
     chosen: a `GuidedLogits` [length, vocabulary]."""
     policies = guided.policies
     logits = yield [SequenceLogits(policy, prefix, length) for policy in policies]
+    found = dict(zip(policies, logits, strict=True))
     places = range(prefix.length - length, prefix.length)
-    return combine(guided, dict(zip(policies, logits, strict=True)), places)
+    ratios: Mapping[Term, Tensor] = {}
+    if any(term.spans for term in guided.terms):
+        node = next(one for one in prefix.line() if one.length <= places[0])
+        line = [node.then(*prefix.tokens[node.length : places[0]])]
+        for token in prefix.ending(length)[:-1]:
+            line.append(line[-1].then(token))
+        ratios = yield from _ratios(guided.terms, found[guided.base], line)
+    return combine(guided, found, places, ratios)
 
 
 def combine(
-    guided: GuidedPolicy, logits: Mapping[Policy, Tensor], places: Sequence[int]
+    guided: GuidedPolicy,
+    logits: Mapping[Policy, Tensor],
+    places: Sequence[int],
+    ratios: Mapping[Term, Tensor] | None = None,
 ) -> GuidedLogits:
     """The log-linear form over the logits [positions, vocabulary] of every policy. `places`: how
-    many tokens stand before each position.
+    many tokens stand before each position; `ratios`: those of terms of another tokenizer.
 
     Only the columns of tokens that are plausible at some position are computed.
     """
-    base = logits[guided.base]
+    base, ratios = logits[guided.base], ratios or {}
     acting = {term: term.acts(base, places) for term in guided.terms}
     acting = {term: acts for term, acts in acting.items() if bool(acts.any())}
     if not acting:
@@ -231,13 +277,16 @@ def combine(
         scores.shape[-1] for scores in logits.values()
     )  # embeddings may be padded beyond the shared vocabulary
     logits = {policy: scores[:, :size] for policy, scores in logits.items()}
+    ratios = {term: ratio[:, :size] for term, ratio in ratios.items() if term in acting}
     base = logits[guided.base]
     allowed = _allowed(list(acting), logits, base, list(acting.values()))
     first = base.argmax(-1, keepdim=True)  # [positions, 1]
     columns = allowed.any(0).index_fill(0, first[:, 0], True).nonzero()[:, 0]
     log = {policy: scores.log_softmax(-1)[:, columns] for policy, scores in logits.items()}
     added = [
-        term.added(log.__getitem__).masked_fill(~acts[:, None], 0.0)
+        term.added(
+            log.__getitem__, ratios[term][:, columns] if term in ratios else None
+        ).masked_fill(~acts[:, None], 0.0)
         for term, acts in acting.items()
     ]
     values = log[guided.base] + torch.stack(added).sum(0)  # [positions, columns]
@@ -251,7 +300,7 @@ def combine(
     if bool(silent.any()):
         scores = torch.where(silent[:, None], base, scores)
         acting = {term: acts & ~silent for term, acts in acting.items()}
-    return GuidedLogits(scores, advantage, logits, acting)
+    return GuidedLogits(scores, advantage, logits, acting, ratios)
 
 
 def _allowed(
@@ -291,10 +340,18 @@ class Resolve(Protocol):
     stands for that model without vectors."""
 
     def __call__(
-        self, spec: PolicySpec | str, told: Sequence[Preferences] = (), field: str = ""
+        self,
+        spec: PolicySpec | str,
+        told: Sequence[Preferences] = (),
+        field: str = "",
+        any_tokens: bool = False,
     ) -> Policy:
-        """The policy, told `told` beside the request's preferences. Raises `Invalid` with the path
-        `field`, where the guide says it."""
+        """The policy, told `told` beside the request's preferences. `any_tokens`: it may have
+        another tokenizer than the request's own. Raises `Invalid` with the path `field`, where the
+        guide says it."""
+
+    def spans(self, policy: Policy) -> Spans | None:
+        """How a policy of another tokenizer reads the answer; None for one of the same."""
 
     @property
     def base(self) -> Policy:
@@ -343,11 +400,11 @@ def _personalized(guide: Personalized, resolve: Resolve) -> list[tuple[float, Po
     def reference(told: Preferences) -> Policy:
         if guide.reference == "base":
             return resolve.base
-        return resolve(own, (told,) if guide.reference == "told" else ())
+        return resolve(own, (told,) if guide.reference == "told" else (), any_tokens=True)
 
     personal = own.model_copy(update={"vectors": guide.vectors})
     return [
-        (guide.weight * share, resolve(personal, (told,)), reference(told))
+        (guide.weight * share, resolve(personal, (told,), any_tokens=True), reference(told))
         for told, share in guide.told
     ]
 
@@ -387,16 +444,24 @@ def terms(guides: Sequence[Guide], resolve: Resolve, faults: Faults) -> tuple[Te
             for number, (weight, policy, reference) in enumerate(parts):
                 label = f"{place}:{guide.kind}" + (f".{number}" if len(parts) > 1 else "")
                 if weight != 0 and policy != reference:
-                    found.append(
-                        Term(
-                            label,
-                            weight,
-                            policy,
-                            reference,
-                            guide.plausible,
-                            guide.clip,
-                            guide.when,
+                    spans = resolve.spans(policy)
+                    if spans is not None and reference.backbone != policy.backbone:
+                        raise Invalid(
+                            f"`base` reads other tokens than {policy.backbone}; take `told` or"
+                            " `untold`",
+                            "reference",
                         )
+                    limits = guide.plausible, guide.clip, guide.when
+                    found.append(Term(label, weight, policy, reference, *limits, spans))
+    if any(term.spans for term in found):
+        for place, guide in enumerate(guides):
+            judge = guide.plausible
+            with faults.at(place, guide.kind):
+                if judge is None or judge.of == "policy" or judge.top_k is None:
+                    raise Invalid(
+                        "needs a `top_k` of the base: a guide of another tokenizer reads the text"
+                        " of each candidate",
+                        "plausible",
                     )
     return tuple(found)
 
