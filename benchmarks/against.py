@@ -120,7 +120,7 @@ def run(other: Path, name: str, case: str | None, rounds: int) -> Iterator[dict[
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("other", type=Path, help="the folder of another checkout")
-    parser.add_argument("name", help="decode, guide, vectors or deal")
+    parser.add_argument("name", help="decode, guide, pad, vectors or deal")
     parser.add_argument("--case")
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()

@@ -96,6 +96,9 @@ class TokenLogprob:
     """The likeliest tokens as (id, logprob)."""
     guides: dict[str, float] = field(default_factory=dict)
     """What each guide added to this token's score."""
+    advantage: float = 0.0
+    """By how much the guides would score another token above the likeliest of the base, in nats; 0:
+    they agree with it."""
 
 
 @dataclass(frozen=True)

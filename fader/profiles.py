@@ -13,7 +13,7 @@ from platformdirs import user_config_path
 
 from fader.files import is_file, read_text, repeated, write_whole
 from fader.request import Alignment
-from fader.schema import Invalid, parse, short
+from fader.schema import Invalid, at, parse, short
 
 
 def profile_folders() -> list[Path]:
@@ -33,11 +33,20 @@ def profiles() -> dict[str, Path]:
 
 def load_alignment(text: str | Mapping[str, Any] | Alignment) -> Alignment:
     """An alignment from JSON text, a JSON or YAML file, or a profile's name. What is JSON is read
-    as JSON, since YAML would read some of it differently."""
+    as JSON, since YAML would read some of it differently.
+
+    A profile's name may also stand where a guide has `preferences`: the guide is told that
+    profile's. Raises `Invalid`."""
     if isinstance(text, Alignment):
         return text
+    source, value = _read_alignment(text)
+    return parse(Alignment, _told_by_name(value, source), source)
+
+
+def _read_alignment(text: str | Mapping[str, Any]) -> tuple[str, Any]:
+    """What an alignment is called in errors, and its fields as they were given."""
     if isinstance(text, Mapping):
-        return parse(Alignment, text, "alignment")
+        return "alignment", text
     source, content, yaml_too = "alignment", text, False
     if not text.lstrip().startswith(("{", "[")):
         file = profiles().get(text) or Path(text)
@@ -51,7 +60,30 @@ def load_alignment(text: str | Mapping[str, Any] | Alignment) -> Alignment:
         source, yaml_too = str(file), file.suffix != ".json"
         content = read_text(file.read_bytes(), source)
     value = _json_or_yaml(content, source, yaml_too)
-    return parse(Alignment, value if value is not None else {}, source)
+    return source, value if value is not None else {}
+
+
+def _told_by_name(value: Any, source: str) -> Any:
+    """An alignment's fields, with the preferences of a profile where a guide names one."""
+    guides = value.get("guides") if isinstance(value, Mapping) else None
+    if not isinstance(guides, list | tuple):
+        return value
+    return {**value, "guides": [_named(guide, source, i) for i, guide in enumerate(guides)]}
+
+
+def _named(guide: Any, source: str, place: int) -> Any:
+    name = guide.get("preferences") if isinstance(guide, Mapping) else None
+    if not isinstance(name, str):
+        return guide
+    with at(source, "guides", place, str(guide.get("kind", "")), "preferences"):
+        if (file := profiles().get(name)) is None:
+            known = ", ".join(profiles()) or "none yet"
+            raise Invalid(f"there is no profile {short(name)} (known profiles: {known})")
+        _, said = _read_alignment(str(name))
+        said = said.get("preferences") if isinstance(said, Mapping) else None
+        if not said:
+            raise Invalid(f"the profile {name!r} has no preferences to tell ({file})")
+    return {**guide, "preferences": said}
 
 
 def _json_or_yaml(content: str, source: str, yaml_too: bool) -> Any:

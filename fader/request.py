@@ -113,9 +113,25 @@ class Plausible(Frozen):
     """Whose distribution decides: the request's own, or the guide's policy."""
 
 
+class When(Frozen):
+    """Where a guide acts. Elsewhere the answer goes on as without it."""
+
+    every: int = Field(1, ge=1)
+    """At the first token and each n-th after it. At the others it is not read."""
+    base_at_most: Share | None = None
+    """Only where the base's likeliest token has at most this probability. The base is then read
+    first, and the guide only where it can change the choice; at 1 the tokens are the same."""
+    advantage: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Only where another token scores higher than the base's own choice, by more than this, in
+    nats (`methods/budget.py` finds the value for a budget)."""
+
+
 class _Guide(Frozen):
     weight: Finite = 1.0
     """w in w * (log policy - log reference); 0 is off."""
+    clip: Positive | None = None
+    """log policy - log reference is kept between minus this and this, in nats."""
+    when: When = When()
     plausible: Plausible | None = None
     """Which tokens stay candidates. Left out: the preset's default; None, or one without limits:
     all tokens. The sets of several guides are united."""
@@ -168,18 +184,50 @@ class Mix(_Guide):
 
 
 class Personalized(_Guide):
-    """A personalised reward model (PAD, arXiv 2410.04070, eq. (13)) told the user's principle."""
+    """A personalised reward model told what the user wants (PAD, arXiv 2410.04070, eq. (13)).
+
+    Exactly one of `principle`, `principles` and `preferences` says what that is.
+    """
 
     kind: Literal["personalized"]
-    principle: Text
+    principle: Text | None = None
+    """What the model is told, as a text."""
+    principles: dict[Text, Finite] = Field(default_factory=dict)
+    """Several texts and the weight of each: one term each, all read in one batch."""
+    preferences: Preferences | None = None
+    """What the model is told, as preferences, said as `rendering` says."""
     model: Text | None = None
     vectors: dict[str, Finite] = Field(default_factory=dict)
     """The vectors that make the backbone the personalised model."""
     rendering: Rendering = "principle"
-    reference: Literal["own", "base"] = "own"
-    """`own`: the same model without its vectors, told the principle (the paper); `base`: the
-    request's own policy (the released code)."""
+    reference: Literal["told", "untold", "base"] = "told"
+    """`told`: the same model without its vectors, told the same; `untold`: that, not told; `base`:
+    the policy that is guided, as it reads (the released code)."""
+    tell_base: bool = False
+    """Whether the policy that is guided is told too (the released code), or not (the paper)."""
     plausible: Plausible | None = Plausible(top_k=10)
+
+    @property
+    def told(self) -> tuple[tuple[Preferences, float], ...]:
+        """What the model is told, each with its share of the weight."""
+        if self.preferences is not None:
+            return ((self.preferences.model_copy(update={"rendering": self.rendering}), 1.0),)
+        texts = self.principles if self.principle is None else {self.principle: 1.0}
+        return tuple(
+            (Preferences(user=(text,), rendering=self.rendering), share)
+            for text, share in texts.items()
+        )
+
+    @model_validator(mode="after")
+    def _is_told_something(self) -> Personalized:
+        given = [self.principle is not None, bool(self.principles), self.preferences is not None]
+        if sum(given) != 1:
+            raise ValueError(
+                "give `principle`, `principles` or `preferences`, one of them: what the user wants"
+            )
+        if self.preferences is not None and self.preferences.empty:
+            raise ValueError("`preferences` say nothing; give what the user wants")
+        return self
 
     @model_validator(mode="after")
     def _has_a_model(self) -> Personalized:
@@ -188,10 +236,10 @@ class Personalized(_Guide):
                 "give `vectors` or `model`: what makes the model personal; for a principle alone"
                 " use the guide `contrast`"
             )
-        if not any(self.vectors.values()) and self.reference == "own":
+        if not any(self.vectors.values()) and self.reference == "told":
             raise ValueError(
                 "without vectors the model would be its own reference; give `vectors`, or set"
-                " `reference` to `base`"
+                " `reference` to `untold` or `base`"
             )
         return self
 

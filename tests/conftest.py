@@ -69,19 +69,21 @@ NO_SYSTEM = (
 )
 
 
-def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 400 tokens, with an end token that is not the padding token."""
+def tokenizer(
+    template: str | None = TEMPLATE, size: int = 400, text: str = TEXT
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, with an end token that is not the padding token."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     special = ["<pad>", "<|end|>", "<|stop|>", "<|system|>", "<|user|>", "<|assistant|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=size,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    inner.train_from_iterator([TEXT], trainer)
+    inner.train_from_iterator([text], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="<|end|>", pad_token="<pad>", chat_template=template
     )

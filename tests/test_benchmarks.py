@@ -14,6 +14,10 @@ from fader.cli import app
 CASES = {
     "decode": ({"tokens": 2, "rounds": 1}, ["batch-1", "batch-8", "batch-16"]),
     "guide": ({"tokens": 2, "rounds": 1}, ["batch-1", "batch-8"]),
+    "pad": (
+        {"tokens": 2, "rounds": 1, "longest": 3},
+        ["batch-1", "batch-8", "batch-32", "three", "against-released"],
+    ),
     "vectors": ({"tokens": 1, "rounds": 1}, ["against-none", "against-peft"]),
     "knob": ({"rounds": 2}, ["change"]),
     "deal": (

@@ -198,6 +198,9 @@ def texts(schema, value="x"):
         {"kind": "mix", "components": [{"policy": {"model": value}, "weight": 1}]},
         {"kind": "personalized", "principle": value, "vectors": {value: 1}},
         {"kind": "personalized", "principle": "a", "model": value, "reference": "base"},
+        {"kind": "personalized", "principles": {value: 1}, "vectors": {"a": 1}},
+        {"kind": "personalized", "preferences": {"user": value}, "vectors": {"a": 1}},
+        {"kind": "personalized", "preferences": value, "vectors": {"a": 1}},
         {"kind": "proxy", "tuned": value, "untuned": value},
         {"kind": "ratio", "policy": {"vectors": {value: 1}}, "reference": {"model": value}},
     ]

@@ -47,6 +47,22 @@ from fader.schema import Invalid, parse
             },
             "alignment.guides[0].personalized: without vectors the model would be its own",
         ),
+        *(
+            (
+                {
+                    "messages": "x",
+                    "alignment": {
+                        "guides": [{"kind": "personalized", "vectors": {"v": 1}, **told}]
+                    },
+                },
+                f"alignment.guides[0].personalized: {said}",
+            )
+            for told, said in (
+                ({}, "give `principle`, `principles` or `preferences`"),
+                ({"principle": "p", "principles": {"q": 1}}, "give `principle`, `principles` or"),
+                ({"preferences": {}}, "`preferences` say nothing"),
+            )
+        ),
         (
             {
                 "messages": "x",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,17 @@ from fader.engine.protocols import Backbone
 from fader.engine.running import Running
 from fader.engine.stats import Stats
 from fader.methods.decode import Task, decode, token_logprobs
-from fader.methods.guidance import GuidedPolicy, next_scores, sequence_scores, terms
+from fader.methods.guidance import (
+    GuidedPolicy,
+    next_scores,
+    sequence_scores,
+    terms,
+    told_to_base,
+)
 from fader.methods.objective import Objective, objective
 from fader.methods.prompt import prompt_ids
 from fader.methods.search import rows, search
+from fader.methods.spans import ROOM, Spans
 from fader.methods.tokens import stop_tokens, text_ids
 from fader.request import Lookahead, PolicySpec, Preferences, Request, Sampling, Search
 from fader.rewards.reward import NOTHING, Resources
@@ -54,6 +61,15 @@ class Plan:
         for policy, count in counts:
             taken, longest = found.get(policy.backbone, (0, 0))
             found[policy.backbone] = taken + count, max(longest, len(policy.prompt) + length)
+        terms = self.guided.terms
+        candidates = sum(t.plausible.top_k or 0 for t in terms if t.plausible is not None)
+        for term in terms:
+            if term.spans is None:
+                continue
+            for policy in (term.policy, term.reference):
+                taken, longest = found.get(policy.backbone, (0, 0))
+                read = len(policy.prompt) + term.spans.limit + term.spans.longest
+                found[policy.backbone] = taken + samples * (1 + candidates), max(longest, read)
         return found
 
 
@@ -211,7 +227,7 @@ class Local:
         own = self.mixture_of(alignment.vectors, backbone, faults.inside("alignment"))
         resolve = _Resolver(self, request, backbone, own)
         with faults.at():
-            base = resolve(PolicySpec())
+            base = resolve.base
         if base is None:  # without it nothing more can be said
             faults.raise_any()
             raise AssertionError("a policy that cannot be had without a fault")
@@ -252,9 +268,6 @@ class Local:
         return mixture(found)
 
 
-_NOTHING = Preferences()
-
-
 class _Resolver:
     """Turns what a request says of a policy into one (see `guidance.Resolve`); equal ones are made
     once."""
@@ -269,24 +282,54 @@ class _Resolver:
         self._local, self._request, self._backbone, self._own = local, request, backbone, own
         self._made: dict[tuple[Any, ...], Policy] = {}
 
+    @property
+    def base(self) -> Policy:
+        """The policy that is guided: the request's own, told what guides tell it."""
+        return self(PolicySpec(), told_to_base(self._request.alignment.guides))
+
     def __call__(
-        self, spec: PolicySpec | str, told: Preferences = _NOTHING, field: str = ""
+        self,
+        spec: PolicySpec | str,
+        told: Sequence[Preferences] = (),
+        field: str = "",
+        any_tokens: bool = False,
     ) -> Policy:
         """The policy, told `told` beside the request's preferences."""
         model_field = field if isinstance(spec, str) else path_of(field, "model")
         spec = PolicySpec(model=spec, vectors={}) if isinstance(spec, str) else spec
         reader = self._local.model_named(spec.model or self._request.model, model_field)
-        if reader is not self._backbone:
+        if reader is not self._backbone and not any_tokens:
             with at(model_field):
                 _same_vocabulary(self._backbone, reader)
         alignment = self._request.alignment
         preferences = alignment.preferences if spec.preferences is None else spec.preferences
         key = (
             reader.name,
-            self._read((preferences, told), reader),
+            self._read((preferences, *told), reader),
             self._mixed(spec, reader, field),
         )
         return self._made.setdefault(key, Policy(*key))
+
+    def spans(self, policy: Policy) -> Spans | None:
+        """How a policy of another tokenizer reads the answer; None for one of the same."""
+        reader, mine = self._local.backbones[policy.backbone], self._backbone
+        if reader is mine or reader.tokenizer.get_vocab() == mine.tokenizer.get_vocab():
+            return None
+        begun = self._request.prefill is not None
+        context = list(self.base.prompt[-8:]) if begun else []
+        start = len(mine.decode(context))
+
+        def text(tokens: Sequence[int]) -> str:
+            return mine.decode([*context, *tokens])[start:].rstrip("\ufffd")
+
+        @lru_cache(maxsize=4096)
+        def encode(text: str) -> tuple[int, ...]:
+            return tuple(text_ids(text, reader.tokenizer, continuing=begun))
+
+        longest = max(len(token.encode()) for token in mine.tokenizer.get_vocab())
+        room = reader.max_length - len(policy.prompt) - longest
+        limit = max(1, min(ROOM * (self._request.sampling.max_tokens + 1), room))
+        return Spans(text, encode, mine.end_tokens, reader.end_tokens, limit, longest)
 
     def _mixed(
         self, spec: PolicySpec, reader: Backbone, field: str

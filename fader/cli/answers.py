@@ -290,7 +290,8 @@ def schema() -> None:
 @app.command(epilog="Example: `fader bench decode --json`")
 def bench(
     name: Annotated[
-        str, typer.Argument(help="A script under benchmarks/: decode, guide, vectors, knob, deal.")
+        str,
+        typer.Argument(help="A script under benchmarks/: decode, guide, pad, vectors, knob, deal."),
     ],
     case: Annotated[str | None, typer.Option(help="Only this case of it; left out: all.")] = None,
     as_json: AsJson = False,

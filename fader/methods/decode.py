@@ -12,7 +12,7 @@ from torch import Tensor
 from fader.answer import Answer, Chunk, FinishReason, TokenLogprob
 from fader.engine.prefix import Prefix
 from fader.engine.program import Emit, Program
-from fader.methods.guidance import GuidedLogits, GuidedPolicy, next_scores
+from fader.methods.guidance import Choice, GuidedLogits, GuidedPolicy, next_scores
 from fader.methods.sampling import draw, uniform
 from fader.request import Sampling
 
@@ -44,8 +44,12 @@ def decode(guided: GuidedPolicy, root: Prefix, task: Task, index: int = 0) -> Pr
     written: list[int] = []
     logprobs: list[TokenLogprob] = []
     finish: FinishReason | None = None
+    choice: Choice | None = None  # a report needs all scores
+    if sampling.logprobs is None:
+        greedy = sampling.temperature == 0 and sampling.repetition_penalty == 1
+        choice = "greedy" if greedy else "drawn"
     while finish is None:
-        reading = yield from next_scores(guided, [prefix])
+        reading = yield from next_scores(guided, [prefix], choice=choice)
         token = draw(
             reading.scores[0],
             sampling,
@@ -99,9 +103,15 @@ def token_logprobs(
                 if value > float("-inf")
             ),
             {label: scores[place] for label, scores in added.items()},
+            advantage,
         )
-        for place, (token, logprob) in enumerate(
-            zip(tokens, log.gather(1, chosen)[:, 0].tolist(), strict=True)
+        for place, (token, logprob, advantage) in enumerate(
+            zip(
+                tokens,
+                log.gather(1, chosen)[:, 0].tolist(),
+                reading.advantage.tolist(),
+                strict=True,
+            )
         )
     ]
 

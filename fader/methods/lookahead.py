@@ -266,11 +266,7 @@ class Tree:
                 follows = ids[place][0], ()
             node.follows = follows, float(log[place, follows[0]])
             if sampling.logprobs is not None:
-                row = slice(place, place + 1)
-                node.reading = GuidedLogits(
-                    reading.scores[row].clone(),
-                    {label: added[row].clone() for label, added in reading.added.items()},
-                )
+                node.reading = reading.at(place)
 
     def best_so_far(self, beams: Sequence[Node]) -> Node:
         """The best of the finished hypotheses that have been scored. If there is none: the leading
