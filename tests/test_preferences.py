@@ -5,12 +5,14 @@ from collections import Counter
 
 import pytest
 import torch
+from conftest import warnings_of_the_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fader.data.nearness import FAR, NEAR, nearness, of_nearness
 from fader.data.preferences import (
     Family,
     Judged,
+    flips_of,
     read_judged,
     row_of,
     unflipped,
@@ -20,7 +22,7 @@ from fader.data.records import Pair
 from fader.methods.prompt import ending_ids, prompt_ids
 from fader.request import Message, Preferences
 from fader.starter.shipped import starter_families, starter_rows
-from fader.training.told import told_lessons
+from fader.training.told import taught_flips, told_lessons
 from fader.training.vector import Recipe, _row, _short_enough, collate, train_vector
 
 IDLE = [row["text"] for row in starter_rows("preferences/irrelevant", "train")]
@@ -65,6 +67,12 @@ def test_no_wording_of_a_preference_is_taught_and_measured():
     assert not taught & measured
 
 
+def test_records_of_one_pair_are_a_flip():
+    flip = family("x", [pair("q", "a", "b")]).flips("train")[0]
+    other = Judged(pair("q", "a", "c"), ("z",))
+    assert flips_of([flip[0], other, flip[1]]) == [flip, (other,)]
+
+
 def test_questions_near_measured_ones_are_not_taught():
     same = family("x", [pair("How do I fold a fitted sheet neatly?", "a", "b")]).flips("train")
     other = family("x", [pair("Why is the sea salty at all?", "a", "b")]).flips("train")
@@ -85,7 +93,10 @@ def test_records_are_read_as_they_are_written(tmp_path):
         ({}, "mine.jsonl:1: preference must be a text or a list of wordings (got None)"),
         ({"preference": ["x", ""]}, "mine.jsonl:1: preference must be a text or a list"),
         ({"preference": "x", "pole": 5}, "mine.jsonl:1: pole must be a text (got 5)"),
-        ({"preference": "x", "rejected": "a"}, "mine.jsonl:1: chosen and rejected are the same"),
+        (
+            {"preference": "x", "rejected": "a"},
+            "mine.jsonl:1: chosen and rejected are the same; take",
+        ),
     ],
 )
 def test_faulty_records_are_named(tmp_path, row, said):
@@ -98,7 +109,7 @@ def test_faulty_records_are_named(tmp_path, row, said):
 
 def test_lessons_under_preferences_come_in_flips():
     families = starter_families()
-    lessons = told_lessons(families, IDLE, "principle", share=0.2)
+    lessons = told_lessons(taught_flips(families, share=0.2), IDLE, "principle")
     taught = [one for one in lessons if not one.retained]
     held_out = {text for one in families if one.held_out for pole in one.wordings for text in pole}
     for first, second in zip(taught[::2], taught[1::2], strict=True):
@@ -116,13 +127,13 @@ def test_lessons_under_preferences_come_in_flips():
     assert 0.08 < len(places) / len(taught) < 0.25
     joint = Counter(len(one.told.user) for one in taught)
     assert 0.15 < (joint[2] + joint[3]) / len(taught) < 0.45
-    assert lessons == told_lessons(families, IDLE, "principle", share=0.2)
-    assert lessons != told_lessons(families, IDLE, "principle", seed=1, share=0.2)
+    assert lessons == told_lessons(taught_flips(families, share=0.2), IDLE, "principle")
+    assert lessons != told_lessons(taught_flips(families, share=0.2), IDLE, "principle", seed=1)
 
 
 def test_training_reads_what_serving_reads(tiny_folder):
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    lesson = told_lessons(starter_families(), IDLE, "principle", share=0.02)[0]
+    lesson = told_lessons(taught_flips(starter_families(), share=0.02), IDLE, "principle")[0]
     row = _row(lesson, tokenizer, ending_ids(tokenizer), "untold")
     assert row["prompt_ids"] == prompt_ids(lesson.messages, [lesson.told], tokenizer)
     assert row["reference_ids"] == prompt_ids(lesson.messages, [], tokenizer)
@@ -136,7 +147,7 @@ def test_training_reads_what_serving_reads(tiny_folder):
 def test_an_untold_reference_reads_the_question_alone(tiny_folder):
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-    lessons = told_lessons(starter_families(), IDLE, "principle", share=0.02)[:3]
+    lessons = told_lessons(taught_flips(starter_families(), share=0.02), IDLE, "principle")[:3]
     recipe = Recipe(reference="untold", max_length=4000)
     _, rows = _short_enough(lessons, tokenizer, model, recipe)
     batch = collate(rows, pad=0)
@@ -167,13 +178,12 @@ def test_nearness_finds_twins_and_opposites_and_leaves_strangers_far():
     ]
 
 
+@warnings_of_the_trainer
 def test_a_preference_is_learned_by_flips(tmp_path, tiny_folder):
     """Two answers whose order depends on the preference alone: taught in order, both orders are
     right in the end."""
-    flips = family("x", [pair("q", "aaaa", "bbbb")])
-    lessons = [
-        one for seed in range(40) for one in told_lessons([flips, flips], [], "system", seed)
-    ]
+    flips = family("x", [pair("q", "aaaa", "bbbb")]).flips("train") * 2
+    lessons = [one for seed in range(40) for one in told_lessons(flips, [], "system", seed)]
     assert {lesson.told for lesson in lessons if not lesson.retained} >= {
         Preferences(user=("x up",), rendering="system"),
         Preferences(user=("x down",), rendering="system"),
@@ -188,6 +198,8 @@ def test_a_preference_is_learned_by_flips(tmp_path, tiny_folder):
         in_order=True,
         max_length=4000,
     )
-    vector = train_vector("x", lessons, tmp_path / "x", recipe, str(tiny_folder), progress=False)
+    vector = train_vector(
+        "x", lessons, tmp_path / "x", recipe, model=str(tiny_folder), progress=False
+    )
     last = [row["accuracy"] for row in vector.card["curve"][-8:] if "accuracy" in row]
     assert sum(last) / len(last) > 0.9

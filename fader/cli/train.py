@@ -23,10 +23,12 @@ from fader.cli.show import (
     screen,
     table,
 )
+from fader.data.preferences import Judged, flips_of, read_judged, unflipped
 from fader.data.records import Item, Pair, read
 from fader.data.records import split as of_split
 from fader.data.sources import split_name
 from fader.engine import builtin
+from fader.starter.shipped import starter_families, starter_rows
 from fader.training.lessons import at_one, lessons_of
 from fader.training.lessons import cotrain as side_by_side
 from fader.vectors.store import vector_folder
@@ -227,6 +229,81 @@ def cotrain(
             trained, folders[trained.name], model=model, **_measured(items, _taught(items))
         )
         _show(noted, folders[trained.name], as_json)
+
+
+@app.command(
+    epilog=(
+        "Example: `fader train personal mine --data preferences.jsonl`, then `fader generate '…'"
+        ' --align \'{"guides": [{"kind": "personalized", "vectors": {"mine": 1}, "principle":'
+        ' "Be brief."}]}\'`'
+    )
+)
+def personal(
+    name: Annotated[str, typer.Argument(help="What requests will call the model's vector.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Records {preference, prompt, chosen, rejected, family, pole, split}; left out: the"
+                " preferences that ship."
+            )
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder to write; left out: the user's vectors folder, where requests look."
+        ),
+    ] = None,
+    model: Model = builtin.NAME,
+    passes: Annotated[
+        int, typer.Option(min=1, help="Passes over the pairs, each in other wordings.")
+    ] = 2,
+    rank: Annotated[int | None, typer.Option(help="Rank of the vector.")] = None,
+    beta: Annotated[float | None, typer.Option(help="How sharply a preference counts.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    max_length: MaxLength = None,
+    force: Force = False,
+    seed: int = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train PAD's personalised reward model on pairs under preferences, resumable. About an hour
+    for the preferences that ship, on two cores."""
+    with needing("training", "train,eval"):
+        from fader.training.personal import PERSONAL, train_personal
+        from fader.training.told import taught_flips
+
+    if data is None:
+        flips: list[tuple[Judged, ...]] = [*taught_flips(starter_families(), seed)]
+    else:
+        records = [one for one in read_judged(data) if one.split == "train"]
+        if not records:
+            raise ValueError(f"--data: {data} has no records of the split train")
+        flips = flips_of(records)
+        if alone := unflipped(records):
+            _say(
+                f"{data}: {len(alone)} answers are liked more often than disliked, or less; from"
+                " them the model can learn what is liked without reading a preference"
+            )
+    idle = [row["text"] for row in starter_rows("preferences/irrelevant", "train")]
+    given: dict[str, Any] = {
+        "rank": rank,
+        "alpha": None if rank is None else 2 * rank,
+        "beta": beta,
+        "learning_rate": learning_rate,
+        "max_length": max_length,
+        "seed": seed,
+    }
+    recipe = replace(PERSONAL, **{key: one for key, one in given.items() if one is not None})
+    folder = vector_folder(name, Path(out) if out else None, "NAME")
+    _say(f"Taught: {len(flips)} pairs, {passes} times.")
+    trained = train_personal(name, flips, idle, folder, recipe, passes, model=model, force=force)
+    row = {
+        "name": trained.name,
+        "folder": str(folder),
+        **{key: trained.card[key] for key in ("lessons", "retained", "seconds")},
+    }
+    print_json(row) if as_json else screen.print(row)
 
 
 def _read(source: str, rating: str | None = None, skip_bad: int = 0) -> list[Item]:

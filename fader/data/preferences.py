@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fader.data import sources
+from fader.data.conversations import NoPreference
 from fader.data.records import Pair, pair_of, read
 from fader.schema import at, whole_characters
 
@@ -104,6 +105,18 @@ def read_families(file: Path, folder: Path) -> list[Family]:
     return [_family(row, file.parent, folder) for row in sources.rows(file)]
 
 
+def flips_of(records: Iterable[Judged]) -> list[tuple[Judged, ...]]:
+    """The records by pair: those that compare the same two answers to the same messages stand
+    together, whichever of the answers each of them likes."""
+    found: dict[object, list[Judged]] = {}
+    for judged in records:
+        pair = judged.pair
+        found.setdefault((pair.messages, frozenset((pair.chosen, pair.rejected))), []).append(
+            judged
+        )
+    return [tuple(group) for group in found.values()]
+
+
 def unflipped(records: Iterable[Judged]) -> list[str]:
     """The answers that are chosen more or less often than they are rejected: from those a model
     could learn what is liked without reading a preference."""
@@ -151,9 +164,10 @@ def _judged(row: sources.Row) -> Judged:
     for name, value in about.items():
         if not isinstance(value, str):
             raise ValueError(f"{row.where}: {name} must be a text (got {value!r})")
-    pair = pair_of(_pair_fields(row.fields), row.where)
-    if pair.chosen == pair.rejected:
-        raise ValueError(f"{row.where}: chosen and rejected are the same; take the record out")
+    try:
+        pair = pair_of(_pair_fields(row.fields), row.where)
+    except NoPreference as why:
+        raise ValueError(f"{row.where}: {why}; take the record out") from None
     return Judged(pair, wordings, **about)
 
 

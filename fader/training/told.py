@@ -16,7 +16,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fader.data.preferences import Family, Flip, without_leaks
+from fader.data.preferences import Family, Flip, Judged, without_leaks
 from fader.request import Preferences, Rendering
 from fader.training.lessons import Lesson
 
@@ -28,53 +28,56 @@ MOST = 60
 """Pairs of a family in a pass: the large families do not drown the small ones."""
 
 
-def told_lessons(
-    families: Sequence[Family],
-    irrelevant: Sequence[str],
-    rendering: Rendering,
-    seed: int = 0,
-    share: float = 1.0,
-) -> list[Lesson]:
-    """One pass through the training pairs of the families that are not held out, each under either
-    pole, in wordings drawn by `seed`. `share`: of the pairs of each family, for comparisons."""
+def taught_flips(families: Sequence[Family], seed: int = 0, share: float = 1.0) -> list[Flip]:
+    """The training pairs of the families that are not held out, `MOST` of each, but none whose
+    question is nearly one that is measured. `share`: of each family's, for comparisons."""
     dice = random.Random(seed)
-    seen = [family for family in families if not family.held_out]
     kept = [
         flip for family in families for split in ("dev", "test") for flip in family.flips(split)
     ]
+    seen = [flip for family in families if not family.held_out for flip in family.flips("train")]
     of_family: dict[str, list[Flip]] = {}
-    for flip in without_leaks([one for family in seen for one in family.flips("train")], kept):
+    for flip in without_leaks(seen, kept):
         of_family.setdefault(flip[0].family, []).append(flip)
-    flips: list[Flip] = []
-    for taught in of_family.values():
-        count = max(1, round(min(MOST, len(taught)) * share))
-        flips += dice.sample(taught, count)
-    dice.shuffle(flips)
-    lessons: list[Lesson] = []
+    found: list[Flip] = []
+    for flips in of_family.values():
+        found += dice.sample(flips, max(1, round(min(MOST, len(flips)) * share)))
+    return found
+
+
+def told_lessons(
+    flips: Sequence[Sequence[Judged]], idle: Sequence[str], rendering: Rendering, seed: int = 0
+) -> list[Lesson]:
+    """One pass through the flips in an order, and in wordings, drawn by `seed`. `idle`: facts about
+    a user from which nothing follows."""
+    dice = random.Random(seed)
+    wordings: dict[str, dict[str, Sequence[str]]] = {}
     for flip in flips:
-        others = [one for one in seen if one.name != flip[0].family]
+        for judged in flip:
+            wordings.setdefault(judged.family, {})[judged.pole] = judged.wordings
+    lessons: list[Lesson] = []
+    for flip in dice.sample(flips, len(flips)):
+        others = [family for family in wordings if family != flip[0].family]
         count = dice.choice((1, 2)) if dice.random() < JOINT else 0
         beside = [
-            dice.choice(one.wordings[dice.randrange(2)])
-            for one in dice.sample(others, min(count, len(others)))
+            dice.choice(dice.choice(list(wordings[family].values())))
+            for family in dice.sample(others, min(count, len(others)))
         ]
         place = dice.randint(0, len(beside))
         for judged in flip:
-            texts = beside.copy()
-            texts.insert(place, dice.choice(judged.wordings))
+            texts = [*beside[:place], dice.choice(judged.wordings), *beside[place:]]
             told = Preferences(user=tuple(texts), rendering=rendering)
             pair = judged.pair
             lessons.append(Lesson(pair.messages, pair.chosen, pair.rejected, (1.0,), told=told))
         if dice.random() < 2 * NEUTRAL:
-            lessons += _neutral(lessons[-1], irrelevant, rendering, dice)
+            lessons += _neutral(lessons[-1], idle, rendering, dice)
     return lessons
 
 
 def _neutral(
-    lesson: Lesson, irrelevant: Sequence[str], rendering: Rendering, dice: random.Random
+    lesson: Lesson, idle: Sequence[str], rendering: Rendering, dice: random.Random
 ) -> list[Lesson]:
-    """The lesson told nothing, and told a fact from which nothing follows."""
-    fact = Preferences(user=(dice.choice(irrelevant),), rendering=rendering)
-    return [replace(lesson, told=told, retained=True) for told in (None, fact)][
-        : 2 if irrelevant else 1
-    ]
+    """The lesson told nothing, and told a fact from which nothing follows (nothing again, where
+    there are no facts: flips stay in step with the batches)."""
+    fact = Preferences(user=(dice.choice(idle),), rendering=rendering) if idle else None
+    return [replace(lesson, told=told, retained=True) for told in (None, fact)]

@@ -1,0 +1,59 @@
+"""PAD's personalised reward model (arXiv 2410.04070), stage 1 of its two: the model under
+preference prompts, by LoRA.
+
+With w_p all ones, equation (9) of the paper is DPO under the prompt that tells the preference p:
+
+    loss = -log sigmoid(beta * [ r(y_w) - r(y_l) ]),   r(y) = log pi(y | p, x) - log pi_ref(y | x)
+
+where the sums run over the answers' tokens. Ours differs from the paper's setting in two points.
+The reference is told nothing, so that what the prompt alone does counts, as in the guide. And both
+orders of a pair stand in one batch (see `told.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fader.data.preferences import Judged
+from fader.training.told import told_lessons
+from fader.training.vector import Recipe, train_vector
+from fader.vectors.vector import Vector
+
+PERSONAL = Recipe(
+    rank=16,
+    alpha=32,
+    loss="dpo",
+    reference="untold",
+    beta=0.2,
+    length_normalized=False,
+    sft_weight=0.0,
+    retain_weight=1.0,
+    learning_rate=1e-3,
+    batch=4,
+    in_order=True,
+)
+"""The settings of the shipped personalised model."""
+
+
+def train_personal(
+    name: str,
+    flips: Sequence[Sequence[Judged]],
+    idle: Sequence[str],
+    folder: Path,
+    recipe: Recipe = PERSONAL,
+    passes: int = 2,
+    **settings: Any,
+) -> Vector:
+    """Train the model on `passes` through the flips, each in wordings drawn anew, and write it to
+    its folder as a vector: with it a policy that is told a preference is the personalised one.
+
+    Resumable, and raises ValueError, as `train_vectors`, which says what `settings` there are.
+    """
+    lessons = [
+        lesson
+        for seed in range(recipe.seed, recipe.seed + passes)
+        for lesson in told_lessons(flips, idle, "principle", seed)
+    ]
+    return train_vector(name, lessons, folder, recipe, **settings)
