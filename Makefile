@@ -24,16 +24,17 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# two processes run the tests: one thread for each, or they wait for one another
 test: check model
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # the tests that need no model
 quick: check
-	$(BIN)/python -m pytest -n 2 -m "not builtin"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not builtin"
 
 # on its own, since counting lines costs time
 coverage: model
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-fail-under=80
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-fail-under=80
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
