@@ -42,7 +42,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fader.data.records import Pair, pair_of, shuffled, split
+from fader.data.records import Pair, shuffled, split
+from fader.evaluation.aims import PUBLIC, public_pairs
 from fader.evaluation.cache import Measurement, Query
 from fader.evaluation.dual import tilted, weight_for
 from fader.evaluation.judge import aim_accuracy, verdict
@@ -58,7 +59,7 @@ from fader.evaluation.metrics import (
 )
 from fader.evaluation.suite import Suite
 from fader.methods.hypothesis import ends_sentence
-from fader.request import Alignment, Message, Request
+from fader.request import Alignment, Request
 from fader.rewards.specs import KeywordsSpec, SimilaritySpec
 from fader.rewards.table import make
 from fader.starter.shipped import AIMS, starter_pairs, starter_rows
@@ -505,41 +506,6 @@ def _others(
         <= words
     ]
     return shuffled(fitting, 0)[:count]
-
-
-def _whole(row: Mapping[str, Any]) -> Pair | None:
-    """A pair from two transcripts; None where an answer is empty."""
-    try:
-        return pair_of(row, "hh_harmless")
-    except ValueError:
-        return None
-
-
-def _voted(row: Mapping[str, Any]) -> Pair | None:
-    """A pair from two answers of which most people preferred one."""
-    votes = [int(vote) for vote in row["votes"]]
-    if (
-        votes.count(1) == votes.count(2)
-        or not row["response1"].strip()
-        or not row["response2"].strip()
-    ):
-        return None
-    pair = Pair((Message(role="user", content=row["prompt"]),), row["response1"], row["response2"])
-    return pair if votes.count(1) > votes.count(2) else pair.swapped
-
-
-PUBLIC: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], Pair | None]]] = {
-    "harmless": ("hh_harmless", "pairs.jsonl.gz", _whole),
-    "helpful": ("pandalm", "pairs.jsonl", _voted),
-}
-"""Of each aim the public set of pairs that people judged: its folder, file, and how a row is
-read."""
-
-
-def public_pairs(aim: str) -> list[Pair]:
-    """The pairs that people judged by an aim; none where the set is not there."""
-    name, file, of_row = PUBLIC[aim]
-    return [pair for row in public_rows(f"{name}/{file}") if (pair := of_row(row)) is not None]
 
 
 def attack(suite: Suite) -> Iterator[Metric]:

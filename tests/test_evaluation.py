@@ -372,7 +372,9 @@ def test_levels_gives_what_it_promises(suite):
     assert reached[0].n == 27
 
 
-@pytest.mark.parametrize("task", [name for name in TASKS if name not in ("levels", "generation")])
+@pytest.mark.parametrize(
+    "task", [name for name in TASKS if name not in ("levels", "generation", "judges")]
+)
 def test_every_task_yields_figures(suite, task):
     figures = list(TASKS[task](suite))
     assert figures
@@ -630,6 +632,9 @@ def test_tune_writes_a_profile_that_requests_find(arguments, tmp_path):
     ("call", "said"),
     [
         (["eval", "nope"], "TASK: no task 'nope'; known: levels, curve"),
+        (["eval", "judges", "levels"], "TASK: judges is measured by itself (got judges levels)"),
+        (["eval", "judges", "--vector", "warm"], "judges: takes no vector and one folder"),
+        (["eval", "judges", "--data", "nowhere"], "--data: nowhere is not a folder"),
         (["eval", "levels", "--data", "x"], "--data DOMAIN=FILE: must be of this form (got 'x')"),
         (
             ["eval", "levels", "--vector", "medcal=mine"],

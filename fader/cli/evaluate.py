@@ -45,7 +45,8 @@ Levels = Annotated[
         "--data",
         help=(
             "DOMAIN=FILE: another level file for a domain; without a dev split, the shipped one"
-            " serves. Repeatable. For pairs: FILE alone, in any common form."
+            " serves. Repeatable. For pairs: FILE alone, in any common form. For judges: a folder"
+            " of public data; left out: the one that FADER_DATA names."
         ),
     ),
 ]
@@ -72,8 +73,9 @@ def evaluate(
         typer.Argument(
             metavar="TASK...",
             help=(
-                "levels, curve, prompting, generation, spillover, fluency, ability, styles; or"
-                " pairs, by itself, of your own data."
+                "levels, curve, prompting, generation, spillover, fluency, ability, styles; or,"
+                " by themselves: pairs, of your own data, and judges, how right the judges of"
+                " helpful, harmless and humorous are."
             ),
         ),
     ],
@@ -122,26 +124,27 @@ def evaluate(
     for task in tasks:
         if task not in TASKS:
             raise ValueError(f"TASK: no task {task!r}; known: {', '.join(TASKS)}")
-    if "pairs" in tasks:
-        if len(tasks) > 1:
-            raise ValueError(f"TASK: pairs is measured by itself (got {' '.join(tasks)})")
+    for task in ("pairs", "judges"):
+        if task in tasks and len(tasks) > 1:
+            raise ValueError(f"TASK: {task} is measured by itself (got {' '.join(tasks)})")
+    if tasks == ["pairs"]:
         chosen = _of_pairs(vector, data, rating, skip_bad)
+    elif tasks == ["judges"]:
+        chosen = _of_judges(vector, data)
     else:
         chosen = _chosen(domain or DOMAINS, vector, data)
     at = re.fullmatch(r"(https?://[^#]+)#(.+)", judge or "")
     if judge is not None and at is None:
         raise ValueError(f"--judge: must be URL#MODEL (got {judge!r})")
-    judged = None
+    endpoint = None
     if at is not None:
-        judged = language_model(
-            Endpoint(
-                at[1],
-                at[2],
-                os.environ.get(KEY),
-                judge_timeout,
-                judge_retries,
-                folder=Path(out).with_name(f".{Path(out).name}.judge"),
-            )
+        endpoint = Endpoint(
+            at[1],
+            at[2],
+            os.environ.get(KEY),
+            judge_timeout,
+            judge_retries,
+            folder=Path(out).with_name(f".{Path(out).name}.judge"),
         )
     with Fader(model, dtype=dtype or quick_dtype()) as fader:
         styles = [name for name in STYLES if name in available()]
@@ -149,7 +152,8 @@ def evaluate(
             ResultCache(fader, Path(out)),
             **chosen,
             styles=styles,
-            judge=judged,
+            judge=None if endpoint is None else language_model(endpoint),
+            endpoint=endpoint,
             split=split,
             seed=seed,
             limit=limit,
@@ -263,6 +267,15 @@ def _of_pairs(
     for line in [*found.notes(), found.summary()]:
         typer.echo(line, err=True)
     return {"pairs": as_pairs(found.items), "levels": {}, "vectors": {name: name}}
+
+
+def _of_judges(vector: Sequence[str] | None, data: Sequence[str] | None) -> dict[str, Any]:
+    """The folder of public data that the task `judges` tests with."""
+    if vector or len(data or ()) > 1:
+        raise ValueError(
+            "judges: takes no vector and one folder, as in `fader eval judges --data FOLDER`"
+        )
+    return {"public": Path(data[0]) if data else None, "levels": {}, "vectors": {}}
 
 
 def _items(domain: str, file: str | None) -> list[LevelItem]:

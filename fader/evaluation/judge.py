@@ -8,10 +8,11 @@ and neither uses the likelihood by which strengths are tuned.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from fader.data.records import LEVELS, Level, Pair
 from fader.endpoint import Advice, Client, Endpoint, run, together
@@ -20,6 +21,8 @@ from fader.starter.shipped import starter_levels, starter_rows
 
 LevelJudge = Callable[[Sequence[str], Sequence[str]], list[Level | None]]
 """judge(questions, answers): the level of each answer; None where the judge names none."""
+
+Name = TypeVar("Name", bound=str)
 
 KEY = "OPENAI_API_KEY"  # the environment variable with the endpoint's key
 ASKED = """Below are a question and an answer to it. Which kind of answer is it?
@@ -219,10 +222,19 @@ def _of_one_number(feature: Callable[[str], float]) -> Any:
 
 
 def language_model(endpoint: Endpoint) -> LevelJudge:
-    """A model behind an OpenAI-compatible endpoint. A reply that does not name one level, and one
-    only, judges None.
+    """A model behind an OpenAI-compatible endpoint says the level. Raises what `named_by`
+    raises."""
+    return named_by(endpoint, ASKED, LEVELS)
 
-    The judge raises ValueError where the endpoint refuses or a reply is cut off, ConnectionError
+
+def named_by(
+    endpoint: Endpoint, asked: str, names: Sequence[Name]
+) -> Callable[[Sequence[str], Sequence[str]], list[Name | None]]:
+    """What a model behind an OpenAI-compatible endpoint calls each answer: named(questions,
+    answers). `asked`: what it is asked, with `{question}` and `{answer}`. A reply that does not say
+    one of the names, as a word and no other of them, gives None.
+
+    The function raises ValueError where the endpoint refuses or a reply is cut off, ConnectionError
     where it cannot be reached or keeps failing.
     """
     again = "what was measured is kept, the same command goes on from here"
@@ -236,19 +248,20 @@ def language_model(endpoint: Endpoint) -> LevelJudge:
         pressed=("--judge", f"wait or raise --judge-retries; {again}"),
     )
 
-    async def one(client: Client, question: str, answer: str) -> Level | None:
-        asked = ASKED.format(question=question, answer=answer)
-        reply = await client.ask([{"role": "user", "content": asked}])
+    async def one(client: Client, question: str, answer: str) -> Name | None:
+        content = asked.format(question=question, answer=answer)
+        reply = await client.ask([{"role": "user", "content": content}])
         if reply.cut:
             raise ValueError(
                 f"--judge: {endpoint.url} with model {endpoint.model!r} was cut off at"
                 f" {endpoint.most_tokens} tokens {reply.end}; take a model that follows"
                 " instructions"
             )
-        named = [level for level in LEVELS if level in reply.text.lower()]
-        return named[0] if len(named) == 1 else None
+        words = set(re.findall(r"\w+", reply.text.lower()))
+        said = [name for name in names if name in words]
+        return said[0] if len(said) == 1 else None
 
-    async def all_of(questions: Sequence[str], answers: Sequence[str]) -> list[Level | None]:
+    async def all_of(questions: Sequence[str], answers: Sequence[str]) -> list[Name | None]:
         async with Client(endpoint, advice) as client:
             return await together(
                 one(client, question, answer)

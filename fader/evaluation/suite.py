@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fader.data.records import LEVELS, LevelItem, Pair, split
+from fader.endpoint import Endpoint
 from fader.evaluation.cache import Measurement, Query, ResultCache
 from fader.evaluation.judge import LevelJudge
 from fader.evaluation.metrics import Metric, average
@@ -41,6 +43,10 @@ class Suite:
     """The vector of the personalised reward model."""
     judge: LevelJudge | None = None
     """Says which level a generated answer has; left out: the shipped classifier."""
+    public: Path | None = None
+    """A folder of public data, for judges of aims; left out: the one that FADER_DATA names."""
+    endpoint: Endpoint | None = None
+    """A model that judges aims; left out: classifiers."""
     split: str = "test"
     seed: int = 0
     limit: int | None = None

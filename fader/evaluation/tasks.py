@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from fader.evaluation.aims import judges
 from fader.evaluation.general import ability, fluency, styles
 from fader.evaluation.generation import generation
 from fader.evaluation.levels import curve, levels, prompting, spillover
@@ -24,4 +25,5 @@ TASKS: Mapping[str, Callable[[Suite], Iterator[Metric]]] = {
     "styles": styles,
     "pairs": pairs,
     "personalized": personalized,
+    "judges": judges,
 }
