@@ -18,9 +18,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from fader import Backbone, Fader, Vector, load
-from fader.data.records import LEVELS, LevelItem
+from fader.data.preferences import Family
+from fader.data.records import LEVELS, LevelItem, Pair
 from fader.evaluation.cache import ResultCache
 from fader.evaluation.suite import Suite
+from fader.request import Message
 from fader.starter.shipped import DOMAINS
 
 SIZES = {
@@ -179,6 +181,17 @@ def level_items() -> list[LevelItem]:
     ]
 
 
+def opposites(name: str, held_out: bool = False) -> Family:
+    """A family of four pairs: two to be taught, two to be measured."""
+    turns = [(Message(role="user", content=f"say {place}"),) for place in range(4)]
+    pairs = [
+        Pair(messages, f"the cat {place}", f"a dog {place}", "train" if place < 2 else "test")
+        for place, messages in enumerate(turns)
+    ]
+    texts = ((f"{name} up", f"more {name}"), (f"{name} down", f"less {name}"))
+    return Family(name, ("up", "down"), texts, texts, tuple(pairs), held_out)
+
+
 def random_vector(
     fader: Fader,
     name: str,
@@ -235,6 +248,8 @@ def suite(fader: Fader, tmp_path: Path) -> Suite:
         dict.fromkeys((*DOMAINS, "other"), level_items()),
         styles=["warm"],
         pairs=[item.pair() for item in level_items()],
+        families=[opposites("loud"), opposites("quiet", held_out=True)],
+        personal="warm",
         limit=3,
     )
 

@@ -98,7 +98,7 @@ def rows(done: Done) -> list[dict]:
             "'medical=much' does not end with = and a number",
         ),
         (["vectors", "merge", "nope=1", "--out", "x"], "nope: no such vector"),
-        (["bench", "nope"], "no benchmark 'nope'; known: deal, decode, guide, knob, vectors"),
+        (["bench", "nope"], "no benchmark 'nope'; known: deal, decode, guide, knob, pad, vectors"),
         (["score", "--input", "-"], "has no lines"),
     ],
 )

@@ -22,12 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fader.data.nearness import of_nearness
-from fader.data.preferences import Family, Judged
+from fader.data.preferences import Judged
 from fader.evaluation.cache import Query
 from fader.evaluation.metrics import Metric, paired_difference, share
 from fader.evaluation.suite import Suite
 from fader.request import Request
-from fader.starter.shipped import starter_families
 
 MOST = 12
 """Pairs of a family that are asked."""
@@ -41,11 +40,11 @@ class Told:
     text: str
 
 
-def cases(suite: Suite, families: Sequence[Family] | None = None) -> dict[str, list[Told]]:
+def cases(suite: Suite) -> dict[str, list[Told]]:
     """The pairs of each case in the suite's split, each under either pole. Of families that were
     held out as a whole, the test has the training pairs too."""
     found: dict[str, list[Told]] = {}
-    for case, group in of_nearness(families or starter_families()).items():
+    for case, group in of_nearness(suite.families).items():
         for family in group:
             splits = [suite.split]
             if family.held_out and suite.split == "test":
