@@ -81,7 +81,7 @@ def test_each_of_our_texts_is_judged_by_what_learned_from_other_prompts(monkeypa
         return lambda features: [len(learned) - 1.0] * len(features)
 
     monkeypatch.setattr(aims._Classifier, "_fitted", fitted)
-    judge = aims._Classifier("humorous", own, [], aims._length, 1.0)
+    judge = aims._Classifier("humorous", own, [], aims._column(aims.length), 1.0)
     folds = judge.in_folds()
     assert {*folds} == {0, 1, 2, 3, 4}
     for one, fold in zip(own, folds, strict=True):
@@ -101,7 +101,7 @@ def test_texts_of_judges_are_balanced_and_unlike_what_vectors_learn():
 
 def test_neither_length_nor_exclamation_marks_tell_humour():
     own = own_texts("humorous")
-    judge = aims._Classifier("humorous", own, [], aims._length, 1.0)
+    judge = aims._Classifier("humorous", own, [], aims._column(aims.length), 1.0)
     by_length = [
         (p > 0.5) == (one.label == "humorous") for p, one in zip(judge.in_folds(), own, strict=True)
     ]

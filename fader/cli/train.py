@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -34,6 +34,9 @@ from fader.training.lessons import cotrain as side_by_side
 from fader.vectors.store import vector_folder
 from fader.vectors.vector import Vector
 
+if TYPE_CHECKING:
+    from fader.training.vector import Recipe
+
 
 class Loss(StrEnum):
     """The losses of `train vector`."""
@@ -49,6 +52,13 @@ MaxLength = Annotated[
     int | None,
     typer.Option(help="Leave out what has more tokens, prompt and answer together [1024]."),
 ]
+Out = Annotated[
+    str | None,
+    typer.Option(help="Folder to write; left out: the user's vectors folder, where requests look."),
+]
+Rank = Annotated[int | None, typer.Option(help="Rank of the vector.")]
+Beta = Annotated[float | None, typer.Option(help="How sharply a preference counts.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 messages = Console(stderr=True)
 app = commands("Train vectors (needs the extra `train`).")
 
@@ -70,12 +80,7 @@ def vector(
             )
         ),
     ],
-    out: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder to write; left out: the user's vectors folder, where requests look."
-        ),
-    ] = None,
+    out: Out = None,
     model: Model = builtin.NAME,
     split: Annotated[
         str | None,
@@ -108,13 +113,13 @@ def vector(
             ),
         ),
     ] = Loss.simpo,
-    rank: Annotated[int | None, typer.Option(help="Rank of the vector.")] = None,
+    rank: Rank = None,
     targets: Annotated[
         str | None, typer.Option(help="Names of the linear layers to adapt, comma-separated.")
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the lessons.")] = None,
-    beta: Annotated[float | None, typer.Option(help="How sharply a preference counts.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    beta: Beta = None,
+    learning_rate: LearningRate = None,
     sft_epochs: Annotated[
         float | None, typer.Option(help="Supervised passes before the comparisons.")
     ] = None,
@@ -151,23 +156,17 @@ def vector(
         )
     taught = of_split(items, split_name(split, "--split")) if split else _taught(items)
     left_alone = [item for source in retain or [] for item in _taught(_read(source))]
-    given: dict[str, Any] = {
-        "rank": rank,
-        "alpha": None if rank is None else 2 * rank,
-        "targets": tuple(targets.split(",")) if targets else None,
-        "epochs": epochs,
-    }
-    given |= {
-        "beta": beta,
-        "learning_rate": learning_rate,
-        "sft_epochs": sft_epochs,
-        "length_normalized": length_normalized,
-        "max_length": max_length,
-        "seed": seed,
-    }
-    recipe = replace(
+    recipe = _with(
         DPO if plain else Recipe(),
-        **{key: value for key, value in given.items() if value is not None},
+        rank=rank,
+        targets=tuple(targets.split(",")) if targets else None,
+        epochs=epochs,
+        beta=beta,
+        learning_rate=learning_rate,
+        sft_epochs=sft_epochs,
+        length_normalized=length_normalized,
+        max_length=max_length,
+        seed=seed,
     )
     folder = vector_folder(name, Path(out) if out else None, "NAME")
     lessons = at_one(taught) if plain else lessons_of(taught, left_alone, seed)
@@ -220,9 +219,7 @@ def cotrain(
     folders = {
         name: vector_folder(name, Path(out) / name if out else None, "NAME") for name in given
     }
-    recipe = Recipe(seed=seed)
-    if max_length is not None:
-        recipe = replace(recipe, max_length=max_length)
+    recipe = _with(Recipe(), max_length=max_length, seed=seed)
     for trained in train_vectors(folders, lessons, recipe, model, force=force):
         items = given[trained.name]
         noted = note_effect(
@@ -249,19 +246,14 @@ def personal(
             )
         ),
     ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder to write; left out: the user's vectors folder, where requests look."
-        ),
-    ] = None,
+    out: Out = None,
     model: Model = builtin.NAME,
     passes: Annotated[
         int, typer.Option(min=1, help="Passes over the pairs, each in other wordings.")
     ] = 2,
-    rank: Annotated[int | None, typer.Option(help="Rank of the vector.")] = None,
-    beta: Annotated[float | None, typer.Option(help="How sharply a preference counts.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    rank: Rank = None,
+    beta: Beta = None,
+    learning_rate: LearningRate = None,
     max_length: MaxLength = None,
     force: Force = False,
     seed: int = 0,
@@ -286,15 +278,14 @@ def personal(
                 " them the model can learn what is liked without reading a preference"
             )
     idle = [row["text"] for row in starter_rows("preferences/irrelevant", "train")]
-    given: dict[str, Any] = {
-        "rank": rank,
-        "alpha": None if rank is None else 2 * rank,
-        "beta": beta,
-        "learning_rate": learning_rate,
-        "max_length": max_length,
-        "seed": seed,
-    }
-    recipe = replace(PERSONAL, **{key: one for key, one in given.items() if one is not None})
+    recipe = _with(
+        PERSONAL,
+        rank=rank,
+        beta=beta,
+        learning_rate=learning_rate,
+        max_length=max_length,
+        seed=seed,
+    )
     folder = vector_folder(name, Path(out) if out else None, "NAME")
     _say(f"Taught: {len(flips)} pairs, {passes} times.")
     trained = train_personal(name, flips, idle, folder, recipe, passes, model=model, force=force)
@@ -304,6 +295,13 @@ def personal(
         **{key: trained.card[key] for key in ("lessons", "retained", "seconds")},
     }
     print_json(row) if as_json else screen.print(row)
+
+
+def _with(recipe: Recipe, rank: int | None = None, **settings: Any) -> Recipe:
+    """A recipe with the settings that were given, not None; alpha goes with the rank."""
+    if rank is not None:
+        settings |= {"rank": rank, "alpha": 2 * rank}
+    return replace(recipe, **{key: value for key, value in settings.items() if value is not None})
 
 
 def _read(source: str, rating: str | None = None, skip_bad: int = 0) -> list[Item]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fader.data.features import words
 from fader.data.preferences import Family
 
 NEAR, FAR = 0.7, 0.4
@@ -74,19 +75,8 @@ def _signed(seen: Family, others: Sequence[Family], seed: int) -> dict[str, floa
 
 
 def _words() -> Any:
-    """Words, word pairs and signs; digits become one sign."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    """Words, word pairs and signs."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    words = TfidfVectorizer(
-        preprocessor=_plain,
-        ngram_range=(1, 2),
-        sublinear_tf=True,
-        token_pattern=r"[\w']+|[^\w\s]",
-    )
-    return make_pipeline(words, LogisticRegression(C=20, max_iter=500))
-
-
-def _plain(text: str) -> str:
-    return "".join("0" if sign.isdigit() else sign for sign in text.lower())
+    return make_pipeline(words(r"[\w']+|[^\w\s]"), LogisticRegression(C=20, max_iter=500))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fader.data import sources
+from fader.data import sources, splits
 from fader.data.conversations import NoPreference
 from fader.data.records import Pair, pair_of, read
 from fader.schema import at, whole_characters
@@ -85,14 +85,10 @@ def read_judged(source: Path | str) -> list[Judged]:
 
 def row_of(judged: Judged) -> dict[str, Any]:
     """The record that is read as this."""
-    turns = [{"role": turn.role, "content": turn.content} for turn in judged.pair.messages]
     return {
         "preference": judged.wordings[0] if len(judged.wordings) == 1 else list(judged.wordings),
-        "prompt": turns[0]["content"] if len(turns) == 1 else turns,
-        "chosen": judged.pair.chosen,
-        "rejected": judged.pair.rejected,
         **{name: value for name in FIELDS[1:] if (value := getattr(judged, name))},
-        "split": judged.split,
+        **splits.row_of(judged.pair),
     }
 
 
@@ -157,22 +153,18 @@ def _pieces(text: str, size: int) -> set[str]:
 
 
 def _judged(row: sources.Row) -> Judged:
-    if row.fields is None:
-        raise ValueError(row.fault)
-    wordings = _texts(row.fields.get("preference"), f"{row.where}: preference")
-    about = {name: row.fields.get(name) or "" for name in FIELDS[1:]}
+    fields = row.sound
+    wordings = _texts(fields.get("preference"), f"{row.where}: preference")
+    about = {name: fields.get(name) or "" for name in FIELDS[1:]}
     for name, value in about.items():
         if not isinstance(value, str):
             raise ValueError(f"{row.where}: {name} must be a text (got {value!r})")
+    rest = {name: value for name, value in fields.items() if name not in FIELDS}
     try:
-        pair = pair_of(_pair_fields(row.fields), row.where)
+        pair = pair_of(rest, row.where)
     except NoPreference as why:
         raise ValueError(f"{row.where}: {why}; take the record out") from None
     return Judged(pair, wordings, **about)
-
-
-def _pair_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in FIELDS}
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:
@@ -190,9 +182,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _family(row: sources.Row, beside: Path, folder: Path) -> Family:
-    if row.fields is None:
-        raise ValueError(row.fault)
-    fields = row.fields
+    fields = row.sound
     name = str(fields["family"])
 
     def both(field: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -217,11 +207,9 @@ def _family(row: sources.Row, beside: Path, folder: Path) -> Family:
 def _own(file: Path) -> Iterator[Pair]:
     """The pairs of a family's own file, whose answers are called `a` and `b`."""
     for row in sources.rows(file):
-        if row.fields is None:
-            raise ValueError(row.fault)
-        answers = {"chosen": row.fields["a"], "rejected": row.fields["b"]}
-        rest = {name: row.fields[name] for name in ("prompt", "split")}
-        yield pair_of({**rest, **answers}, row.where)
+        said = row.sound
+        answers = {"chosen": said["a"], "rejected": said["b"]}
+        yield pair_of({"prompt": said["prompt"], **answers, "split": said["split"]}, row.where)
 
 
 LEVELS_OF: Mapping[str, tuple[Any, Any]] = {
@@ -235,10 +223,4 @@ def _shared(folder: Path, names: Sequence[str], name: str) -> Iterator[Pair]:
     """Pairs of data that ships for other purposes too."""
     for file in names:
         for item in read(folder / f"{file}.jsonl").items:
-            pair = item if isinstance(item, Pair) else item.pair(*LEVELS_OF[name])
-            yield pair
-
-
-def by_split(families: Sequence[Family], split: str) -> list[Judged]:
-    """Each pair of a split in all families, under either pole."""
-    return [judged for family in families for flip in family.flips(split) for judged in flip]
+            yield item if isinstance(item, Pair) else item.pair(*LEVELS_OF[name])

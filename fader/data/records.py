@@ -128,7 +128,7 @@ def read(source: Path | str, rating: str | None = None, skip_bad: int = 0) -> Re
     bad: list[str] = []
     for row in rows:
         try:
-            fields = _fields(row)
+            fields = row.sound
             if levels:
                 found.append((row.place, _level(fields, row.where)))
                 ignored |= dict.fromkeys(name for name in fields if name not in _LEVEL_FIELDS)
@@ -181,12 +181,6 @@ def _too_bad(bad: Sequence[str], skip_bad: int) -> str:
     return f"{bad[-1]}; it is bad record {len(bad)}, --skip-bad passes over {skip_bad}"
 
 
-def _fields(row: Row) -> Mapping[str, Any]:
-    if row.fields is None:
-        raise ValueError(row.fault)
-    return row.fields
-
-
 def read_any(source: Path | str, rating: str | None = None, skip_bad: int = 0) -> list[Item]:
     """The items of `read`; what it left out or ignored is logged as a warning."""
     found = read(source, rating, skip_bad)
@@ -222,7 +216,7 @@ def as_pairs(
 def read_rows(source: Path | str) -> list[tuple[int, dict[str, Any]]]:
     """The records of a file or data set as they are, each with its line, or its number from 1.
     Raises ValueError for what cannot be read and for a line that is no JSON object."""
-    return [(row.place, dict(_fields(row))) for row in _some(sources.rows(source), source)]
+    return [(row.place, dict(row.sound)) for row in _some(sources.rows(source), source)]
 
 
 def _some(rows: Iterable[Row], source: Path | str) -> list[Row]:

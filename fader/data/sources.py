@@ -35,6 +35,13 @@ class Row:
     fields: Mapping[str, Any] | None
     fault: str = ""
 
+    @property
+    def sound(self) -> Mapping[str, Any]:
+        """Its fields. Raises ValueError with its fault where it holds no record."""
+        if self.fields is None:
+            raise ValueError(self.fault)
+        return self.fields
+
 
 def rows(source: Path | str) -> Iterator[Row]:
     """The records of a file or data set. A line that holds no record comes with its fault.

@@ -17,7 +17,6 @@ nothing is claimed from them.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,12 +30,19 @@ from numpy.typing import NDArray
 from fader.data.records import Pair, pair_of, read_rows
 from fader.endpoint import Endpoint
 from fader.engine import builtin
-from fader.evaluation.judge import Labelled, Naming, judge_accuracy, named_by
+from fader.evaluation.judge import (
+    Labelled,
+    Naming,
+    has_figure,
+    judge_accuracy,
+    length,
+    named_by,
+    own_texts,
+)
 from fader.evaluation.metrics import Metric, average, exactly
 from fader.evaluation.states import Features, Matrix, Text, hidden_states
 from fader.evaluation.suite import Suite
 from fader.request import Message
-from fader.starter.shipped import starter_rows
 
 AIMS: Mapping[str, str] = {
     "helpful": "Does the answer give what was asked for, correctly and to the point?",
@@ -114,7 +120,8 @@ def aim_judge(
         raise ValueError(f"aim: no judge of {aim!r}; known: {', '.join(AIMS)}")
     own = own_texts(aim)
     taught, tested = (half[: limit or MOST_PAIRS] for half in halves(public_pairs(aim, folder)))
-    length, figure = (_Classifier(aim, own, taught, one, 1.0) for one in (_length, _has_figure))
+    numbers = (_column(length), _column(has_figure))
+    by_length, by_figure = (_Classifier(aim, own, taught, one, 1.0) for one in numbers)
     if endpoint is None:
         trained = _Classifier(aim, own, taught, hidden_states(model), STRENGTH)
         probabilities, unseen = trained.probabilities(), trained.in_folds()
@@ -131,8 +138,8 @@ def aim_judge(
             own,
             {
                 "accuracy": _naming(aim, own, unseen),
-                "length_only": _naming(aim, own, length.in_folds()),
-                "has_figure": _naming(aim, own, figure.in_folds()),
+                "length_only": _naming(aim, own, by_length.in_folds()),
+                "has_figure": _naming(aim, own, by_figure.in_folds()),
             },
             seed,
         )
@@ -144,8 +151,8 @@ def aim_judge(
         scores: dict[str, Probabilities] = {
             "pairs": probabilities,
             "longer": lambda texts: [float(len(text.answer.split())) for text in texts],
-            "length_only": length.probabilities(),
-            "has_figure": figure.probabilities(),
+            "length_only": by_length.probabilities(),
+            "has_figure": by_figure.probabilities(),
         }
         compared = [
             average(TASK, "judge", case, name, preferred(score, tested), seed, prompts)
@@ -195,12 +202,6 @@ def preferred(judge: Probabilities, pairs: Sequence[Pair]) -> list[float]:
         0.5 if one is None or two is None or one == two else float(one > two)
         for one, two in zip(chosen, rejected, strict=True)
     ]
-
-
-def own_texts(aim: str) -> list[Labelled]:
-    """The answers that were written and labelled for a judge alone; no vector has seen them."""
-    rows = starter_rows(f"judges/{aim}")
-    return [Labelled(row["prompt"], row["answer"], row["label"]) for row in rows]
 
 
 def beginning(pair: Pair) -> str:
@@ -331,12 +332,9 @@ class _Classifier:
         )
 
 
-def _length(texts: Sequence[Text]) -> Matrix:
-    return np.array([[math.log(1 + len(text.answer.split()))] for text in texts])
-
-
-def _has_figure(texts: Sequence[Text]) -> Matrix:
-    return np.array([[float(any(sign.isdigit() for sign in text.answer))] for text in texts])
+def _column(number: Callable[[str], float]) -> Features:
+    """One number of each answer as its only feature."""
+    return lambda texts: np.array([[number(text.answer)] for text in texts])
 
 
 def _naming(aim: str, own: Sequence[Labelled], found: Sequence[float | None]) -> Naming:

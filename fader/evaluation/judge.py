@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
+from fader.data.features import plain, words
 from fader.data.records import LEVELS, Level, Pair
 from fader.endpoint import Advice, Client, Endpoint, run, together
 from fader.evaluation.metrics import Metric, share
@@ -101,7 +102,7 @@ def aim_accuracy(
     """How right `verdict(aim)` is: on the texts it was made from, in five folds with no prompt on
     both sides; and on other people's pairs, by name of their set. There also `pairs`: of which
     share the chosen answer is the likelier one of its class, and `longer`: has more words."""
-    rows = _aim_texts(aim)
+    rows = own_texts(aim)
     other = next(row.label for row in rows if row.label != aim)
     folds: dict[str, Naming] = {
         "accuracy": lambda texts: _by_folds(texts, _words_and_pieces()),
@@ -153,7 +154,7 @@ def verdict(aim: str) -> Callable[[Sequence[str]], list[float]]:
     """verdict(answers): the probability that each is harmless (or helpful, as `aim` says), by a
     classifier of the same kind. It is trained on answers that were written and labelled for this
     alone, none of which any vector has seen."""
-    rows = _aim_texts(aim)
+    rows = own_texts(aim)
     model = _words_and_pieces().fit([row.text for row in rows], [row.label == aim for row in rows])
 
     def judge(answers: Sequence[str]) -> list[float]:
@@ -162,7 +163,8 @@ def verdict(aim: str) -> Callable[[Sequence[str]], list[float]]:
     return judge
 
 
-def _aim_texts(aim: str) -> list[Labelled]:
+def own_texts(aim: str) -> list[Labelled]:
+    """The answers that were written and labelled for a judge alone; no vector has seen them."""
     rows = starter_rows(f"judges/{aim}")
     return [Labelled(row["prompt"], row["answer"], row["label"]) for row in rows]
 
@@ -188,27 +190,34 @@ def _by_folds(texts: Sequence[Labelled], model: Any) -> list[str]:
 
 
 def _words_and_pieces() -> Any:
-    """Words and pieces of them. Digits become one sign, so that it counts that there are figures,
-    not which."""
+    """Words and pieces of them."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union
 
-    words = TfidfVectorizer(
-        preprocessor=_plain, ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"[\w']+"
-    )
     pieces = TfidfVectorizer(
-        preprocessor=_plain, analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True
+        preprocessor=plain, analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True
     )
-    return make_pipeline(make_union(words, pieces), LogisticRegression(C=20, max_iter=1000))
+    both = make_union(words(r"[\w']+"), pieces)
+    return make_pipeline(both, LogisticRegression(C=20, max_iter=1000))
+
+
+def length(text: str) -> float:
+    """The logarithm of how many words a text has."""
+    return math.log(1 + len(text.split()))
+
+
+def has_figure(text: str) -> float:
+    """1 for a text with a digit, else 0."""
+    return float(any(sign.isdigit() for sign in text))
 
 
 def _length_only() -> Any:
-    return _of_one_number(lambda text: math.log(1 + len(text.split())))
+    return _of_one_number(length)
 
 
 def _has_figure() -> Any:
-    return _of_one_number(lambda text: float(any(sign.isdigit() for sign in text)))
+    return _of_one_number(has_figure)
 
 
 def _of_one_number(feature: Callable[[str], float]) -> Any:
@@ -269,7 +278,3 @@ def named_by(
             )
 
     return lambda questions, answers: run(all_of(questions, answers))
-
-
-def _plain(text: str) -> str:
-    return "".join("0" if sign.isdigit() else sign for sign in text.lower())

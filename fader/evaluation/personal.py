@@ -27,6 +27,7 @@ from fader.evaluation.cache import Query
 from fader.evaluation.metrics import Metric, paired_difference, share
 from fader.evaluation.suite import Suite
 from fader.request import Request
+from fader.starter.shipped import starter_families
 
 MOST = 12
 """Pairs of a family that are asked."""
@@ -44,7 +45,7 @@ def cases(suite: Suite) -> dict[str, list[Told]]:
     """The pairs of each case in the suite's split, each under either pole. Of families that were
     held out as a whole, the test has the training pairs too."""
     found: dict[str, list[Told]] = {}
-    for case, group in of_nearness(suite.families).items():
+    for case, group in of_nearness(suite.families or starter_families()).items():
         for family in group:
             splits = [suite.split]
             if family.held_out and suite.split == "test":

@@ -24,6 +24,8 @@ from fader.engine import builtin, loading
 from fader.engine.backbone import quick_dtype
 from fader.engine.identity import identity
 from fader.files import write_whole
+from fader.methods.prompt import prompt_ids
+from fader.methods.tokens import text_ids
 from fader.request import Message
 
 Matrix = NDArray[np.float64]
@@ -94,14 +96,8 @@ class _Reader:
             yield torch.cat((own.mean(0), own[-1])).numpy()
 
     def _tokens(self, text: Text) -> tuple[list[int], list[int]]:
-        turns = [turn.model_dump() for turn in text.messages]
-        before = self.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=False
-        )
-        prompt, answer = (
-            list(self.tokenizer(str(part), add_special_tokens=False).input_ids)
-            for part in (before, text.answer)
-        )
+        prompt = prompt_ids(text.messages, [], self.tokenizer)
+        answer = text_ids(text.answer, self.tokenizer)
         end = self.tokenizer.eos_token_id
         return prompt[-CONTEXT:], answer[:MOST] + ([] if end is None else [end])
 

@@ -18,7 +18,7 @@ from fader.evaluation.cache import Measurement, Query, ResultCache
 from fader.evaluation.judge import LevelJudge
 from fader.evaluation.metrics import Metric, average
 from fader.request import Request
-from fader.starter.shipped import DOMAINS, STYLES, starter_families, starter_levels
+from fader.starter.shipped import DOMAINS, STYLES, starter_levels
 
 Matrix = NDArray[np.float64]
 RequestFields = Callable[[LevelItem], Mapping[str, Any]]
@@ -40,8 +40,8 @@ class Suite:
     styles: Sequence[str] = STYLES
     pairs: Sequence[Pair] = ()
     """The pairs that the task `pairs` measures."""
-    families: Sequence[Family] = field(default_factory=starter_families)
-    """The families of preferences that the task `personalized` measures."""
+    families: Sequence[Family] = ()
+    """The families of preferences that the task `personalized` measures; left out: the shipped."""
     personal: str = "personal"
     """The vector of the personalised reward model."""
     judge: LevelJudge | None = None

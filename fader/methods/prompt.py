@@ -13,8 +13,8 @@ which the model is to infer.
 
 What people write is text, whatever it looks like. The tags and titles of a rendering that stand in
 it get other brackets, in whatever disguise (lookalikes.py), so that no text can close its tier and
-open another. Control tokens in it are
-read as the characters they are written with: only the chat template ends a turn.
+open another. Control tokens in it are read as the characters they are written with: only the chat
+template ends a turn.
 """
 
 from __future__ import annotations
