@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from conftest import warnings_of_the_trainer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from fader.data.nearness import FAR, NEAR, nearness, of_nearness
 from fader.data.preferences import (
@@ -22,8 +22,9 @@ from fader.data.records import Pair
 from fader.methods.prompt import ending_ids, prompt_ids
 from fader.request import Message, Preferences
 from fader.starter.shipped import starter_families, starter_rows
+from fader.training.run import load, progress_bar
 from fader.training.told import taught_flips, told_lessons
-from fader.training.vector import Recipe, _row, _short_enough, collate, train_vector
+from fader.training.vector import Recipe, _row, _short_enough, _trainer, train_vector
 
 IDLE = [row["text"] for row in starter_rows("preferences/irrelevant", "train")]
 
@@ -144,18 +145,26 @@ def test_training_reads_what_serving_reads(tiny_folder):
     assert whole.endswith(tokenizer.decode(row["chosen_ids"][-len(ending_ids(tokenizer)) :]))
 
 
-def test_an_untold_reference_reads_the_question_alone(tiny_folder):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-    lessons = told_lessons(taught_flips(starter_families(), share=0.02), IDLE, "principle")[:3]
-    recipe = Recipe(reference="untold", max_length=4000)
+@warnings_of_the_trainer
+def test_an_untold_reference_reads_the_question_alone(tmp_path, tiny_folder):
+    """And each pair once, whichever of its answers a lesson prefers."""
+    model, tokenizer = load(str(tiny_folder))
+    families = starter_families()[:3]
+    lessons = told_lessons(taught_flips(families, share=0.2), IDLE, "principle")[:12]
+    recipe = Recipe(loss="dpo", reference="untold", max_length=4000)
     _, rows = _short_enough(lessons, tokenizer, model, recipe)
-    batch = collate(rows, pad=0)
-    assert batch["untold"]["target"].tolist() == batch["target"].tolist()
-    first = batch["untold"]["input_ids"][0, : len(rows[0]["reference_ids"])]
-    assert first.tolist() == rows[0]["reference_ids"]
-    known = [{**row, "ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0} for row in rows]
-    assert "untold" not in collate(known, pad=0)  # it has been read
+    with progress_bar(False) as bar:
+        trainer = _trainer(recipe, model, tokenizer, rows, 1, tmp_path, bar)
+    read = [*trainer.train_dataset]
+    assert [row["prompt_ids"] for row in read] == [row["prompt_ids"] for row in rows]
+    for row in read:
+        for side in ("chosen", "rejected"):
+            asked, said = row["reference_ids"], row[f"{side}_ids"]
+            with torch.no_grad():
+                logits = model(torch.tensor([asked + said])).logits[0, len(asked) - 1 : -1]
+            expected = logits.float().log_softmax(-1).gather(1, torch.tensor(said)[:, None]).sum()
+            assert row[f"ref_{side}_logps"] == pytest.approx(float(expected), abs=0.02 * len(said))
+    assert len({row["ref_chosen_logps"] for row in read}) < len(read)
 
 
 def test_nearness_finds_twins_and_opposites_and_leaves_strangers_far():

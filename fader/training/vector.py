@@ -415,6 +415,7 @@ def _trainer(
     )
 
 
+SIDES = ("chosen", "rejected")
 SMALL = 0.2  # nats per token
 CURVE = ("loss", "accuracy", "margin", "drift")
 """The training curve on a card: the loss, the share of preferences that hold, their mean margin,
@@ -449,10 +450,37 @@ class LineTrainer(DPOTrainer):
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset  # it has token ids already
 
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """TRL's, but each pair of answers is read once: the base model does not care which of them
+        a lesson prefers, nor, untold, what a lesson tells."""
+        asked = [row.get("reference_ids", row["prompt_ids"]) for row in dataset]
+        answers = [(row["chosen_ids"], row["rejected_ids"]) for row in dataset]
+        rows = {
+            json.dumps([prompt, *sorted(pair)]): {
+                **row,
+                "prompt_ids": prompt,
+                "chosen_ids": min(pair),
+                "rejected_ids": max(pair),
+            }
+            for row, prompt, pair in zip(dataset, asked, answers, strict=True)
+        }
+        once = super()._precompute_ref_logps(Dataset.from_list([*rows.values()]), name, batch_size)
+        found = {
+            json.dumps([row["prompt_ids"], row[f"{side}_ids"]]): row[f"ref_{side}_logps"]
+            for row in once
+            for side in SIDES
+        }
+        for place, side in enumerate(SIDES):
+            sums = [
+                found[json.dumps([prompt, pair[place]])]
+                for prompt, pair in zip(asked, answers, strict=True)
+            ]
+            dataset = dataset.add_column(f"ref_{side}_logps", sums)
+        return dataset
+
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
         """The base model's log-probabilities of both answers [lessons] each; TRL keeps them with
         the data."""
-        inputs = inputs.get("untold", inputs)
         with torch.no_grad(), self.accelerator.autocast():
             return answer_logprobs(model, inputs, torch.zeros_like(inputs["strengths"])).chunk(2)
 
@@ -502,8 +530,7 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
 
     For every answer token, `source` is the position (in the flattened rows) that predicts it,
     `target` the token, and `answer` the number of its answer: the chosen ones of all lessons first,
-    then the rejected ones. `lengths`: tokens of each answer. `untold`: the same batch as the
-    reference reads it, where that is another prompt and still to be read.
+    then the rejected ones. `lengths`: tokens of each answer.
     """
     count = len(rows)
     texts = [[row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]] for row in rows]
@@ -542,13 +569,6 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
         "lengths": torch.tensor([len(parts[side]) for side in (1, 2) for parts in texts]),
     }
     given = ("strengths", "retained", "ref_chosen_logps", "ref_rejected_logps")
-    if "reference_ids" in rows[0] and "ref_chosen_logps" not in rows[0]:
-        untold = [
-            {name: value for name, value in row.items() if name != "reference_ids"}
-            | {"prompt_ids": row["reference_ids"]}
-            for row in rows
-        ]
-        batch["untold"] = collate(untold, pad)
     return {
         **batch,
         **{
