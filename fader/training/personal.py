@@ -30,8 +30,8 @@ PERSONAL = Recipe(
     length_normalized=False,
     sft_weight=0.0,
     retain_weight=1.0,
-    learning_rate=1e-3,
-    batch=4,
+    learning_rate=2e-3,
+    batch=8,
     in_order=True,
 )
 """The settings of the shipped personalised model."""
@@ -43,7 +43,7 @@ def train_personal(
     idle: Sequence[str],
     folder: Path,
     recipe: Recipe = PERSONAL,
-    passes: int = 2,
+    passes: int = 6,
     **settings: Any,
 ) -> Vector:
     """Train the model on `passes` through the flips, each in wordings drawn anew, and write it to
