@@ -344,8 +344,7 @@ def _is_turn(value: Any) -> bool:
     """Whether JSON in a text is a turn: somebody who speaks in conversations, or just who and what
     was said. Any other object may have these fields too, such as a letter `from` somebody."""
     return isinstance(value, Mapping) and any(
-        isinstance(value.get(who), str)
-        and (value[who] in SPEAKERS or value.keys() == {who, said})
+        isinstance(value.get(who), str) and (value[who] in SPEAKERS or value.keys() == {who, said})
         for who, said in (("role", "content"), ("from", "value"))
     )
 
