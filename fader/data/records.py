@@ -79,6 +79,8 @@ class Reading:
     """Why records teach nothing, and the places of those."""
     ignored: tuple[str, ...]
     """Columns that nothing was taken from."""
+    unrated: tuple[int, ...]
+    """Of each answer that was left out since nobody has rated it, its place."""
     bad: tuple[str, ...]
     """What is wrong with the lines that were passed over."""
 
@@ -94,6 +96,12 @@ class Reading:
             found.append(f"{self.source}: columns that are ignored: {', '.join(self.ignored)}")
         for why, places in self.left_out.items():
             found.append(f"{self.source}: {len(places)} left out: {why} ({_few(places)})")
+        if self.unrated:
+            places = tuple(dict.fromkeys(self.unrated))
+            found.append(
+                f"{self.source}: {len(self.unrated)} answers left out: they have no rating"
+                f" ({_few(places)})"
+            )
         return found
 
     def summary(self) -> str:
@@ -101,6 +109,7 @@ class Reading:
         parts = [f"{count} {name}" for name, count in self.splits.items()]
         gone = sum(map(len, self.left_out.values()))
         parts += [f"{gone} left out"] if gone else []
+        parts += [f"{len(self.unrated)} answers unrated"] if self.unrated else []
         parts += [f"{len(self.bad)} passed over"] if self.bad else []
         kind = "level items" if isinstance(self.items[0], LevelItem) else "pairs"
         return (
@@ -125,6 +134,7 @@ def read(source: Path | str, rating: str | None = None, skip_bad: int = 0) -> Re
     groups: dict[tuple[object, str], tuple[int, Rated]] = {}
     left_out: dict[str, list[int]] = {}
     ignored: dict[str, None] = {}
+    unrated: list[int] = []
     bad: list[str] = []
     for row in rows:
         try:
@@ -142,6 +152,7 @@ def read(source: Path | str, rating: str | None = None, skip_bad: int = 0) -> Re
                 found.append((row.place, _pair(compared, mark)))
                 continue
             rated = conversations.rated(fields, row.where, rating)
+            unrated += [row.place] * rated.unrated
             place, before = groups.get((rated.messages, mark), (row.place, None))
             answers = (*(before.answers if before else ()), *rated.answers)
             groups[rated.messages, mark] = (place, replace(rated, answers=answers))
@@ -166,6 +177,7 @@ def read(source: Path | str, rating: str | None = None, skip_bad: int = 0) -> Re
         tuple(place for place, _ in found),
         left_out,
         tuple(ignored),
+        tuple(unrated),
         tuple(bad),
     )
 
