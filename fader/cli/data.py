@@ -104,14 +104,15 @@ def levels_command(
     with needing("making data", "data"):
         import openai  # noqa: F401  (missed here, before anything is made)
 
-        from fader.data.levels import Plan, estimate, make, read_personas
+        from fader.data.levels import estimate, make
+        from fader.data.questions import Plan, read_texts
         from fader.data.rounds import Place, Prices
 
     plan = Plan(domain, count, language, seed, tries, _shares(splits))
     if (price_in is None) != (price_out is None):
         raise ValueError("price-in, price-out: give both or neither")
     prices = None if price_in is None or price_out is None else Prices(price_in, price_out)
-    people = read_personas(personas) if personas else []
+    people = read_texts(personas, "persona") if personas else []
     reached = Endpoint(
         endpoint,
         teacher,

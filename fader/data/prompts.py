@@ -1,21 +1,22 @@
-"""What a teacher is told when it makes level data: the guideline of each level, and what keeps
-people, questions and answers different.
+"""What a teacher is told when it makes data: how the answers are to be, and what keeps people,
+questions and answers different.
 
-The paper's prompts (Alignment Vectors, arXiv 2410.19206) are not public; these are ours. A change
-here makes every kept reply count as another one.
+The prompts of the papers are not public; these are ours. A change here makes every kept reply count
+as another one.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 from fader.data.records import Level
 
 SYSTEM = (
-    "You write training data that teaches a language model to answer questions about {domain} at a"
-    " chosen level of detail. Write only what is asked for, as plain text: no heading, no list"
-    " marks, no label, no quotation marks around it, no remark before or after it. Write in the"
-    " language with the ISO 639-1 code {language}."
+    "You write training data that teaches a language model to answer questions about {domain} in a"
+    " chosen way. Write only what is asked for, as plain text: no heading, no list marks, no label,"
+    " no quotation marks around it, no remark before or after it. Write in the language with the"
+    " ISO 639-1 code {language}."
 )
 
 PERSONA = """Invent {batch} people who could have a question about {domain}. One per line, 10 to 25
@@ -116,9 +117,10 @@ AGAIN = """
 
 Attempt {number}. The attempt before could not be used: {faults}. Write a different one."""
 
-PROMPTS = (SYSTEM, PERSONA, USED, *ANGLES, QUERY, *KINDS, *GUIDE.values(), *OPENINGS, ANSWER, AGAIN)
+QUESTION_PROMPTS = (SYSTEM, PERSONA, USED, *ANGLES, QUERY, *KINDS, AGAIN)
+LEVEL_PROMPTS = (*QUESTION_PROMPTS, *GUIDE.values(), *OPENINGS, ANSWER)
 
 
-def prompts_hash() -> str:
-    """A short hash of all prompts, so that data sets can be told apart."""
-    return hashlib.sha256("\n".join(PROMPTS).encode()).hexdigest()[:16]
+def prompts_hash(prompts: Iterable[str]) -> str:
+    """A short hash of some prompts, so that data sets can be told apart."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
