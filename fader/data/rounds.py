@@ -10,7 +10,6 @@ by hand are not written over.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from fader.data.check import Fault, Seen
 from fader.data.prompts import AGAIN
 from fader.data.splits import NAMES
 from fader.endpoint import Advice, Client, Endpoint, Reply, run, together
-from fader.files import SCRATCH, write_whole
+from fader.files import SCRATCH, json_lines, write_whole
 
 Messages = list[dict[str, str]]
 Checker = Callable[[int, str], list[Fault]]
@@ -165,7 +164,7 @@ class Place:
         """The records and their datasheet, each whole or as it was before. Raises ValueError where
         somebody has changed one of them meanwhile."""
         self._unchanged()
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text = json_lines(rows)
         new = {_digest(text.encode()), _digest(sheet.encode())}
         # remembered first: a run that is killed before the files are there has lost nothing
         write_whole(self.part / "written", "\n".join(sorted(self._written() | new)))
