@@ -20,6 +20,14 @@ data.app.command(
         " http://localhost:8000/v1 --teacher some-model --dry-run`"
     ),
 )(teacher.levels)
+data.app.command(
+    "preferences",
+    epilog=(
+        "Example: `fader data preferences home-cooking --family 'length=short answers/thorough"
+        " answers' --out cooking.jsonl --endpoint http://localhost:8000/v1 --teacher some-model"
+        " --dry-run`"
+    ),
+)(teacher.preferences)
 app.add_typer(vectors.app, name="vectors")
 app.add_typer(train.app, name="train")
 app.add_typer(data.app, name="data")

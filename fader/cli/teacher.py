@@ -104,6 +104,87 @@ def levels(
     _show(made, Path(out), as_json)
 
 
+def preferences(
+    subject: Annotated[
+        str, typer.Argument(help="What the questions are about, such as home-cooking.")
+    ],
+    out: Out,
+    endpoint: Address,
+    teacher: Teacher,
+    family: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                "NAME=WISH/OPPOSITE, such as 'length=short answers/thorough answers'; may be"
+                " repeated. Left out: the teacher is asked."
+            )
+        ),
+    ] = None,
+    families: Annotated[
+        int, typer.Option(help="Families to ask the teacher for, where none is given.")
+    ] = 6,
+    count: Annotated[int, typer.Option(help="Questions a family.")] = 60,
+    wordings: Annotated[
+        int, typer.Option(help="Wordings of each wish; the last quarter is not taught.")
+    ] = 8,
+    held_out: Annotated[
+        int, typer.Option(help="Families, the last ones, that are kept from training.")
+    ] = 0,
+    questions: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Your own questions: a text file, one a line, or JSONL with `question`; they are"
+                " dealt to the families in turn."
+            )
+        ),
+    ] = None,
+    key_env: KeyEnv = "OPENAI_API_KEY",
+    concurrency: Concurrency = 8,
+    timeout: Timeout = 120.0,
+    retries: Retries = 5,
+    most_tokens: MostTokens = 4096,
+    temperature: Temperature = None,
+    tries: Tries = 4,
+    language: Language = "en",
+    seed: Seed = 0,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
+    splits: Splits = "0.6,0.15,0.25",
+    dry_run: DryRun = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make preference data with a teacher model: opposite wishes in several wordings, and questions
+    with an answer for either wish. Resumable."""
+    with _needing_data():
+        from fader.data.families import (
+            PreferencePlan,
+            estimate_preferences,
+            make_preferences,
+            read_axis,
+        )
+        from fader.data.questions import Plan, read_texts
+
+    own = read_texts(questions, "question") if questions else []
+    axes = tuple(map(read_axis, family or ()))
+    total = len(own) if own else count * (len(axes) or families)
+    asked = Plan(subject, total, language, seed, tries, shares(splits))
+    plan = PreferencePlan(asked, axes, families, wordings, held_out)
+    prices = _prices(price_in, price_out)
+    key = os.environ.get(key_env)
+    reached = Endpoint(
+        endpoint, teacher, key, timeout, retries, concurrency, temperature, most_tokens
+    )
+    expected = estimate_preferences(plan, own, prices)
+    if dry_run:
+        _say_estimate(expected, as_json)
+        return
+    with _bar(expected) as tell:
+        made = make_preferences(plan, reached, Path(out), own, prices, tell, force)
+    _show(made, Path(out), as_json)
+
+
 @contextmanager
 def _needing_data() -> Iterator[None]:
     with needing("making data", "data"):

@@ -145,10 +145,10 @@ def query_prompt(plan: Plan, place: int, persona: str, number: int) -> Messages:
     )
 
 
-def messages(plan: Plan, text: str) -> Messages:
+def messages(plan: Plan, text: str, system: str = SYSTEM) -> Messages:
     """A request to the teacher, under what it is told in all of them."""
     return [
-        {"role": "system", "content": SYSTEM.format(domain=plan.topic, language=plan.language)},
+        {"role": "system", "content": system.format(domain=plan.topic, language=plan.language)},
         {"role": "user", "content": text},
     ]
 
@@ -177,7 +177,11 @@ async def _personas(rounds: Rounds, plan: Plan) -> list[str]:
 def personas_of(reply: Reply) -> list[str]:
     """The personas of a batch: its lines without marks and numbers; an unfinished last line is left
     out."""
-    lines = [
-        re.sub(r"^\s*([-*•]|\d+[.):])\s*", "", line).strip() for line in reply.text.splitlines()
-    ]
-    return [line for line in (lines[:-1] if cut(reply) else lines) if line]
+    lines = lines_of(reply.text)
+    return lines[:-1] if cut(reply) else lines
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text that say something, without the marks and numbers before them."""
+    lines = [re.sub(r"^\s*([-*•]|\d+[.):])\s*", "", line).strip() for line in text.splitlines()]
+    return [line for line in lines if line]
