@@ -168,7 +168,7 @@ def preferences(
 
     own = read_texts(questions, "question") if questions else []
     axes = tuple(map(read_axis, family or ()))
-    total = len(own) if own else count * (len(axes) or families)
+    total = len(own) if own else count * max(1, len(axes) or families)
     asked = Plan(subject, total, language, seed, tries, shares(splits))
     plan = PreferencePlan(asked, axes, families, wordings, held_out)
     prices = _prices(price_in, price_out)

@@ -2,8 +2,8 @@
 questions with one answer for either (PAD, arXiv 2410.04070; MetaAlign, arXiv 2410.14184).
 
 The second answer is the first one rewritten for the opposite wish, so that the two differ in little
-else. Every pair becomes two records, one a wish: each answer is liked as often as disliked. The last
-quarter of the wordings is never taught.
+else. Every pair becomes two records, one a wish: each answer is liked as often as disliked. The
+last quarter of the wordings is never taught.
 
 Every stage works in rounds (`rounds.py`). What still breaks a rule after `tries` rounds is dropped
 and counted.

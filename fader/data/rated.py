@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import inf, isinf
 from pathlib import Path
 from statistics import mean
 
@@ -59,7 +60,7 @@ class Gap:
     """How far the scores of a pair are apart. Raises ValueError for a range that holds none."""
 
     least: float = 1.0
-    most: float = float("inf")
+    most: float = inf
 
     def __post_init__(self) -> None:
         if not 0 < self.least <= self.most:
@@ -67,6 +68,10 @@ class Gap:
                 "gap: must be above 0 and at most --most-gap"
                 f" (got {self.least:g}, and {self.most:g} for --most-gap)"
             )
+
+    def __str__(self) -> str:
+        most = "" if isinf(self.most) else f" and at most {self.most:g}"
+        return f"at least {self.least:g}{most}"
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,7 @@ def _why_none(
             " name another column"
         )
     return (
-        f"{where}: no two answers to a prompt are {gap.least:g} to {gap.most:g} apart"
+        f"{where}: no two answers to a prompt are {gap} apart"
         f" ({counts['ties']} ties, {counts['outside']} pairs nearer or wider, {counts['alone']}"
         " prompts with one answer); choose another --gap, or name another column"
     )
