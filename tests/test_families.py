@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Quiet, Speaking
 from test_cli import rows, run
-from test_levels import endpoint, words_for
+from test_levels import LIVES, THINGS, TOWNS, endpoint, words_for
 
 from fader.data.check_preferences import check_preferences
 from fader.data.families import (
@@ -79,7 +79,11 @@ def said(stage, user, draw):
         return "1. Length: short answers / thorough answers\n- tone: a warm tone / a sober tone"
     if stage == "wordings":
         wish = re.search(r"answers of this kind: (.+?)\. Not", user)[1]
-        return "\n".join(f"{n}. {manner.format(wish)}." for n, manner in enumerate(MANNERS, 1))
+        return "\n".join(
+            f"{number}. {manner.format(wish)}, {draw.choice(LIVES)}, beside {draw.choice(THINGS)}"
+            f" and {draw.choice(THINGS)} in {draw.choice(TOWNS)}."
+            for number, manner in enumerate(MANNERS, 1)
+        )
     text = words_for("generic" if stage == "first" else "expert", draw)
     return text + (" Good luck to you!" if stage == "first" else "")
 
@@ -188,7 +192,7 @@ def test_the_second_answer_differs_from_the_first(server, tmp_path):
     server.wrong = {("first", 0): words_for("generic", random.Random(1))}
     server.wrong["second", 0] = server.wrong["first", 0]
     made = make_preferences(plan(2), endpoint(server, concurrency=1), tmp_path / "a.jsonl")
-    assert made.refused == {"second answer: same": 1}
+    assert made.refused["second answer: same"] == 1
     assert all(one.pair.chosen != one.pair.rejected for one in made.items)
 
 

@@ -53,8 +53,14 @@ def test_scores_become_flips_and_what_is_left_out_is_counted(tmp_path):
         ("little", GOOD.little),
     }
     assert found.counts["verbosity"] == {
-        "answers": 5, "unrated": 0, "repeated": 0, "alone": 0, "ties": 1,
-        "outside": 0, "leaks": 0, "pairs": 3,
+        "answers": 5,
+        "unrated": 0,
+        "repeated": 0,
+        "alone": 0,
+        "ties": 1,
+        "outside": 0,
+        "leaks": 0,
+        "pairs": 3,
     }
     assert found.counts["helpfulness"]["unrated"] == 1
     assert found.counts["helpfulness"]["alone"] == 1
@@ -125,7 +131,7 @@ def test_an_attribute_has_two_ends_and_a_gap_holds_something():
         Attribute("verbosity", ("Much.",), ())
     with pytest.raises(ValueError, match="attribute: verbosity has no wording"):
         Attribute("verbosity", (), ("Little.",))
-    with pytest.raises(ValueError, match="'Much.' is said for both ends"):
+    with pytest.raises(ValueError, match="is said for both ends"):
         Attribute("verbosity", ("Much.",), ("Much.",))
     with pytest.raises(ValueError, match="gap: must be above 0"):
         Gap(0)
