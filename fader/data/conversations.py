@@ -563,6 +563,32 @@ def _rating(value: Any, where: str) -> float:
     return number
 
 
+def _two_responses(row: Row, where: str, rating: str) -> list[tuple[str, Any, Any]]:
+    """The same of a record with two responses. The rating is a column that says which of them is
+    better (it has 1, the other 0), or `response_0_RATING` and `response_1_RATING`."""
+    columns = [f"{name}_{rating}" for name in RESPONSES]
+    if all(name in row for name in columns):
+        values = [row[name] for name in columns]
+    elif rating in PREFERENCES and rating in row:
+        picked = row[rating]
+        if picked is not None and str(picked) not in ("0", "1"):
+            raise ValueError(f"{where}: {rating}: must be 0 or 1 (got {short(picked)})")
+        values = [None if picked is None else int(int(picked) == place) for place in (0, 1)]
+    else:
+        known = [name for name in PREFERENCES if name in row]
+        starts, ends = (f"{name}_" for name in RESPONSES)
+        known += [
+            rest
+            for name in row
+            if str(name).startswith(starts)
+            and f"{ends}{(rest := str(name).removeprefix(starts))}" in row
+        ]
+        raise ValueError(
+            f"{where}: {rating}: there is no such rating (there are {', '.join(known) or 'none'})"
+        )
+    return [(name, row.get(name), value) for name, value in zip(RESPONSES, values, strict=True)]
+
+
 def _ratings(row: Row) -> list[str]:
     """The columns of a rated record that could say which answer is better."""
     if "response" not in row and (completions := _completions(row)):
@@ -586,6 +612,8 @@ def _annotations(completion: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _rated_answers(row: Row, where: str, rating: str) -> list[tuple[str, Any, Any]]:
     """Field, text and rating of every answer of a record."""
+    if "response" not in row and RESPONSES[0] in row:
+        return _two_responses(row, where, rating)
     for name in ("completions", "generations"):
         if name in row and "response" not in row and not isinstance(row[name], list):
             raise ValueError(f"{where}: {name}: must be a list of answers (got {short(row[name])})")

@@ -159,9 +159,7 @@ def read(source: Path | str, rating: str | None = None, skip_bad: int = 0) -> Re
         except NoPreference as why:
             left_out.setdefault(str(why), []).append(row.place)
         except ValueError as error:
-            bad.append(str(error).replace("\n", "; "))
-            if len(bad) > skip_bad:
-                raise ValueError(_too_bad(bad, skip_bad)) from None
+            bad_record(bad, error, skip_bad)
     for (_, mark), (place, rated) in groups.items():
         try:
             found.append((place, _pair(conversations.best_and_worst(rated), mark)))
@@ -187,10 +185,13 @@ def _few(places: Sequence[int]) -> str:
     return f"record{'s' * (len(places) > 1)} {first}"
 
 
-def _too_bad(bad: Sequence[str], skip_bad: int) -> str:
-    if not skip_bad:
-        return bad[0]
-    return f"{bad[-1]}; it is bad record {len(bad)}, --skip-bad passes over {skip_bad}"
+def bad_record(bad: list[str], error: ValueError, skip_bad: int) -> None:
+    """Add what is wrong with a record to `bad`. Raises ValueError where these are more than
+    `skip_bad`."""
+    bad.append(str(error).replace("\n", "; "))
+    if len(bad) > skip_bad:
+        more = f"; it is bad record {len(bad)}, --skip-bad passes over {skip_bad}"
+        raise ValueError(bad[-1] + (more if skip_bad else "")) from None
 
 
 def read_any(source: Path | str, rating: str | None = None, skip_bad: int = 0) -> list[Item]:
