@@ -181,7 +181,7 @@ class Local:
     ) -> Running[Result]:
         """Start a request. Raises `Invalid` with all its faults before anything runs."""
         plan = self.plan(request)
-        return self.engine.run(_result(plan), _needs(plan), on_chunk)
+        return self.engine.run(_result(plan), needs_of(plan), on_chunk)
 
     def score(self, request: Request, answers: Sequence[str]) -> Running[list[Likelihood]]:
         """How likely given answers are under the request's guided policy. The prompt is read once
@@ -246,7 +246,7 @@ class Local:
         faults.raise_any()
         plan = Plan(request, guided, backbone, _task(request, base, backbone), aim)
         if writes:
-            self.engine.check(_needs(plan))
+            self.engine.check(needs_of(plan))
         return plan
 
     def model_named(self, name: str | None, field: str) -> Backbone:
@@ -353,7 +353,7 @@ class _Resolver:
         return tuple(ids)
 
 
-def _needs(plan: Plan) -> dict[str, tuple[int, int]]:
+def needs_of(plan: Plan) -> dict[str, tuple[int, int]]:
     """Rows and positions on each backbone for all answers that a request writes at one time."""
     wanted = plan.request.alignment.search
     samples = plan.request.sampling.n * (rows(wanted) if wanted else 1)
