@@ -29,7 +29,13 @@ from fader.evaluation.suite import Suite
 from fader.evaluation.tasks import TASKS
 from fader.methods.prompt import prompt_ids
 from fader.request import Message, Preferences
-from fader.starter.shipped import STYLES, starter_families, starter_pairs
+from fader.starter.shipped import (
+    DOMAINS,
+    STYLES,
+    starter_families,
+    starter_levels,
+    starter_pairs,
+)
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +81,8 @@ def test_prompts_are_ones_that_nothing_learned_from(split, count):
     asked = {turns[-1].content for turns in found}
     for name in (*STYLES, "harmless", "helpful"):
         assert not asked & {p.messages[-1].content for p in starter_pairs(name) if p.split != split}
+    for name in (*DOMAINS, "other"):
+        assert not asked & {one.query for one in starter_levels(name) if one.split != split}
     for aim in AIMS:
         assert not asked & {one.prompt for one in own_texts(aim)}
     assert questions(suite, split) == questions(suite)
