@@ -645,7 +645,7 @@ def test_tune_writes_a_profile_that_requests_find(arguments, tmp_path):
             ["eval", "personalized", "--vector", "a", "--vector", "b"],
             "personalized: takes one vector and one folder",
         ),
-        (["eval", "personalized-sweep", "--vector", "nope"], "'nope'"),
+        (["eval", "personalized-sweep", "--vector", "nope"], "vectors.nope: no such vector"),
         (["eval", "levels", "--data", "x"], "--data DOMAIN=FILE: must be of this form (got 'x')"),
         (
             ["eval", "levels", "--vector", "medcal=mine"],
