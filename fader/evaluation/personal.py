@@ -9,6 +9,9 @@ pairs that it ranks right, each pair asked under either of two opposite preferen
 share that log pi(y | told p) per token ranks right, for which a model must overcome what it thinks
 of the answers anyway. Wordings are ones that were never taught. Cases: `seen` families, and those
 that were held out, by their measured nearness (`data/nearness.py`).
+
+What the model gains where it guides what is written is measured as `gains.py` says: by itself,
+beside other ways to ask for the same, and over the guide's settings.
 """
 
 from __future__ import annotations
