@@ -9,6 +9,7 @@ import pytest
 from conftest import random_vectors, warnings_of_the_trainer
 
 from fader import Vector
+from fader.cli.evaluate import PERSONAL
 from fader.evaluation.cache import ResultCache
 from fader.evaluation.suite import Suite
 from fader.evaluation.tasks import TASKS
@@ -78,7 +79,7 @@ TASKS_OF = {
 
 def test_every_task_of_the_evaluation_is_part_of_the_reproductions():
     assert TASKS_OF.keys() == PARTS.keys()
-    alone = {"pairs", "personalized", "judges"}  # of one's own data, and run by `fader eval` itself
+    alone = {"pairs", "judges", *PERSONAL}  # of one's own data, and run by `fader eval` itself
     assert TASKS.keys() - alone <= set().union(*TASKS_OF.values())
 
 

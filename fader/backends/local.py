@@ -183,7 +183,7 @@ class Local:
     ) -> Running[Result]:
         """Start a request. Raises `Invalid` with all its faults before anything runs."""
         plan = self.plan(request)
-        return self.engine.run(_result(plan), self._needs(plan), on_chunk)
+        return self.engine.run(_result(plan), self.needs(plan), on_chunk)
 
     def score(self, request: Request, answers: Sequence[str]) -> Running[list[Likelihood]]:
         """How likely given answers are under the request's guided policy. The prompt is read once
@@ -270,10 +270,10 @@ class Local:
         faults.raise_any()
         plan = Plan(request, guided, backbone, _task(request, base, backbone), aim)
         if writes:
-            self._needs(plan)
+            self.needs(plan)
         return plan
 
-    def _needs(self, plan: Plan) -> Needs:
+    def needs(self, plan: Plan) -> Needs:
         """What all answers that a request writes at one time need."""
         sampling = plan.request.sampling
         return self._room(
