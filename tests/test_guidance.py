@@ -73,7 +73,9 @@ PERSONAL = {"kind": "personalized", "vectors": {"personal": 1.0}}
 
 @pytest.fixture
 def personal(tiny):
-    tiny.add_vector(random_vector(tiny, "personal", 11))
+    """A personalised model with a map before its head, which is tied."""
+    layers = ("q_proj", "v_proj", "down_proj", "lm_head")
+    tiny.add_vector(random_vector(tiny, "personal", 11, targets=layers))
     return tiny
 
 

@@ -377,7 +377,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(arm, tmp_path, tiny_folder, start
 def numbers(trained) -> list[torch.Tensor]:
     if isinstance(trained, PreferenceWeights):
         return [trained.down, trained.up]
-    return [factor for pair in trained.factors.values() for factor in pair]
+    return [factor for _, pair in sorted(trained.factors.items()) for factor in pair]
 
 
 # weights of preferences
@@ -420,6 +420,24 @@ def test_weights_are_rows_of_their_own_and_none_where_nothing_is_told(tiny_folde
     assert torch.allclose(states.square().mean(-1), torch.ones(3), atol=1e-3)
 
 
+@pytest.mark.usefixtures("exact")
+def test_weights_of_one_give_the_rewards_of_stage_1(tiny_folder, start, weights):
+    """As the engine scores its vector: told, less the base told nothing."""
+    ones = replace(weights, up=torch.zeros_like(weights.up))
+    found = rewards(ones, start, lessons(4), str(tiny_folder), batch=3)
+    with Fader(load(str(tiny_folder))) as fader:
+        fader.add_vector(start)
+        for lesson, mine in zip(lessons(4), found.tolist(), strict=True):
+            asked = {"messages": [turn.model_dump() for turn in lesson.messages]}
+            told = {"preferences": lesson.told.model_dump()} if lesson.told else {}
+            alignment = {"vectors": {"stage-1": 1.0}, **told}
+            for text, reward in zip((lesson.chosen, lesson.rejected), mine, strict=True):
+                ours, base = (
+                    sum(fader.score(asked, text, alignment=one).logprobs) for one in (alignment, {})
+                )
+                assert reward == pytest.approx(ours - base, abs=1e-2)
+
+
 def test_weights_are_loaded_as_they_were_saved(tmp_path, weights):
     weights.save(tmp_path / "w")
     loaded = PreferenceWeights.load(tmp_path / "w")
@@ -434,13 +452,16 @@ def test_a_part_of_another_model_is_refused(tmp_path, tiny_folder, start, weight
     small = replace(weights, down=weights.down[:, :32], up=weights.up[:32])
     with pytest.raises(ValueError, match=r"weights\.w: are for hidden states of 32 numbers, those"):
         rewards(small, start, lessons(1), str(tiny_folder))
+    other = replace(weights, base="0123")
+    with pytest.raises(ValueError, match=r"weights\.w: were trained on a model with fingerprint 0"):
+        rewards(other, start, lessons(1), str(tiny_folder))
     other = replace(weights, start="0123")
     with pytest.raises(ValueError, match=r"weights\.w: were trained on the vector 0123, and stage"):
         rewards(other, start, lessons(1), str(tiny_folder))
     with pytest.raises(ValueError, match=r"w/preference_weights\.safetensors: no such file; train"):
         PreferenceWeights.load(tmp_path / "w")
-    narrow = Vector("narrow", {"lm_head": (torch.ones(1, 32), torch.ones(410, 1))})
-    said = r"vectors\.narrow: layer lm_head is 410 x 64 in .*, the vector's is 410 x 32"
+    narrow = Vector("narrow", {"lm_head": (torch.ones(1, 32), torch.ones(400, 1))})
+    said = r"vectors\.narrow: layer lm_head is 400 x 64 in .*, the vector's is 400 x 32"
     with Fader(load(str(tiny_folder))) as fader, pytest.raises(ValueError, match=said):
         fader.add_vector(narrow)
 
@@ -448,7 +469,7 @@ def test_a_part_of_another_model_is_refused(tmp_path, tiny_folder, start, weight
 @pytest.mark.parametrize(
     ("factors", "base", "said"),
     [
-        ({"lm_head": (torch.ones(1, 64), torch.ones(410, 1))}, None, "start: s changes the head"),
+        ({"lm_head": (torch.ones(1, 64), torch.ones(400, 1))}, None, "start: s changes the head"),
         ({}, "0123", "made for a model with fingerprint 0123"),
     ],
 )

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fader.engine import builtin
+from fader.engine.identity import fingerprint
+from fader.methods.prompt import ending_ids
 from fader.training.lessons import Lesson
 from fader.training.personal_head import (
     WEIGHTED,
@@ -47,7 +50,7 @@ def rewards(
     """
     base, tokenizer = load(model)
     head_of(base, start, model)
-    _check(weights, start, model, base.get_output_embeddings().in_features)
+    _check(weights, start, base, model)
     recipe = replace(WEIGHTED, max_length=LONGEST)
     kept, rows, _ = prepared(base, tokenizer, lessons, recipe, [weights.name], [start])
     if len(kept) < len(lessons):
@@ -55,7 +58,11 @@ def rewards(
             f"lessons: {len(lessons) - len(kept)} of {len(lessons)} are longer than {model} reads;"
             " leave them out"
         )
-    texts = number(lessons, rows)
+    texts, ending = number(lessons, rows), len(ending_ids(tokenizer))
+    for row in rows:  # the answers' own tokens, as the engine scores given answers
+        row |= {
+            side: row[side][: len(row[side]) - ending] for side in ("chosen_ids", "rejected_ids")
+        }
     part = weights.part(len(texts))
     weighted = with_part(base, start, part, tokenizer, texts).eval()
     found: list[Tensor] = []
@@ -69,15 +76,21 @@ def rewards(
     return torch.cat(found)
 
 
-def _check(weights: PreferenceWeights, start: Vector, model: str, hidden: int) -> None:
+def _check(weights: PreferenceWeights, start: Vector, base: Any, model: str) -> None:
     """Raises ValueError for a vector or a model that the weights were not trained on."""
+    named, hidden = f"weights.{weights.name}", base.get_output_embeddings().in_features
     if weights.down.shape[1] != hidden:
         raise ValueError(
-            f"weights.{weights.name}: are for hidden states of {weights.down.shape[1]} numbers,"
+            f"{named}: are for hidden states of {weights.down.shape[1]} numbers,"
             f" those of {model} have {hidden}; take the model that they were trained on"
+        )
+    if weights.base != (found := fingerprint(base)):
+        raise ValueError(
+            f"{named}: were trained on a model with fingerprint {weights.base}, and {model} has"
+            f" {found}; take that model"
         )
     if weights.start != start.digest:
         raise ValueError(
-            f"weights.{weights.name}: were trained on the vector {weights.start}, and {start.name}"
-            f" is {start.digest}; give the vector of stage 1 that they go with"
+            f"{named}: were trained on the vector {weights.start}, and {start.name} is"
+            f" {start.digest}; give the vector of stage 1 that they go with"
         )

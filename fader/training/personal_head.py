@@ -188,7 +188,7 @@ class PreferenceWeights:
         with whole_folder(folder, replace=True) as scratch:
             tensors = {"down": self.down.contiguous(), "up": self.up.contiguous()}
             save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
-            named = {"name": self.name, "start": self.start, "base_fingerprint": self.base}
+            named = {"name": self.name, "stage_1": self.start, "base_fingerprint": self.base}
             card = json.dumps({**self.card, **named}, indent=1)
             (scratch / CARD).write_text(card, encoding="utf-8")
 
@@ -206,9 +206,9 @@ class PreferenceWeights:
         down, up = tensors.get("down"), tensors.get("up")
         if down is None or up is None or down.ndim != 2 or down.shape != up.T.shape:
             raise ValueError(f"{file}: holds no pair `down` [rank, hidden] and `up` [hidden, rank]")
-        if missing := [key for key in ("name", "start", "base_fingerprint") if key not in card]:
+        if missing := [key for key in ("name", "stage_1", "base_fingerprint") if key not in card]:
             raise ValueError(f"{folder / CARD}: {missing[0]} is missing; train the weights anew")
-        return cls(card["name"], down, up, card["start"], card["base_fingerprint"], card)
+        return cls(card["name"], down, up, card["stage_1"], card["base_fingerprint"], card)
 
 
 class HeadTrainer(LineTrainer):
