@@ -304,9 +304,16 @@ def train(arm: str, folder: Path, model: Path, start: Vector, **settings):
 
 @pytest.mark.usefixtures("exact")
 @warnings_of_the_trainer
-def test_a_map_is_saved_loaded_and_served_merged_into_the_head(tmp_path, tiny_folder, start):
+def test_a_map_is_saved_loaded_and_served_merged_into_the_head(
+    tmp_path, tiny_folder, start, monkeypatch
+):
     """An ordinary vector: stage 1's factors and a pair for the head, at any strength; and the
     embedding that the head is tied to stays as it is."""
+    parts = []
+    monkeypatch.setattr(
+        "fader.training.personal_head.part_of",
+        lambda model: parts.append(part_of(model)) or parts[-1],
+    )
     trained = train("map", tmp_path / "x", tiny_folder, start)
     assert [one.name for one in tmp_path.iterdir()] == ["x"]  # no checkpoint is left
     assert trained.card["recipe"]["arm"] == "map"
@@ -317,7 +324,9 @@ def test_a_map_is_saved_loaded_and_served_merged_into_the_head(tmp_path, tiny_fo
     assert loaded.factors.keys() - start.factors.keys() == {"lm_head"}
     for name, pair in start.factors.items():
         assert all(map(torch.equal, pair, loaded.factors[name]))
-    assert loaded.norm("lm_head") > 0
+    down, up = parts[-1].factors
+    assert torch.equal(loaded.factors["lm_head"][0], down)
+    assert up.norm() > 0
     answer = "rivers bend slowly"
     with Fader(load(str(tiny_folder)), vectors={"x": tmp_path / "x"}) as fader:
         backbone = fader.backend.backbones[fader.model]
@@ -332,6 +341,7 @@ def test_a_map_is_saved_loaded_and_served_merged_into_the_head(tmp_path, tiny_fo
         }
         bare = fader.score("the sea", answer).logprobs
         assert torch.equal(backbone.weight("model.embed_tokens.weight"), embedding)
+    assert torch.allclose(loaded.factors["lm_head"][1], embedding @ up, atol=1e-5)  # W B
     assert served[0.0] == bare
     for strength, found in served.items():
         merged = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()

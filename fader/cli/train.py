@@ -308,7 +308,7 @@ def personal(
                 " them the model can learn what is liked without reading a preference"
             )
     idle = [row["text"] for row in starter_rows("preferences/irrelevant", "train")]
-    given = {
+    given: dict[str, Any] = {
         "rank": rank,
         "beta": beta,
         "learning_rate": learning_rate,

@@ -102,7 +102,7 @@ MAP = HeadRecipe(
     in_order=True,
 )
 WEIGHTED = replace(MAP, arm="weights", rank=64, alpha=64)
-RECIPES: Mapping[Arm, HeadRecipe] = {"map": MAP, "weights": WEIGHTED}
+RECIPES: Mapping[str, HeadRecipe] = {"map": MAP, "weights": WEIGHTED}
 """The settings of each arm; beta, loss and batches are those of stage 1."""
 
 
