@@ -45,10 +45,11 @@ class Fader:
         dtype: str | None = None,
         kv_bytes: int | None = None,
         token_budget: int = 512,
+        share_prompts: bool = True,
         resources: Resources = NOTHING,
     ) -> None:
         self.backend = Local(
-            model, models, vectors, device, dtype, kv_bytes, token_budget, resources
+            model, models, vectors, device, dtype, kv_bytes, token_budget, share_prompts, resources
         )
         self._places = Places()  # what requests gave by place
         self._stamps: dict[str, int] = {}  # when the folders of vectors were written

@@ -78,7 +78,8 @@ class Local:
 
     `model`: the built-in model's name, a folder, a GGUF file, a hub id, or a loaded `Backbone`.
     `models`: others by name, for guides. `vectors`: folders of vectors by name, beside those found
-    in the usual places. `resources`: what rewards may use, by name.
+    in the usual places. `share_prompts`: whether requests that begin with the same tokens, under
+    the same vectors, read them once. `resources`: what rewards may use, by name.
     """
 
     def __init__(
@@ -90,12 +91,13 @@ class Local:
         dtype: str | None = None,
         kv_bytes: int | None = None,
         token_budget: int = 512,
+        share_prompts: bool = True,
         resources: Resources = NOTHING,
     ) -> None:
         _refuse_no_model(model, "model")
         self.model = model if isinstance(model, str) else model.name
         self._load = partial(load, device=device, dtype=dtype, kv_bytes=kv_bytes)
-        self.engine = Engine({}, token_budget)
+        self.engine = Engine({}, token_budget, share_prompts=share_prompts)
         for name, source in [(self.model, model), *(models or {}).items()]:
             self.add_model(name, source)
         self.resources = resources

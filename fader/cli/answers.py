@@ -295,7 +295,12 @@ def schema() -> None:
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help="A script under benchmarks/: decode, guide, pad, vectors, knob, deal."),
+        typer.Argument(
+            help=(
+                "A script under benchmarks/: decode, guide, pad, vectors, knob, prompts, shape,"
+                " deal."
+            )
+        ),
     ],
     case: Annotated[str | None, typer.Option(help="Only this case of it; left out: all.")] = None,
     as_json: AsJson = False,
