@@ -17,6 +17,7 @@ from fader.cli import app
 from fader.request import Alignment
 from fader.rewards import specs as reward_specs
 from fader.schema import Invalid, parse
+from recipes import docs
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -45,46 +46,35 @@ def read_blocks(page):
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 
 
-def schema_classes(module):
-    found = {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, request.Frozen)
-    }
-    return {
-        name: value
-        for name, value in found.items()
-        if value.model_fields and not name.startswith("_") and value.__module__ == module.__name__
-    }
+@pytest.mark.parametrize("path", docs.generated(), ids=lambda path: path.name)
+def test_what_the_code_says_is_in_the_docs(path):
+    """Tables of fields, the table of files, the picture of the rooms."""
+    assert docs.generated()[path] == path.read_text(), "run: python -m recipes.docs"
 
 
-DOCUMENTED = [
-    (file, name, value)
-    for file, module in (("request.md", request), ("rewards.md", reward_specs))
-    for name, value in schema_classes(module).items()
-]
+def test_every_module_says_what_it_is():
+    ideas = {file: docs.idea(file) for file in ROOT.glob("fader/**/*.py")}
+    assert not [file for file, idea in ideas.items() if not 5 <= len(idea) <= 200]
 
 
-@pytest.mark.parametrize(
-    ("file", "name", "value"), DOCUMENTED, ids=lambda value: value if isinstance(value, str) else ""
-)
-def test_every_field_is_documented(file, name, value):
-    text = (ROOT / "docs" / file).read_text()
-    section = re.search(rf"^#+ `{name}`$(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
-    assert section, f"docs/{file} has no section on {name}"
-    listed = set(re.findall(r"^\| `(\w+)`", section[1], re.MULTILINE))
-    assert listed == set(value.model_fields)
+def test_a_class_needs_a_section_with_a_table():
+    page = (ROOT / "docs" / "rewards.md").read_text()
+    with pytest.raises(ValueError, match="no section on RegexSpec"):
+        docs.with_tables(page.replace("### `RegexSpec`", "### `Regex`"), reward_specs)
+    with pytest.raises(ValueError, match="section on RegexSpec has no table"):
+        docs.with_tables(page.replace("### `RegexSpec`", "### `RegexSpec`\n\n### x"), reward_specs)
 
 
-def test_the_readme_lists_every_module():
-    listed = set(
-        re.findall(r"^\| `(fader/[\w/]+\.py)`", (ROOT / "README.md").read_text(), re.MULTILINE)
-    )
-    assert listed == {
-        str(file.relative_to(ROOT))
-        for file in ROOT.glob("fader/**/*.py")
-        if file.name != "__init__.py"
-    }
+def test_fields_in_words():
+    page = docs.with_tables((ROOT / "docs" / "request.md").read_text(), request)
+    for line in (
+        "| `temperature` | number from 0 | 0 |",
+        "| `repetition_penalty` | number above 0 | 1 |",
+        "| `lookahead` | integer from 0, `sentence` or `end` | 16 |",
+        "| `components` | list of [`Component`](#component), at least one | required |",
+        '| `reference` | [`PolicySpec`](#policyspec) | `{"vectors": {}}` |',
+    ):
+        assert line in page
 
 
 def commands(block):
