@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import pytest
 import typer
@@ -198,7 +199,66 @@ def test_errors_of_the_documentation_are_those_that_come():
     assert str(caught.value) == shown.strip()
 
 
+def test_files_that_the_documentation_names_are_there():
+    named = r"`((?:fader|recipes|tests|examples|benchmarks|reproductions|docs)/[\w/.-]+\.\w+)`"
+    for file in [*PAGES, *ROOT.glob("*.md")]:
+        missing = [one for one in re.findall(named, file.read_text()) if not (ROOT / one).exists()]
+        assert not missing, f"{file.name}: {missing}"
+
+
+def test_every_paper_of_the_code_is_in_the_index():
+    index = (ROOT / "docs" / "papers.md").read_text()
+    for file in ROOT.glob("fader/**/*.py"):
+        papers = re.findall(r"\b2\d{3}\.\d{5}\b", file.read_text())
+        missing = [one for one in papers if one not in index]
+        assert not missing, f"docs/papers.md lacks {missing} of {file}"
+
+
+def test_the_site_has_every_page():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+
+    def pages(part):
+        if isinstance(part, str):
+            return [part]
+        parts = part.values() if isinstance(part, dict) else part
+        return [page for one in parts for page in pages(one)]
+
+    folder = ROOT / "docs"
+    assert {*pages(site["nav"])} == {
+        str(page.relative_to(folder)) for page in folder.glob("**/*.md")
+    }
+    assert site["strict"]
+    assert site["theme"]["font"] is False
+
+
+@pytest.mark.parametrize("picture", ["rooms.svg", "demo.svg"])
+def test_pictures_fetch_nothing(picture):
+    text = (ROOT / "docs" / picture).read_text()
+    ElementTree.fromstring(text)
+    assert set(re.findall(r"https?://[^\s\"')]+", text)) == {"http://www.w3.org/2000/svg"}
+
+
+def test_the_answers_in_the_readme_are_those_that_come(shared):
+    """Each block of answers: a command, and below it what it prints, wrapped."""
+    (block,) = (b.text for b in BLOCKS if b.page == "README.md" and "formal" in b.text)
+    shown = re.findall(r"^\$ fader generate (.+)\n((?:(?!\$).*\n)+)", block, re.MULTILINE)
+    strengths = []
+    for command, answer in shown:
+        prompt, *options = shlex.split(command)
+        given = dict(zip(options[::2], options[1::2], strict=True))
+        alignment = json.loads(given["--align"])
+        result = shared.generate(
+            prompt,
+            alignment=alignment,
+            max_tokens=int(given["--max-tokens"]),
+            repetition_penalty=float(given["--repetition-penalty"]),
+        )
+        assert result.text.split() == answer.split()
+        strengths.append(alignment["vectors"]["formal"])
+    assert strengths == [-1, 0, 1]
+
+
 def test_links_lead_somewhere():
-    for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]:
+    for file in [*PAGES, *ROOT.glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text()):
             assert (file.parent / target).exists(), f"{file.name}: {target}"
