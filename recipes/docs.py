@@ -276,7 +276,7 @@ def rooms_picture() -> str:
     for rooms in filter(None, shown):
         width = (WIDTH - 2 * MARGIN - GAP * (len(rooms) - 1)) // len(rooms)
         lines = [
-            textwrap.wrap(idea(parts_of(room)[0]), (width - 130) // 6, max_lines=4)
+            textwrap.wrap(idea(parts_of(room)[0]).replace("`", ""), (width - 130) // 7)
             for room in rooms
         ]
         height = LINE * max(map(len, lines)) + 14

@@ -239,23 +239,26 @@ def test_pictures_fetch_nothing(picture):
 
 
 def test_the_answers_in_the_readme_are_those_that_come(shared):
-    """Each block of answers: a command, and below it what it prints, wrapped."""
-    (block,) = (b.text for b in BLOCKS if b.page == "README.md" and "formal" in b.text)
-    shown = re.findall(r"^\$ fader generate (.+)\n((?:(?!\$).*\n)+)", block, re.MULTILINE)
-    strengths = []
-    for command, answer in shown:
-        prompt, *options = shlex.split(command)
-        given = dict(zip(options[::2], options[1::2], strict=True))
-        alignment = json.loads(given["--align"])
-        result = shared.generate(
-            prompt,
-            alignment=alignment,
-            max_tokens=int(given["--max-tokens"]),
-            repetition_penalty=float(given["--repetition-penalty"]),
-        )
+    """A command, and below it what comes at each strength."""
+    (command,) = (
+        one
+        for block in BLOCKS
+        if block.page == "README.md"
+        for one in commands(block)
+        if "--repetition-penalty" in one
+    )
+    prompt, *options = command[2:]
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    (name,) = json.loads(given["--align"])["vectors"]
+    shown = re.findall(r"^\| (-?\d) \| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert [strength for strength, _ in shown] == ["-1", "0", "1"]
+    results = shared.batch(
+        [{"prompt": prompt, "alignment": {"vectors": {name: float(one)}}} for one, _ in shown],
+        max_tokens=int(given["--max-tokens"]),
+        repetition_penalty=float(given["--repetition-penalty"]),
+    )
+    for result, (_, answer) in zip(results, shown, strict=True):
         assert result.text.split() == answer.split()
-        strengths.append(alignment["vectors"]["formal"])
-    assert strengths == [-1, 0, 1]
 
 
 def test_links_lead_somewhere():

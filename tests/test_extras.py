@@ -79,9 +79,8 @@ PAIR = '{"prompt": "Hi", "chosen": "Hello.", "rejected": "No."}\n'
     ("arguments", "extra"),
     [
         (["data", "check", "pairs.jsonl"], "data"),
-        (["data", "split", "pairs.jsonl", "--out", "split.jsonl"], "data"),
-        (["train", "vector", "mine", "--data", "pairs.jsonl"], "train"),
-        (["train", "cotrain", "one=pairs.jsonl", "two=pairs.jsonl"], "train"),
+        (["train", "vector", "mine", "--data", "pairs.jsonl"], "train,eval"),
+        (["train", "cotrain", "one=pairs.jsonl", "two=pairs.jsonl"], "train,eval"),
         (["eval", "generation"], "eval"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else value,

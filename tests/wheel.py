@@ -60,7 +60,7 @@ def main() -> None:
 
         for words, extra in (
             (("data", "check", "x.jsonl"), "data"),
-            (("train", "vector", "x", "--data", "x.jsonl"), "train"),
+            (("train", "vector", "x", "--data", "x.jsonl"), "train,eval"),
         ):
             refused = run(fader, *words, cwd=work, code=2)
             assert f"pip install 'fader[{extra}]'" in refused.stderr, refused.stderr
