@@ -10,7 +10,13 @@ of an answer under the weights at λ,
 
 where s is the log-probability per token (the sum without `length_normalized`). With the loss `dpo`
 (DPO, arXiv 2305.18290) the base model's is subtracted from it; with `simpo` (SimPO, arXiv
-2405.14734) it is not. That is the default, since levels are ranked by likelihood itself. Retained
+2405.14734) it is not. That is the default, since levels are ranked by likelihood itself. With
+`flip`, for lessons of one pair under two opposite preferences p and p', the sigmoid takes both
+margins together:
+
+    s(a | p) - s(b | p) + s(b | p') - s(a | p').
+
+What makes an answer likely whatever is told cancels there, the base model's share too. Retained
 lessons have the loss retain_weight * |change of log pi per token| for both answers instead, smooth
 below 0.2 nats.
 """
@@ -82,9 +88,10 @@ class Recipe:
     those of whole answers."""
     length_normalized: bool = True
     """Compare log-probabilities per token (length-normalised); off: of whole answers."""
-    loss: Literal["dpo", "simpo"] = "simpo"
+    loss: Literal["dpo", "simpo", "flip"] = "simpo"
     """`dpo` compares log-probabilities less the base model's, which are computed once before
-    training; `simpo` compares log-probabilities as they are."""
+    training; `simpo` compares log-probabilities as they are; `flip` does so for two lessons at
+    once, one after the other, that prefer opposite answers under opposite preferences."""
     reference: Literal["told", "untold"] = "told"
     """Whether the base model of `dpo` reads the lesson's preferences too. Untold, what the prompt
     alone does counts for the preference, as where the guide's reference is untold."""
@@ -100,6 +107,9 @@ class Recipe:
     preferences."""
     in_order: bool = False
     """Teach the lessons in their order; off: in one that is drawn by the seed."""
+    upper: float = 1.0
+    """The share of the layers, from the top, that are changed. Those below need no gradient, so
+    that training goes faster."""
     max_length: int = 1024
     """Lessons with more tokens, prompt and answer together, are left out."""
     seed: int = 0
@@ -108,6 +118,10 @@ class Recipe:
         for name, least in (("rank", 1), ("batch", 1), ("max_length", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: must be at least {least} (got {getattr(self, name)})")
+        if not 0 < self.upper <= 1:
+            raise ValueError(f"upper: must be above 0 and at most 1 (got {self.upper})")
+        if self.loss == "flip" and (self.batch % 2 or not self.in_order):
+            raise ValueError("loss: flip takes lessons two by two; give an even batch and in_order")
         if self.seed >= 2**32:
             raise ValueError(f"seed: must be below 2**32 (got {self.seed})")
         for name in ("alpha", "beta", "learning_rate", "epochs"):
@@ -305,6 +319,10 @@ def _short_enough(
         for row in rows
     ]
     kept = [place for place, length in enumerate(lengths) if length <= limit]
+    if recipe.loss == "flip":
+        _check_flips(lessons)
+        short = set(kept)
+        kept = [place for place in kept if place ^ 1 in short]
     if not kept:
         raise ValueError(
             f"max_length: all {len(lessons)} lessons are longer than {limit} tokens (the longest"
@@ -319,6 +337,18 @@ def _short_enough(
             limit,
         )
     return [lessons[place] for place in kept], [rows[place] for place in kept]
+
+
+def _check_flips(lessons: Sequence[Lesson]) -> None:
+    """Raises ValueError unless the lessons come two by two, of one pair of answers either way."""
+    for place in range(0, len(lessons), 2):
+        one, other = lessons[place], lessons[min(place + 1, len(lessons) - 1)]
+        swapped = (other.rejected, other.chosen) if not one.retained else (one.chosen, one.rejected)
+        if (one.chosen, one.rejected, one.retained) != (*swapped, other.retained):
+            raise ValueError(
+                f"loss: flip takes lessons two by two, which prefer opposite answers; lessons"
+                f" {place + 1} and {place + 2} do not; use dpo"
+            )
 
 
 def _histories(vectors: Sequence[Vector]) -> list[dict[str, Any]]:
@@ -377,8 +407,11 @@ def _trainer(
     bar: Progress,
 ) -> LineTrainer:
     data = Dataset.from_list([dict(row) for row in rows])
+    layers = base.config.get_text_config().num_hidden_layers
+    changed = math.ceil(layers * recipe.upper)
     lora = LoraConfig(
         r=recipe.rank * vectors,
+        layers_to_transform=list(range(layers - changed, layers)) if changed < layers else None,
         lora_alpha=recipe.alpha * vectors,
         target_modules=list(recipe.targets),
         lora_dropout=0.0,
@@ -498,15 +531,19 @@ class LineTrainer(DPOTrainer):
         )  # [2 lessons]: the chosen ones, then the rejected
         if recipe.loss == "dpo":
             reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-        elif retained.any():
-            with torch.no_grad():
-                reference = answer_logprobs(model, inputs, torch.zeros_like(inputs["strengths"]))
         else:
             reference = torch.zeros_like(logprobs)
+            if retained.any():
+                some = only(inputs, retained.nonzero()[:, 0])
+                with torch.no_grad():
+                    found = answer_logprobs(model, some, torch.zeros_like(some["strengths"]))
+                reference[torch.cat([retained, retained]) == 1] = found
         scores = (logprobs - reference if recipe.loss == "dpo" else logprobs) / (
             lengths if recipe.length_normalized else 1
         )
         margins = torch.sub(*scores.chunk(2))
+        if recipe.loss == "flip":
+            margins = margins.view(-1, 2).sum(1).repeat_interleave(2)
         likelihood = (logprobs / lengths).chunk(2)[0]
         drifts = ((logprobs - reference) / lengths).chunk(2)
         taught = -functional.logsigmoid(recipe.beta * margins) - recipe.sft_weight * likelihood
@@ -576,6 +613,25 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
             for name in given
             if name in rows[0]
         },
+    }
+
+
+def only(inputs: Mapping[str, Tensor], lessons: Tensor) -> dict[str, Tensor]:
+    """The batch with these of its lessons alone [lessons], as `answer_logprobs` reads it."""
+    count, width = inputs["input_ids"].shape
+    new = torch.full((count,), -1, device=lessons.device)
+    new[lessons] = torch.arange(len(lessons), device=lessons.device)
+    side, lesson = inputs["answer"] // count, inputs["answer"] % count
+    here = new[lesson] >= 0
+    place = inputs["source"] % width
+    return {
+        **{
+            name: inputs[name][lessons]
+            for name in ("input_ids", "position_ids", "attention_mask", "strengths")
+        },
+        "source": (new[lesson] * width + place)[here],
+        "target": inputs["target"][here],
+        "answer": (side * len(lessons) + new[lesson])[here],
     }
 
 
