@@ -167,8 +167,8 @@ def meaning(owner: type[Frozen], name: str) -> str:
     """What a field's docstring says; where a class only gives it another default, the docstring
     that it had before. `kind` says what the class is."""
     if name == "kind":
-        text = first_sentence(owner.__doc__).removeprefix("Reward: ")
-        return f"{text[0].upper()}{text[1:]}."
+        what = first_sentence(owner.__doc__).removeprefix("Reward: ")
+        return f"{what[0].upper()}{what[1:]}."
     found = (
         cls.model_fields[name].description
         for cls in owner.__mro__
