@@ -141,7 +141,7 @@ def test_a_principle_is_told_beside_the_requests_own_tiers(tiny):
 
 def test_a_batch_that_is_refused_starts_nothing(tiny, monkeypatch):
     monkeypatch.setattr(tiny.backend.engine, "run", lambda *_: pytest.fail("nothing may start"))
-    with pytest.raises(ValueError, match=r"^request 2: messages: prompt and answer may take"):
+    with pytest.raises(ValueError, match=r"^request 2: sampling\.max_tokens: prompt and"):
         tiny.batch(
             [
                 {"prompt": "the sea", "sampling": {"max_tokens": 2}},

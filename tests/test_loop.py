@@ -76,6 +76,7 @@ class Remembering:
 
     def __init__(self, name="remembering", slots=16, budget=4096, max_batch_tokens=512) -> None:
         self.name, self.fingerprint, self.dtype = name, "0123456789abcdef", "none"
+        self.identity = self.fingerprint
         self.vocabulary, self.max_length, self.end_tokens = 400, 256, frozenset({1, 2})
         self.max_batch_tokens, self.layers = max_batch_tokens, {"all": (4, 4)}
         self.tokenizer, self.memory = tokenizer(), Slots(slots, budget)
@@ -592,6 +593,31 @@ class TestFaultsEndTheirJobOnly:
             yield [Score(fail, ["p"], ["t"]), Score(lambda prompts, texts: [1.0], ["p"], ["t"])]
 
         assert "the judge is out" in str(self.ends_with(tiny, program()))
+
+    def test_a_reward_whose_thread_cannot_start(self, tiny, monkeypatch):
+        def waiting():
+            return (yield Score(lambda prompts, texts: [1.0], ["p"], ["t"], slow=True))
+
+        def neighbour():
+            yield NextLogits(Policy(tiny.model, (7, 8)), [Prefix().then(9)])
+            return "well"
+
+        def fail(_):
+            raise RuntimeError("can't start new thread")
+
+        tiny.generate("the sea", max_tokens=1)  # the engine's own thread runs
+        started, needs = [], {tiny.model: (1, 64)}
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            engine = tiny.backend.engine
+            engine._send(
+                lambda: started.extend(engine.run(one(), needs) for one in (waiting, neighbour))
+            )
+            until(lambda: len(started) == 2)
+            error = started[0].exception(timeout=30)
+            assert started[1].result(timeout=30) == "well"
+        assert re.fullmatch(r"reward .*: its thread could not start \(can't start .*\)", str(error))
+        assert engine.run(waiting(), needs).result(timeout=30) == [1.0]
 
     def test_a_text_that_breaks_a_shared_reward(self, tiny):
         """Nobody suffers from another's text; a lost connection concerns all, and is not asked for

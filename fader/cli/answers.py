@@ -198,7 +198,11 @@ def _command(
     return alignment
 
 
-_TOO_LONG = ("messages", "alignment")  # what does not fit the model, or its KV memory
+# where a request says too much for the model or its KV memory; a shorter conversation may fit
+_TOO_LONG = (
+    *("messages", "alignment", "alignment.search"),
+    *("sampling.n", "sampling.max_tokens"),
+)
 
 
 def _turn(

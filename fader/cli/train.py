@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -265,12 +266,18 @@ def personal(
         from fader.training.personal import PERSONAL, train_personal
         from fader.training.told import taught_flips
 
+    others: Counter[str] = Counter()
     if data is None:
         flips: list[tuple[Judged, ...]] = [*taught_flips(starter_families(), seed)]
     else:
-        records = [one for one in read_judged(data) if one.split == "train"]
+        found = read_judged(data)
+        records = [one for one in found if one.split == "train"]
+        others = Counter(one.split for one in found if one.split != "train")
+        said = ", ".join(f"{count} of {split}" for split, count in others.items())
         if not records:
-            raise ValueError(f"--data: {data} has no records of the split train")
+            raise ValueError(f"--data: {data} has no records of the split train (there are {said})")
+        if others:
+            _say(f"{data}: {len(records)} of {len(found)} records are taught, not {said}")
         flips = flips_of(records)
         if alone := unflipped(records):
             _say(
@@ -293,6 +300,7 @@ def personal(
         "name": trained.name,
         "folder": str(folder),
         **{key: trained.card[key] for key in ("lessons", "retained", "seconds")},
+        "not_taught": dict(others),
     }
     print_json(row) if as_json else screen.print(row)
 
@@ -321,9 +329,10 @@ def _taught(items: Sequence[Item]) -> list[Item]:
 
 
 def _measured(items: Sequence[Item], taught: Sequence[Item]) -> dict[str, Any]:
-    """What a trained vector is measured on: the items marked dev that were not taught, else those
-    marked test; where there are none, the taught ones."""
-    unseen = [item for item in items if item.split != "train" and item not in taught]
+    """What a trained vector is measured on: the items of dev, else those of test, unless they were
+    taught; where there are none, the taught ones. What is taught of a split is taught whole."""
+    used = {"train", *(item.split for item in taught)}
+    unseen = [item for item in items if item.split not in used]
     chosen = [item for item in unseen if item.split == "dev"] or unseen
     return {
         "items": chosen or taught,

@@ -140,11 +140,12 @@ class Engine:
             self.backbones = {**self.backbones, name: backbone}
 
     def fits(self, needs: Needs) -> bool:
-        """Whether there could ever be memory for a job of these needs."""
-        return all(
-            self.backbones[name].memory.area(*wanted) <= self.backbones[name].memory.budget
-            for name, wanted in needs.items()
-        )
+        """Whether a job of these needs could ever run."""
+        try:
+            self.check(needs)
+        except ValueError:
+            return False
+        return True
 
     def check(self, needs: Needs) -> None:
         """Raises ValueError if a job of these needs could never run."""
@@ -421,10 +422,16 @@ class Engine:
             mine = [entry for entry in asked if entry[2].reward is reward]
             asks = [ask for _, _, ask in mine]
             if any(ask.slow for ask in asks):
-                self._away |= dict.fromkeys(asks, reward)
-                threading.Thread(
+                thread = threading.Thread(
                     target=self._score_beside, args=(reward, mine), name="fader-reward", daemon=True
-                ).start()
+                )
+                try:
+                    thread.start()
+                except RuntimeError as error:  # as many threads as the system allows
+                    ended = RuntimeError(f"reward {reward}: its thread could not start ({error})")
+                    self._scored(mine, [ended] * len(mine))
+                else:
+                    self._away |= dict.fromkeys(asks, reward)
             else:
                 self._scored(mine, _scores(reward, asks))
         return answered or bool(rewards)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +85,7 @@ class Memory(Protocol):
         is free."""
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A causal language model as the engine sees it."""
 
