@@ -8,7 +8,7 @@ default and in this order:
     stage-1     the model under preferences, by LoRA: the shipped settings
     plain       the paper's own: rank 8 on all layers, rate 5e-6, beta 0.1, the reference told, no
                 lessons that are retained; batches of 8 (paper: 128)
-    told        the reference reads the preference too
+    untold      the reference reads no preference
     beta-0.05   beta a quarter of the shipped one
     beta-0.8    and four times it
     rank-4, rank-32
@@ -17,8 +17,8 @@ default and in this order:
     map-64      the same at rank 64
     weights     stage 2 on stage-1: weights of the last hidden state, made of the preference
 
-`accuracy`: the share of pairs that the reward told less untold ranks right, in wordings that are
-never taught; `over_stage_1`: how much more often than stage 1, paired; `raw`: the share that the
+`accuracy`: the share of pairs that the reward ranks right, the reference told the same, in wordings
+that are never taught; `over_stage_1`: how much more often than stage 1, paired; `raw`: the share that the
 likelihood per token ranks right (of vectors alone). Cases are those of `fader eval personalized`.
 Trainings and figures that are there already are taken as they are, and a stopped one goes on.
 """
@@ -41,7 +41,7 @@ from fader.evaluation.weighted import rewards
 from fader.request import Preferences
 from fader.starter.shipped import starter_families, starter_rows
 from fader.training.lessons import Lesson
-from fader.training.personal import PERSONAL, train_personal
+from fader.training.personal import PERSONAL, personal_lessons, train_personal
 from fader.training.personal_head import (
     MAP,
     WEIGHTED,
@@ -50,7 +50,7 @@ from fader.training.personal_head import (
     train_personal_head,
 )
 from fader.training.told import taught_flips
-from fader.training.vector import Recipe
+from fader.training.vector import Recipe, train_vector
 from fader.vectors.vector import Vector
 from reproductions.runner import print_metrics
 
@@ -73,7 +73,7 @@ FORMS: Mapping[str, Recipe] = {
         epochs=3.0,
         batch=8,
     ),
-    "told": replace(PERSONAL, reference="told"),
+    "untold": replace(PERSONAL, reference="untold"),
     "beta-0.05": replace(PERSONAL, beta=0.05),
     "beta-0.8": replace(PERSONAL, beta=0.8),
     "rank-4": replace(PERSONAL, rank=4, alpha=8),
@@ -94,9 +94,12 @@ def taught(suite: Suite) -> tuple[list[Flip], list[str]]:
 
 def backbone(suite: Suite, form: str) -> Vector:
     """A model of stage 1."""
-    settings = FORMS[form], PASSES
-    model = suite.cache.fader.model
-    return train_personal(form, *taught(suite), RUNS / form, *settings, model=model)
+    flips, idle = taught(suite)
+    recipe, model = FORMS[form], suite.cache.fader.model
+    if form == "plain":
+        lessons = personal_lessons(flips, idle, recipe.seed, PASSES)
+        return train_vector(form, lessons, RUNS / form, recipe, model=model)
+    return train_personal(form, flips, idle, RUNS / form, recipe, PASSES, model=model)
 
 
 def measured(suite: Suite, form: str) -> Iterator[Metric]:
@@ -130,7 +133,7 @@ def ranked(suite: Suite, vector: Vector, told: Sequence[Told]) -> tuple[Sides, S
     """The vector's reward of the chosen and of the rejected answers under what each pair is told,
     and their likelihood per token [pairs, 2]."""
     suite.cache.fader.add_vector(vector)
-    base, _ = likelihoods(suite, "pad", "base", told, None)
+    base, _ = likelihoods(suite, "pad", "base", told, {})
     alignment = {"vectors": {vector.name: 1.0}}
     sums, means = likelihoods(suite, "pad", vector.name, told, alignment)
     return sums - base, means

@@ -432,7 +432,7 @@ def test_weights_are_rows_of_their_own_and_none_where_nothing_is_told(tiny_folde
 
 @pytest.mark.usefixtures("exact")
 def test_weights_of_one_give_the_rewards_of_stage_1(tiny_folder, start, weights):
-    """As the engine scores its vector: told, less the base told nothing."""
+    """As the engine scores its vector: told, less the base told the same."""
     ones = replace(weights, up=torch.zeros_like(weights.up))
     found = rewards(ones, start, lessons(4), str(tiny_folder), batch=3)
     with Fader(load(str(tiny_folder))) as fader:
@@ -443,7 +443,8 @@ def test_weights_of_one_give_the_rewards_of_stage_1(tiny_folder, start, weights)
             alignment = {"vectors": {"stage-1": 1.0}, **told}
             for text, reward in zip((lesson.chosen, lesson.rejected), mine, strict=True):
                 ours, base = (
-                    sum(fader.score(asked, text, alignment=one).logprobs) for one in (alignment, {})
+                    sum(fader.score(asked, text, alignment=one).logprobs)
+                    for one in (alignment, told)
                 )
                 assert reward == pytest.approx(ours - base, abs=1e-2)
 

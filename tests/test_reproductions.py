@@ -181,7 +181,7 @@ def test_the_forms_of_the_personalised_model_stand_beside_each_other(suite, tmp_
         again = {(one.case, one.metric): one for one in pad.PARTS[form](suite)}
         assert again == found  # what was trained is found again
     assert sorted(place.name for place in (tmp_path / "runs").iterdir()) == [
-        *("map", "stage-1", "weights")
+        *(".stage-1-first", "map", "stage-1", "weights")
     ]
     assert Vector.load(tmp_path / "runs" / "map").card["started_from"][0]["lessons"] > 0
 

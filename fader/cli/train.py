@@ -274,7 +274,7 @@ def personal(
     ] = None,
     passes: Annotated[
         int, typer.Option(min=1, help="Passes over the pairs, each in other wordings.")
-    ] = 2,
+    ] = 4,
     rank: Rank = None,
     beta: Beta = None,
     learning_rate: LearningRate = None,
@@ -283,7 +283,7 @@ def personal(
     seed: int = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train PAD's personalised reward model on pairs under preferences, resumable. About an hour
+    """Train PAD's personalised reward model on pairs under preferences, resumable. About two hours
     for the preferences that ship, on two cores."""
     with needing("training", "train,eval"):
         from fader.training.personal import PERSONAL, train_personal

@@ -1,8 +1,8 @@
 """Rewards of answers under preference weights, PAD's Algorithm 1 (arXiv 2410.04070):
 
-    reward(y) = sum over its tokens of  log pi^(y | p, x) - log pi_ref(y | x)
+    reward(y) = sum over its tokens of  log pi^(y | p, x) - log pi_ref(y | p, x)
 
-where pi^ has the weights w_p before its head, and pi_ref is the base model, told nothing. Read by
+where pi^ has the weights w_p before its head, and pi_ref is the base model, told the same. Read by
 the trainer's own forward: the engine does not serve such weights (docs/decisions/0010). Each lesson
 is one row, however many preferences it tells.
 """
@@ -69,9 +69,8 @@ def rewards(
     for place in range(0, len(rows), batch):
         some = rows[place : place + batch]
         told = collate(some, pad=0)
-        untold = collate([{**row, "prompt_ids": row["reference_ids"]} for row in some], pad=0)
         ours = read_with_part(weighted, told, told["strengths"])
-        reference = read_with_part(weighted, untold, torch.zeros_like(untold["strengths"]))
+        reference = read_with_part(weighted, told, torch.zeros_like(told["strengths"]))
         found.append((ours - reference).reshape(2, len(some)).T)
     return torch.cat(found)
 

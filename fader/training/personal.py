@@ -5,15 +5,17 @@ With w_p all ones, equation (9) of the paper is DPO under the prompt that tells 
 
     loss = -log sigmoid(beta * [ r(y_w) - r(y_l) ]),   r(y) = log pi(y | p, x) - log pi_ref(y)
 
-where the sums run over the answers' tokens. Ours takes the two lessons of a flip, the same answers
-under opposite preferences, into one sigmoid (`Recipe.loss` "flip"), in which the reference cancels.
-With each lesson for itself the loss stays above chance while margins grow: most of what moves an
-answer is that anything is told at all, and that is the same for both preferences.
+where the sums run over the answers' tokens, and the reference is the base model, told the same. Two
+deviations. Both orders of a pair, under opposite preferences, stand in one batch (`told.py`). And a
+first pass puts both into one sigmoid (`Recipe.loss` "flip"), in which cancels whatever moves an
+answer under either preference: from the start by equation (9) alone, that is most of what is
+learned. The passes after it, by equation (9), take that back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +28,20 @@ from fader.vectors.vector import Vector
 PERSONAL = Recipe(
     rank=16,
     alpha=32,
-    loss="flip",
+    loss="dpo",
+    reference="told",
     beta=0.2,
     length_normalized=False,
     sft_weight=0.0,
     retain_weight=1.0,
-    learning_rate=1e-3,
+    learning_rate=5e-4,
     batch=8,
     in_order=True,
     upper=2 / 3,
 )
-"""The settings of the shipped personalised model."""
+"""The settings of the passes by equation (9)."""
+FIRST_RATE = 1e-3
+"""The learning rate of the first pass."""
 
 
 def train_personal(
@@ -45,16 +50,25 @@ def train_personal(
     idle: Sequence[str],
     folder: Path,
     recipe: Recipe = PERSONAL,
-    passes: int = 5,
+    passes: int = 4,
+    start: Sequence[Vector] = (),
     **settings: Any,
 ) -> Vector:
-    """Train the model on `passes` through the flips, each in wordings drawn anew, and write it to
-    its folder as a vector: with it a policy that is told a preference is the personalised one.
+    """Train the model on a first pass and on `passes` more through the flips, each in wordings
+    drawn anew, and write it to its folder as a vector: with it a policy that is told a preference
+    is the personalised one. `start`: a vector to go on from in place of the first pass, which
+    leaves its own in a hidden folder beside this one.
 
     Resumable, and raises ValueError, as `train_vectors`, which says what `settings` there are.
     """
-    lessons = personal_lessons(flips, idle, recipe.seed, passes)
-    return train_vector(name, lessons, folder, recipe, **settings)
+    seed = recipe.seed
+    if not start:
+        first = replace(recipe, loss="flip", in_order=True, learning_rate=FIRST_RATE)
+        lessons = personal_lessons(flips, idle, seed, 1)
+        place = folder.with_name(f".{folder.name}-first")
+        start = [train_vector(f"{name}-first", lessons, place, first, **settings)]
+    lessons = personal_lessons(flips, idle, seed + 1, passes)
+    return train_vector(name, lessons, folder, recipe, start=start, **settings)
 
 
 def personal_lessons(
