@@ -18,8 +18,9 @@ default and in this order:
     weights     stage 2 on stage-1: weights of the last hidden state, made of the preference
 
 `accuracy`: the share of pairs that the reward ranks right, the reference told the same, in wordings
-that are never taught; `over_stage_1`: how much more often than stage 1, paired; `raw`: the share that the
-likelihood per token ranks right (of vectors alone). Cases are those of `fader eval personalized`.
+that are never taught; `over_stage_1`: how much more often than stage 1, paired; `raw`: the share
+that the likelihood per token ranks right (of vectors alone). Cases are those of `fader eval
+personalized`.
 Trainings and figures that are there already are taken as they are, and a stopped one goes on.
 """
 
