@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 from http.server import ThreadingHTTPServer
 
 import pytest
-from conftest import Speaking, level_items
+from conftest import Speaking, level_items, random_vectors
 from test_cli import rows, run
 
-from fader import Fader, Vector
+from fader import Fader, Vector, load
 from fader.cli.evaluate import PERSONAL
 from fader.data.records import LEVELS
 from fader.endpoint import Endpoint
@@ -31,6 +31,7 @@ from fader.evaluation.metrics import (
     average,
     beside_first,
     distinct,
+    exactly,
     how_many,
     paired_difference,
     perplexity,
@@ -629,6 +630,20 @@ def test_tune_writes_a_profile_that_requests_find(arguments, tmp_path):
     written = rows(run("profiles", "--json", cwd=tmp_path))
     assert [row["name"] for row in written] == ["clinic"]
     assert written[0]["alignment"].get("vectors", {}) == found["strengths"]
+
+
+def test_the_personalised_model_is_a_vector_s_name_or_folder(tiny_folder, tmp_path, monkeypatch):
+    with Fader(load(str(tiny_folder))) as fader:
+        folder = random_vectors(fader, tmp_path, ["mine"])["mine"]
+
+    def task(suite):
+        assert suite.cache.fader.vector(suite.personal).factors
+        yield exactly("personalized", suite.personal, "c", "m", 1.0)
+
+    monkeypatch.setattr("fader.cli.evaluate.TASKS", {"personalized": task})
+    asked = ["eval", "personalized", "--model", str(tiny_folder), "--vector", str(folder), "--json"]
+    found = rows(run(*asked, cwd=tmp_path))
+    assert found[0]["method"] == folder.name
 
 
 @pytest.mark.parametrize(

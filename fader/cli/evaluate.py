@@ -30,7 +30,7 @@ from fader.fader import Fader
 from fader.profiles import profile_file, save_profile
 from fader.request import Alignment
 from fader.starter.shipped import DOMAINS, STYLES, starter_levels
-from fader.vectors.store import available
+from fader.vectors.store import available, open_vector
 
 PERSONAL = frozenset(
     (
@@ -163,6 +163,10 @@ def evaluate(
         )
     with Fader(model, dtype=dtype or quick_dtype()) as fader:
         styles = [name for name in STYLES if name in available()]
+        if "personal" in chosen:  # a name, or a folder, which is called by its last part
+            moved = open_vector(chosen["personal"])
+            chosen["personal"] = Path(moved.name).name
+            fader.add_vector(moved, chosen["personal"])
         suite = Suite(
             ResultCache(fader, Path(out)),
             **chosen,
