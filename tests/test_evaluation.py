@@ -640,7 +640,7 @@ def test_the_personalised_model_is_a_vector_s_name_or_folder(tiny_folder, tmp_pa
         assert suite.cache.fader.vector(suite.personal).factors
         yield exactly("personalized", suite.personal, "c", "m", 1.0)
 
-    monkeypatch.setattr("fader.cli.evaluate.TASKS", {"personalized": task})
+    monkeypatch.setattr("fader.evaluation.tasks.TASKS", {"personalized": task})
     asked = ["eval", "personalized", "--model", str(tiny_folder), "--vector", str(folder), "--json"]
     found = rows(run(*asked, cwd=tmp_path))
     assert found[0]["method"] == folder.name
