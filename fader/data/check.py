@@ -62,7 +62,7 @@ _LABEL = re.compile(
     r" course|here (is|are))\b[^.?!]*:",
     re.I,
 )
-_REFUSAL = re.compile(
+REFUSAL = re.compile(
     r"\bas an ai\b|\bi('m| am) (sorry|afraid|unable|not (able|qualified|in a position))\b"
     r"|\bi (can't|cannot|won't|will not|must not|shouldn't|should not|must"
     r" decline|decline)\b|\bi('d| would) (rather|prefer) not\b",
@@ -228,7 +228,7 @@ def answer_faults(
             faults.append(
                 Fault("referral", "it neither declines nor names who should answer instead")
             )
-    elif english and (refusal := _REFUSAL.search(plain)):
+    elif english and (refusal := REFUSAL.search(plain)):
         faults.append(Fault("refusal", f"it declines ({refusal[0]!r}); answer the question"))
     if level == "expert" and not (
         _FIGURE.search(plain) or _NAME.search(plain) or _NUMBER_WORD.search(plain)

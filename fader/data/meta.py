@@ -142,13 +142,14 @@ def consensus(item: Item, told: Sequence[Preferences]) -> list[Sample]:
     return [Sample("consensus", one, pair, item.family) for one in told]
 
 
-PLACES: tuple[tuple[int | None, int | None], ...] = (
+Places = Sequence[tuple[int | None, int | None]]
+PLACES: Places = (
     (0, 1),
     (1, 0),
     (0, None),
-    (None, 1),
-    (1, None),
     (None, 0),
+    (1, None),
+    (None, 1),
 )
 """Which of an item's texts (0 or 1) the provider and the user say; in twos that swap the tiers."""
 
@@ -157,7 +158,7 @@ def conflicts(
     item: Item,
     rendering: Rendering = "meta",
     seed: int = 0,
-    places: Sequence[tuple[int | None, int | None]] = PLACES,
+    places: Places = PLACES,
 ) -> list[Conflict]:
     """The item with its texts in the tiers, in each of these ways. Wordings are drawn by `seed`."""
     dice = random.Random(seed)
@@ -206,7 +207,7 @@ def annotated(items: Sequence[Item], seed: int = 0) -> list[Sample]:
                 )
             found += consensus(item, [one.told for one in flip(dice.choice(others))])
             continue
-        places: Sequence[tuple[int | None, int | None]] = PLACES
+        places = PLACES
         if item.part != "priority":
             found += flip(item, seed=dice.randrange(2**32))
             places = PLACES[:2]
@@ -273,7 +274,7 @@ pole measures what is inferred from that."""
 NEGATIONS = (
     "Do the opposite of this: {text}",
     "This is not wanted: {text}",
-    "The following does not hold here: {text}",
+    "What follows does not hold here: {text}",
 )
 
 

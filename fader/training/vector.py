@@ -10,7 +10,8 @@ of an answer under the weights at λ,
 
 where s is the log-probability per token (the sum without `length_normalized`). With the loss `dpo`
 (DPO, arXiv 2305.18290) the base model's is subtracted from it; with `simpo` (SimPO, arXiv
-2405.14734) it is not. That is the default, since levels are ranked by likelihood itself. Retained
+2405.14734) it is not. That is the default, since levels are ranked by likelihood itself. The loss
+`sft` is -log pi(chosen) per token alone. Retained
 lessons have the loss retain_weight * |change of log pi per token| for both answers instead, smooth
 below 0.2 nats.
 """
@@ -82,9 +83,10 @@ class Recipe:
     those of whole answers."""
     length_normalized: bool = True
     """Compare log-probabilities per token (length-normalised); off: of whole answers."""
-    loss: Literal["dpo", "simpo"] = "simpo"
+    loss: Literal["dpo", "simpo", "sft"] = "simpo"
     """`dpo` compares log-probabilities less the base model's, which are computed once before
-    training; `simpo` compares log-probabilities as they are."""
+    training; `simpo` compares log-probabilities as they are; `sft` compares nothing and makes the
+    chosen answers likelier, per token."""
     reference: Literal["told", "untold"] = "told"
     """Whether the base model of `dpo` reads the lesson's preferences too. Untold, what the prompt
     alone does counts for the preference, as where the guide's reference is untold."""
@@ -510,6 +512,8 @@ class LineTrainer(DPOTrainer):
         likelihood = (logprobs / lengths).chunk(2)[0]
         drifts = ((logprobs - reference) / lengths).chunk(2)
         taught = -functional.logsigmoid(recipe.beta * margins) - recipe.sft_weight * likelihood
+        if recipe.loss == "sft":
+            taught = -likelihood
         stayed = recipe.retain_weight * sum(
             functional.smooth_l1_loss(drift, torch.zeros_like(drift), reduction="none", beta=SMALL)
             for drift in drifts
