@@ -29,11 +29,12 @@ from fader.data.meta import (
     items_of,
     matrix,
 )
-from fader.data.meta_builder import built, gather, write
+from fader.data.meta_builder import build, built, gather
 from fader.data.meta_files import read_items, read_samples, row_of
 from fader.data.preferences import Judged, without_leaks
 from fader.data.preferences import row_of as judged_row
 from fader.data.records import Pair
+from fader.data.rounds import Place
 from fader.methods.prompt import CONFLICT_RULE, conversation, ending_ids, prompt_ids
 from fader.request import Message, Preferences
 from fader.starter.shipped import starter_families, starter_items, starter_levels, starter_rows
@@ -346,20 +347,20 @@ def test_a_set_is_built_of_items_and_of_preferences(tmp_path):
         (told[0].wordings, told[1].wordings),
         "diverse-opinion",
     )
-    made = built(found, alone)
+    place = Place(tmp_path / "out.jsonl")
+    made = build(found, alone, place)
     assert (made.items, made.twice, made.alone) == (2, 1, 1)
-    out = tmp_path / "out.jsonl"
-    write(made, out, "By hand.")
+    out = place.out
     assert tuple(read_samples(out)) == made.samples
     sheet = (tmp_path / "out.datasheet.md").read_text()
     assert "| harmless | harmless | harmless | provider | 4 |" in sheet
     assert f"with {made.preferences} different preference" in sheet
     before = out.read_text()
-    write(made, out, "By hand.")  # again: the same bytes
+    build(found, alone, place)  # again: the same bytes
     assert out.read_text() == before
     out.write_text(before + "\n")
     with pytest.raises(ValueError, match="changed since it was made"):
-        write(made, out, "By hand.")
+        build(found, alone, place)
 
 
 def test_consensus_needs_texts():
@@ -385,8 +386,8 @@ def test_lessons_stand_in_twos():
         assert sides[0][0] != sides[0][1]
     assert flipped > 1200
     assert same > 300
-    assert LESSONS == meta_lessons(
-        taught_items(FAMILIES, ITEMS), IDLE, starter_levels("other")[:20]
+    assert (
+        meta_lessons(taught_items(FAMILIES, ITEMS), IDLE, starter_levels("other")[:20]) == LESSONS
     )
 
 

@@ -26,6 +26,7 @@ from fader.data.records import read
 from fader.data.splits import NAMES, marked, row_of
 from fader.endpoint import Endpoint
 from fader.files import write_whole
+from fader.starter.shipped import starter_items
 
 if TYPE_CHECKING:
     from fader.data.rounds import Cost
@@ -221,6 +222,139 @@ def check_command(
             )
     if report.findings:
         raise typer.Exit(1)
+
+
+@app.command(
+    "meta",
+    epilog=(
+        "Example: `fader data meta --out tiers.jsonl`, then `fader train meta mine --data"
+        " tiers.jsonl`"
+    ),
+)
+def meta_command(
+    out: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "JSONL file of samples to write. The datasheet goes beside it, replies into a"
+                " hidden folder beside it."
+            )
+        ),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                "Items {part, prompt, texts, answers, ...}, or preference data of which pairs stand"
+                " under two opposite preferences. Repeatable; left out, and without an endpoint:"
+                " the items that ship."
+            )
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="Base address of an OpenAI-compatible server that makes items too."),
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Model that the endpoint serves.")] = None,
+    count: Annotated[int, typer.Option(help="Items to ask the teacher for.")] = 100,
+    key_env: Annotated[
+        str, typer.Option(help="Environment variable that holds the endpoint's key.")
+    ] = "OPENAI_API_KEY",
+    concurrency: Annotated[int, typer.Option(help="Most requests at once.")] = 8,
+    timeout: Annotated[float, typer.Option(help="Seconds that one try may take.")] = 120.0,
+    retries: Annotated[
+        int, typer.Option(help="Further tries of a request that fails on the way.")
+    ] = 5,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the teacher; left out: the endpoint's own.")
+    ] = None,
+    tries: Annotated[int, typer.Option(help="Most attempts at a text that breaks a rule.")] = 4,
+    language: Language = "en",
+    seed: Annotated[int, typer.Option(help="Another seed, other data.")] = 0,
+    price_in: Annotated[float | None, typer.Option(help="Price of a million tokens read.")] = None,
+    price_out: Annotated[
+        float | None, typer.Option(help="Price of a million tokens written.")
+    ] = None,
+    splits: Annotated[str, typer.Option(help="Shares of train, dev and test.")] = "0.6,0.15,0.25",
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Write over a file that was not made here, or was changed since."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make MetaAlign's data: answers ranked under preferences in two tiers, of files or with a
+    teacher model. Resumable."""
+    with needing("making data", "data"):
+        import openai  # noqa: F401  (missed here, before anything is made)
+
+        from fader.data.meta_builder import build, gather
+        from fader.data.meta_teacher import Plan, expected
+        from fader.data.rounds import Place, Prices
+
+    if (endpoint is None) != (teacher is None):
+        raise ValueError("endpoint, teacher: give both or neither")
+    if (price_in is None) != (price_out is None):
+        raise ValueError("price-in, price-out: give both or neither")
+    prices = None if price_in is None or price_out is None else Prices(price_in, price_out)
+    items, alone = gather(data or [])
+    if not data and endpoint is None:
+        items = starter_items()
+    place = Place(Path(out), force)
+    if endpoint is None or teacher is None:
+        made = build(items, alone, place, seed)
+    else:
+        plan = Plan(count, language, seed, tries, _shares(splits))
+        reached = Endpoint(
+            endpoint,
+            teacher,
+            os.environ.get(key_env),
+            timeout,
+            retries,
+            concurrency,
+            temperature,
+        )
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=messages,
+        ) as bar:
+            task = bar.add_task("texts", total=expected(plan))
+            made = build(
+                items,
+                alone,
+                place,
+                seed,
+                plan,
+                reached,
+                prices,
+                lambda stage, done, total: bar.update(
+                    task, description=stage, completed=done, total=total
+                ),
+            )
+    row = {
+        "file": out,
+        "datasheet": str(place.sheet),
+        "samples": len(made.samples),
+        "items": made.items,
+        "parts": made.parts,
+        "preferences": made.preferences,
+        "flip_rates": made.flip_rates,
+        "twice": made.twice,
+        "alone": made.alone,
+    }
+    if taught := made.taught:
+        row |= {
+            "dropped": taught.dropped,
+            "refused": taught.refused,
+            **_money(taught.paid.now),
+            "cached": taught.paid.cached,
+            "whole": _money(taught.paid.whole),
+        }
+    print_json(row) if as_json else screen.print(row)
 
 
 @app.command("split", epilog="Example: `fader data split mine.jsonl --out pairs.jsonl`")

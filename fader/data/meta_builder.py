@@ -1,5 +1,5 @@
 """Builds MetaAlign's samples (`meta.py`) of files: records of items, and of preference data, of
-which those of one pair under two opposite preferences are an item.
+which those of one pair under two opposite preferences are an item; and of what a teacher makes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from pathlib import Path
 from fader.data import sources, splits
 from fader.data.meta import PARTS, Cell, Item, Sample, annotated, item_of, matrix
 from fader.data.meta_files import once, read_items, row_of
+from fader.data.meta_teacher import MadeItems, Plan, make, prompts_hash
 from fader.data.preferences import flips_of, read_judged
-from fader.data.rounds import Place, markdown_table
+from fader.data.rounds import Place, Prices, Tell, markdown_table
+from fader.endpoint import Endpoint
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Built:
     items: int
     twice: int
     alone: int
+    taught: MadeItems | None = None
+    """What a teacher made of it, and what that took."""
 
     @property
     def parts(self) -> dict[str, int]:
@@ -94,15 +98,64 @@ def built(items: Sequence[Item], alone: int = 0, seed: int = 0) -> Built:
     return Built(tuple(samples), len(kept), len(items) - len(kept), alone)
 
 
-def write(found: Built, out: Path, made_from: str, force: bool = False) -> None:
-    """Write the samples and their datasheet (see `Place`). Raises ValueError for files whose
-    changes would be lost; OSError where they cannot be written."""
-    place = Place(out, force)
+def build(
+    items: Sequence[Item],
+    alone: int,
+    place: Place,
+    seed: int = 0,
+    plan: Plan | None = None,
+    endpoint: Endpoint | None = None,
+    prices: Prices | None = None,
+    tell: Tell = lambda *_: None,
+) -> Built:
+    """Write the samples of some items, and of those that a teacher makes by the plan, with their
+    datasheet (see `Place`). The same call goes on where it was stopped. `alone`: as `gather`
+    counts.
+
+    Raises ValueError where the endpoint refuses and for files whose changes would be lost;
+    ConnectionError where it fails; OSError where files cannot be written. In each case the file is
+    as it was before, and the replies so far are kept.
+    """
     with place.held():
-        place.write([row_of(one) for one in found.samples], datasheet(found, out.name, made_from))
+        taught = make(plan, endpoint, place, prices, tell) if plan and endpoint else None
+        found = built([*items, *(taught.items if taught else ())], alone, seed)
+        found = replace(found, taught=taught)
+        how = _how(found, endpoint)
+        place.write([row_of(one) for one in found.samples], datasheet(found, place.out.name, how))
+    return found
 
 
-def datasheet(found: Built, name: str, made_from: str) -> str:
+def _how(found: Built, endpoint: Endpoint | None) -> str:
+    """Where the items come from, in words."""
+    taught = found.taught
+    mine = found.items - (len(taught.items) if taught else 0)
+    text = f"{mine} items were read of files."
+    if not (taught and endpoint):
+        return text
+    first, last = taught.paid.days
+    money = taught.paid.whole.money
+    return f"""{text} {len(taught.items)} were made by a teacher: two opposed preferences, a
+question, and an answer told each of them. Nobody has read these.
+
+| | |
+|---|---|
+| teacher | {endpoint.model} |
+| made | {first if first == last else f"{first} to {last}"} |
+| prompts | fader, hash {prompts_hash()} |
+| requests | {taught.paid.whole.calls} |
+| tokens | {taught.paid.whole.tokens_in} read, {taught.paid.whole.tokens_out} written |
+| cost | {"no prices were given" if money is None else f"{money:.4f}"} |
+
+Items dropped after all attempts:
+
+{markdown_table(("stage: rule", "items"), taught.dropped.items())}
+
+Replies not used:
+
+{markdown_table(("stage: rule", "replies"), taught.refused.items())}"""
+
+
+def datasheet(found: Built, name: str, how: str) -> str:
     """The set's datasheet, in Markdown (after Gebru et al., Datasheets for Datasets, arXiv
     1803.09010)."""
     of_split: dict[str, Counter[str]] = {}
@@ -131,7 +184,7 @@ user's), to train a language model to obey them and to measure it (MetaAlign, ar
 
 ## How it was made
 
-{made_from}
+{how}
 
 The order of two answers follows by rule from the item and from what is told, by the priority matrix
 where both tiers speak. Nobody has ranked them anew.
