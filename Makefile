@@ -26,15 +26,15 @@ check: install
 
 # two processes run the tests: one thread for each, or they wait for one another
 test: check model
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --long
 
-# the tests that need no model
+# the tests that need no model and take little time
 quick: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not builtin"
 
 # on its own, since counting lines costs time
 coverage: model
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-fail-under=80
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --long --cov --cov-fail-under=80
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -123,10 +123,18 @@ def make_model(
     return folder
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--long`: run the tests that are marked `long` too."""
+    parser.addoption("--long", action="store_true", help="run what takes long too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what uses the built-in model, so that it can be left out; and keep it in one process,
-    where tests run in several, so that the model is loaded once."""
+    where tests run in several, so that the model is loaded once. Skip what takes long unless it is
+    asked for."""
     for item in items:
+        if item.get_closest_marker("long") and not config.getoption("long"):
+            item.add_marker(pytest.mark.skip(reason="takes long; give --long"))
         if "builtin" in getattr(item, "fixturenames", ()):
             item.add_marker("builtin")
         if item.get_closest_marker("builtin"):

@@ -34,6 +34,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.long
 def test_rows(name):
     settings, cases = CASES[name]
     bench = importlib.import_module(f"benchmarks.{name}")

@@ -418,6 +418,7 @@ def test_styles_are_monotone_when_the_margin_grows(suite):
     assert margins[-1] == pytest.approx(float((both[:, 0] - both[:, 1]).mean()), abs=1e-3)
 
 
+@pytest.mark.long
 def test_the_report_shows_every_figure(suite, tmp_path):
     figures = [
         figure

@@ -471,6 +471,7 @@ def test_a_run_that_fails_half_way_goes_on(server, tmp_path):
     )  # the one on its way when the plug was pulled
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on(server, tmp_path):
     out, server.delay = tmp_path / "tax.jsonl", 0.05
     process = subprocess.Popen(
@@ -560,6 +561,7 @@ def test_a_server_that_is_down_or_keeps_failing_is_one_message(server, tmp_path)
     assert rows(run(*arguments(server, tmp_path / "a.jsonl", "--json")))[0]["cached"] >= 13
 
 
+@pytest.mark.long
 def test_a_full_disk_breaks_nothing(server, tmp_path):
     """With a limit on the size of files: each reply fits, the data does not."""
     out = tmp_path / "tax.jsonl"

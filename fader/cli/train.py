@@ -51,12 +51,19 @@ class Loss(StrEnum):
     dpo = "dpo"
 
 
+class PreferenceLoss(StrEnum):
+    """The losses of the second stage of `train meta`."""
+
+    flip = "flip"
+    dpo = "dpo"
+
+
 class TrainingStages(StrEnum):
     """The stages of `train meta`."""
 
     one = "one"
     two = "two"
-    dpo = "dpo"
+    preferences = "preferences"
 
 
 class Told(StrEnum):
@@ -338,12 +345,21 @@ def meta(
     ] = None,
     out: Out = None,
     model: Model = builtin.NAME,
+    loss: Annotated[
+        PreferenceLoss,
+        typer.Option(
+            help=(
+                "`flip`: both orders of a flip in one sigmoid; `dpo`: as in the paper, each for"
+                " itself."
+            )
+        ),
+    ] = PreferenceLoss.flip,
     stages: Annotated[
         TrainingStages,
         typer.Option(
             help=(
                 "`two`: supervised, then preferences (the first stage is written too, as"
-                " NAME-one-stage); `one`: supervised alone; `dpo`: preferences alone."
+                " NAME-one-stage); `one`: supervised alone; `preferences`: these alone."
             )
         ),
     ] = TrainingStages.two,
@@ -394,7 +410,14 @@ def meta(
             for one in meta_lessons(items, idle, general, rule.value, seed + place)
         ]
     recipe = _with(
-        META, rank, beta=beta, learning_rate=learning_rate, max_length=max_length, seed=seed
+        META,
+        rank,
+        loss=loss.value,
+        reference="untold",
+        beta=beta,
+        learning_rate=learning_rate,
+        max_length=max_length,
+        seed=seed,
     )
     whole = max(1, round(share * len(lessons) / recipe.batch)) * recipe.batch
     lessons = lessons[:whole]

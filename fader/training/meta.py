@@ -2,9 +2,9 @@
 
 The paper fine-tunes on the better answers (SFT), then prefers them to the others (DPO), under meta
 prompts; its one-stage variant is SFT alone. Here either stage trains the same LoRA, the second from
-where the first ended. As for the personalised model (`personal.py`) the reference is told nothing,
-and what belongs together stands in one batch: a pair under two opposed texts, or the same two texts
-with their tiers swapped (`told.py` says why). Lessons are made of items (`data/meta.py`):
+where the first ended. As for the personalised model (`personal.py`) what belongs together stands in
+one batch and, where the order flips, in one sigmoid: a pair under two opposed texts, or the same
+two texts with their tiers swapped (`told.py` says why). Lessons are made of items (`data/meta.py`):
 
     one text      told by the user or the provider, as a fact, or by past choices; often with others
                   beside it from which nothing follows
@@ -50,7 +50,7 @@ from fader.training.told import JOINT, NEUTRAL, neutral, taught_flips
 from fader.training.vector import Recipe, train_vector
 from fader.vectors.vector import Vector
 
-Stages = Literal["one", "two", "dpo"]
+Stages = Literal["one", "two", "preferences"]
 Rule = Literal["always", "never", "mixed"]
 CONFLICTS = 0.4
 """For each opposed item: how often it is taught in both tiers too."""
@@ -59,20 +59,20 @@ GENERAL = 0.03
 SHORT = 100
 """Words of both answers of a past choice that is told."""
 META = Recipe(
-    rank=8,
-    alpha=16,
-    loss="dpo",
-    reference="untold",
+    rank=12,
+    alpha=24,
+    loss="flip",
     beta=0.2,
     length_normalized=False,
     sft_weight=0.0,
     retain_weight=1.0,
-    learning_rate=2e-3,
+    learning_rate=1e-3,
     batch=8,
     in_order=True,
+    upper=2 / 3,
 )
-"""The settings of the second stage."""
-SUPERVISED = replace(META, loss="sft", learning_rate=1e-3)
+"""The settings of the second stage; the vector has 2.5 MB."""
+SUPERVISED = replace(META, loss="sft")
 """The settings of the first stage."""
 
 
@@ -132,8 +132,15 @@ def _rendering(rule: Rule, dice: random.Random) -> Rendering:
 def _in_tiers(
     item: Item, places: Places, rendering: Rendering, dice: random.Random
 ) -> list[Sample]:
+    """The samples of an item in two places, those of the same two answers side by side."""
     found = conflicts(item, rendering, dice.randrange(2**32), places)
-    return [sample for one in found for sample in one.samples]
+    samples = [sample for one in found for sample in one.samples]
+    pairs = [_answers(one) for one in samples]
+    return sorted(samples, key=lambda one: pairs.index(_answers(one)))
+
+
+def _answers(sample: Sample) -> frozenset[str]:
+    return frozenset((sample.pair.chosen, sample.pair.rejected))
 
 
 def _whatever(
@@ -185,17 +192,16 @@ def _beside(told: Preferences, tier: str, texts: Sequence[str], last: bool) -> P
 
 def sample_lessons(samples: Sequence[Sample], idle: Sequence[str], seed: int = 0) -> list[Lesson]:
     """One pass through samples of a file, those of a pair side by side, in an order drawn by
-    `seed`. Pairs with an odd number of samples come last, so that the others stay in step with
-    the batches."""
+    `seed`. Where their number is odd the first is taught twice, so that all stay in step with the
+    batches."""
     dice = random.Random(seed)
     groups: dict[object, list[Sample]] = {}
     for one in samples:
-        pair = one.pair
-        groups.setdefault((pair.messages, frozenset((pair.chosen, pair.rejected))), []).append(one)
+        groups.setdefault((one.pair.messages, _answers(one)), []).append(one)
     lessons: list[Lesson] = []
-    for group in sorted(dice.sample([*groups.values()], len(groups)), key=lambda one: len(one) % 2):
-        _teach(lessons, group)
-        if len(group) % 2 == 0 and dice.random() < 2 * NEUTRAL:
+    for group in dice.sample([*groups.values()], len(groups)):
+        _teach(lessons, [*group, *group[: len(group) % 2]])
+        if dice.random() < 2 * NEUTRAL:
             lessons += neutral(lessons[-1], idle, group[0].told.rendering, dice)
     return lessons
 
@@ -211,12 +217,13 @@ def train_meta(
     **settings: Any,
 ) -> Vector:
     """Train the model and write it to its folder as a vector: with it at strength 1 the model obeys
-    what it is told.
+    what it is told. The loss `flip` of `recipe` needs lessons two by two, as `meta_lessons` makes
+    them.
 
     `two`: supervised on the first `supervised_share` of the lessons, written beside the folder as
-    NAME-one-stage, then preferences on all of them; `one`: supervised alone, on all; `dpo`:
-    preferences alone. Resumable, and raises ValueError, as `train_vectors`, which says what
-    `settings` there are.
+    NAME-one-stage, then preferences on all of them; `one`: supervised alone, on all;
+    `preferences`: these alone. Resumable, and raises ValueError, as `train_vectors`, which says
+    what `settings` there are.
     """
     if stages == "one":
         return train_vector(name, lessons, folder, supervised, **settings)

@@ -10,8 +10,14 @@ of an answer under the weights at λ,
 
 where s is the log-probability per token (the sum without `length_normalized`). With the loss `dpo`
 (DPO, arXiv 2305.18290) the base model's is subtracted from it; with `simpo` (SimPO, arXiv
-2405.14734) it is not. That is the default, since levels are ranked by likelihood itself. The loss
-`sft` is -log pi(chosen) per token alone. Retained
+2405.14734) it is not. That is the default, since levels are ranked by likelihood itself. With
+`flip`, for lessons of one pair under two opposite preferences p and p', the sigmoid takes both
+margins together:
+
+    s(a | p) - s(b | p) + s(b | p') - s(a | p').
+
+What makes an answer likely whatever is told cancels there, the base model's share too. Two lessons
+that prefer the same answer stay by themselves. `sft` is -log pi(chosen) per token alone. Retained
 lessons have the loss retain_weight * |change of log pi per token| for both answers instead, smooth
 below 0.2 nats.
 """
@@ -83,10 +89,11 @@ class Recipe:
     those of whole answers."""
     length_normalized: bool = True
     """Compare log-probabilities per token (length-normalised); off: of whole answers."""
-    loss: Literal["dpo", "simpo", "sft"] = "simpo"
+    loss: Literal["dpo", "simpo", "flip", "sft"] = "simpo"
     """`dpo` compares log-probabilities less the base model's, which are computed once before
-    training; `simpo` compares log-probabilities as they are; `sft` compares nothing and makes the
-    chosen answers likelier, per token."""
+    training; `simpo` compares log-probabilities as they are; `flip` does so for two lessons at
+    once, one after the other, that prefer opposite answers under opposite preferences; `sft`
+    compares nothing and makes the chosen answers likelier, per token."""
     reference: Literal["told", "untold"] = "told"
     """Whether the base model of `dpo` reads the lesson's preferences too. Untold, what the prompt
     alone does counts for the preference, as where the guide's reference is untold."""
@@ -102,6 +109,9 @@ class Recipe:
     preferences."""
     in_order: bool = False
     """Teach the lessons in their order; off: in one that is drawn by the seed."""
+    upper: float = 1.0
+    """The share of the layers, from the top, that are changed. Those below need no gradient, so
+    that training goes faster."""
     max_length: int = 1024
     """Lessons with more tokens, prompt and answer together, are left out."""
     seed: int = 0
@@ -110,6 +120,10 @@ class Recipe:
         for name, least in (("rank", 1), ("batch", 1), ("max_length", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: must be at least {least} (got {getattr(self, name)})")
+        if not 0 < self.upper <= 1:
+            raise ValueError(f"upper: must be above 0 and at most 1 (got {self.upper})")
+        if self.loss == "flip" and (self.batch % 2 or not self.in_order):
+            raise ValueError("loss: flip takes lessons two by two; give an even batch and in_order")
         if self.seed >= 2**32:
             raise ValueError(f"seed: must be below 2**32 (got {self.seed})")
         for name in ("alpha", "beta", "learning_rate", "epochs"):
@@ -307,6 +321,10 @@ def _short_enough(
         for row in rows
     ]
     kept = [place for place, length in enumerate(lengths) if length <= limit]
+    if recipe.loss == "flip":
+        _check_flips(lessons)
+        short = set(kept)
+        kept = [place for place in kept if place ^ 1 in short]
     if not kept:
         raise ValueError(
             f"max_length: all {len(lessons)} lessons are longer than {limit} tokens (the longest"
@@ -320,7 +338,25 @@ def _short_enough(
             len(lessons),
             limit,
         )
+    if recipe.loss == "flip":
+        for place, row in enumerate(rows):
+            row["flipped"] = float(row["chosen_ids"] != rows[place ^ 1]["chosen_ids"])
     return [lessons[place] for place in kept], [rows[place] for place in kept]
+
+
+def _check_flips(lessons: Sequence[Lesson]) -> None:
+    """Raises ValueError unless the lessons come two by two, of one pair of answers."""
+    for place in range(0, len(lessons), 2):
+        one, other = lessons[place], lessons[min(place + 1, len(lessons) - 1)]
+        answers = {one.chosen, one.rejected}
+        if other is one or ({other.chosen, other.rejected}, other.retained) != (
+            answers,
+            one.retained,
+        ):
+            raise ValueError(
+                f"loss: flip takes lessons two by two, of the same two answers; lessons"
+                f" {place + 1} and {place + 2} are not; use dpo"
+            )
 
 
 def _histories(vectors: Sequence[Vector]) -> list[dict[str, Any]]:
@@ -379,8 +415,11 @@ def _trainer(
     bar: Progress,
 ) -> LineTrainer:
     data = Dataset.from_list([dict(row) for row in rows])
+    layers = base.config.get_text_config().num_hidden_layers
+    changed = math.ceil(layers * recipe.upper)
     lora = LoraConfig(
         r=recipe.rank * vectors,
+        layers_to_transform=list(range(layers - changed, layers)) if changed < layers else None,
         lora_alpha=recipe.alpha * vectors,
         target_modules=list(recipe.targets),
         lora_dropout=0.0,
@@ -500,15 +539,20 @@ class LineTrainer(DPOTrainer):
         )  # [2 lessons]: the chosen ones, then the rejected
         if recipe.loss == "dpo":
             reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-        elif retained.any():
-            with torch.no_grad():
-                reference = answer_logprobs(model, inputs, torch.zeros_like(inputs["strengths"]))
         else:
             reference = torch.zeros_like(logprobs)
+            if retained.any():
+                some = only(inputs, retained.nonzero()[:, 0])
+                with torch.no_grad():
+                    found = answer_logprobs(model, some, torch.zeros_like(some["strengths"]))
+                reference[torch.cat([retained, retained]) == 1] = found
         scores = (logprobs - reference if recipe.loss == "dpo" else logprobs) / (
             lengths if recipe.length_normalized else 1
         )
         margins = torch.sub(*scores.chunk(2))
+        if recipe.loss == "flip":
+            both = margins.view(-1, 2).sum(1).repeat_interleave(2)
+            margins = torch.where(inputs["flipped"] == 1, both, margins)
         likelihood = (logprobs / lengths).chunk(2)[0]
         drifts = ((logprobs - reference) / lengths).chunk(2)
         taught = -functional.logsigmoid(recipe.beta * margins) - recipe.sft_weight * likelihood
@@ -572,7 +616,7 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
         "answer": torch.tensor(answer),
         "lengths": torch.tensor([len(parts[side]) for side in (1, 2) for parts in texts]),
     }
-    given = ("strengths", "retained", "ref_chosen_logps", "ref_rejected_logps")
+    given = ("strengths", "retained", "flipped", "ref_chosen_logps", "ref_rejected_logps")
     return {
         **batch,
         **{
@@ -580,6 +624,25 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
             for name in given
             if name in rows[0]
         },
+    }
+
+
+def only(inputs: Mapping[str, Tensor], lessons: Tensor) -> dict[str, Tensor]:
+    """The batch with these of its lessons alone [lessons], as `answer_logprobs` reads it."""
+    count, width = inputs["input_ids"].shape
+    new = torch.full((count,), -1, device=lessons.device)
+    new[lessons] = torch.arange(len(lessons), device=lessons.device)
+    side, lesson = inputs["answer"] // count, inputs["answer"] % count
+    here = new[lesson] >= 0
+    place = inputs["source"] % width
+    return {
+        **{
+            name: inputs[name][lessons]
+            for name in ("input_ids", "position_ids", "attention_mask", "strengths")
+        },
+        "source": (new[lesson] * width + place)[here],
+        "target": inputs["target"][here],
+        "answer": (side * len(lessons) + new[lesson])[here],
     }
 
 
