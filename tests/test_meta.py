@@ -172,9 +172,8 @@ def test_nothing_that_is_measured_is_taught():
     measured += items_of([one for one in FAMILIES if one.held_out], "train")
     measured += [item for part in ("dev", "test") for item in items_of(FAMILIES, part)]
     kept = [(judged(item), judged(item)) for item in measured]
-    leaks = [
-        one[0].pair.messages[-1].content for one in flips if one not in without_leaks(flips, kept)
-    ]
+    clean = {one.pair for one, _ in without_leaks(flips, kept)}
+    leaks = [one.pair.messages[-1].content for one, _ in flips if one.pair not in clean]
     assert leaks == []
     answers = {answer for item in measured for answer in item.answers}
     assert not answers & {answer for item in items for answer in item.answers}
