@@ -10,8 +10,10 @@ import pytest
 from conftest import Quiet, Speaking
 from test_cli import rows, run
 
+from fader.data.meta_builder import build_with_teacher
 from fader.data.meta_files import read_samples
-from fader.data.meta_teacher import Plan, expected, make, two
+from fader.data.meta_teacher import estimate
+from fader.data.questions import Plan, lines_of
 from fader.data.rounds import Place
 from fader.endpoint import Endpoint
 
@@ -107,7 +109,7 @@ def test_a_run_makes_all_parts_and_a_second_one_asks_nothing(server, tmp_path):
     [first] = rows(run(*arguments(server, out)))
     assert first["items"] == 20 - sum(first["dropped"].values()) > 15
     assert all(first["parts"].values())
-    assert first["calls"] == server.asked.total() >= expected(Plan(20))
+    assert first["calls"] == server.asked.total() >= estimate(Plan("meta", 20)).calls
     samples = read_samples(out)
     assert len(samples) == first["samples"]
     asked = server.asked.total()
@@ -135,8 +137,7 @@ def test_a_harmful_answer_that_declines_is_asked_again(server, tmp_path):
     place = Place(tmp_path / "out.jsonl")
     server.wrong = {("texts", 0): "One line.", ("refusal", 0): "x"}
     reached = Endpoint(server.url, "scripted", temperature=None, retries=0, concurrency=1)
-    with place.held():
-        made = make(Plan(10), reached, place)
+    made = build_with_teacher(Plan("meta", 10), reached, place).taught
     assert made.refused == {"refusal: length": 1, "texts: form": 1} | {
         rule: count for rule, count in made.refused.items() if "duplicate" in rule
     }
@@ -150,15 +151,39 @@ def test_a_teacher_that_declines_loses_the_item(server, tmp_path):
     place = Place(tmp_path / "out.jsonl")
     server.wrong = {("answer", number): "I won't write such a thing." for number in range(8, 400)}
     reached = Endpoint(server.url, "scripted", temperature=None, retries=0, concurrency=1)
-    with place.held():
-        made = make(Plan(10, tries=2), reached, place)
+    made = build_with_teacher(Plan("meta", 10, tries=2), reached, place).taught
     assert not any(item.harmful for item in made.items)
     assert made.dropped["second: refusal"] >= 1
 
 
 def test_lines_lose_their_marks():
-    assert two("1. Be kind.\n\n- Be cruel.") == ("Be kind.", "Be cruel.")
-    assert two("A: Be kind.\nB) Be cruel.") == ("Be kind.", "Be cruel.")
+    assert lines_of("1. Be kind.\n\n- Be cruel.") == ["Be kind.", "Be cruel."]
+    assert lines_of("A: Be kind.\nB) Be cruel.") == ["Be kind.", "Be cruel."]
+    assert lines_of("A B.Sc. student.\nB.Sc. student.") == ["A B.Sc. student.", "B.Sc. student."]
+
+
+def test_an_estimate_asks_nothing(server, tmp_path):
+    out = tmp_path / "tiers.jsonl"
+    [row] = rows(run(*arguments(server, out, "--dry-run", "--price-in", "1", "--price-out", "2")))
+    assert row["calls"] == estimate(Plan("meta", 20)).calls == 4 * (4 + 4 + 5 + 5 + 3)
+    assert 0 < row["cost"] < 1
+    assert not server.asked
+    assert not out.exists()
+
+
+def test_the_bar_expects_what_is_asked(server, tmp_path):
+    """Also where items are dropped on the way, of all kinds."""
+    place, told = Place(tmp_path / "out.jsonl"), []
+    server.wrong = {("texts", number): "One line." for number in (0, 3, 4, 5, 6, 7)}
+    server.wrong |= {("query", number): "x" for number in (0, 2)}
+    server.wrong |= {("answer", number): "x" for number in range(3, 40, 4)}
+    server.wrong |= {("refusal", 0): "x"}
+    reached = Endpoint(server.url, "scripted", temperature=None, retries=0, concurrency=1)
+    plan = Plan("meta", 20, tries=1)
+    made = build_with_teacher(plan, reached, place, tell=lambda *said: told.append(said)).taught
+    assert sum(made.dropped.values()) > 10
+    stage, done, expected = told[-1]
+    assert (stage, done, expected) == ("refusal", len(told), server.asked.total())
 
 
 @pytest.mark.parametrize(
@@ -166,6 +191,7 @@ def test_lines_lose_their_marks():
     [
         (["--endpoint", "http://x/v1"], "endpoint, teacher: give both or neither"),
         (["--price-in", "1"], "price-in, price-out: give both or neither"),
+        (["--dry-run"], "dry-run: only a teacher costs anything; give endpoint and teacher"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )

@@ -6,13 +6,35 @@ from io import TextIOWrapper
 
 import typer
 
-from fader.cli import data, evaluate, train, vectors
+from fader.cli import data, evaluate, teacher, train, vectors
 from fader.cli.answers import app
 
 app.command("eval", epilog="Example: `fader eval levels --split test --json`")(evaluate.evaluate)
 vectors.app.command(
     "tune", epilog="Example: `fader vectors tune medical=expert,legal=avoidance --profile clinic`"
 )(evaluate.tune)
+data.app.command(
+    "levels",
+    epilog=(
+        "Example: `fader data levels tax-law --count 120 --out tax.jsonl --endpoint"
+        " http://localhost:8000/v1 --teacher some-model --dry-run`"
+    ),
+)(teacher.levels)
+data.app.command(
+    "preferences",
+    epilog=(
+        "Example: `fader data preferences home-cooking --family 'length=short answers/thorough"
+        " answers' --out cooking.jsonl --endpoint http://localhost:8000/v1 --teacher some-model"
+        " --dry-run`"
+    ),
+)(teacher.preferences)
+data.app.command(
+    "meta",
+    epilog=(
+        "Example: `fader data meta --out tiers.jsonl`, then `fader train meta mine --data"
+        " tiers.jsonl`"
+    ),
+)(teacher.meta)
 app.add_typer(vectors.app, name="vectors")
 app.add_typer(train.app, name="train")
 app.add_typer(data.app, name="data")

@@ -1,5 +1,5 @@
-"""Builds MetaAlign's samples (`meta.py`) of files: records of items, and of preference data, of
-which those of one pair under two opposite preferences are an item; and of what a teacher makes.
+"""Builds MetaAlign's samples (`meta.py`) of item records, of preference records, and of what a
+teacher makes. Two preference records of one pair under opposite preferences are an item.
 """
 
 from __future__ import annotations
@@ -8,13 +8,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fader.data import sources, splits
+from fader.data.datasheet import datasheet, table
 from fader.data.meta import PARTS, Cell, Item, Sample, annotated, item_of, matrix
 from fader.data.meta_files import once, read_items, row_of
-from fader.data.meta_teacher import MadeItems, Plan, make, prompts_hash
+from fader.data.meta_teacher import make
 from fader.data.preferences import flips_of, read_judged
-from fader.data.rounds import Place, Prices, Tell, markdown_table
+from fader.data.prompts import META_PROMPTS, prompts_hash
+from fader.data.questions import Plan
+from fader.data.rounds import Made, Place, Prices, Tell
 from fader.endpoint import Endpoint
 
 
@@ -27,8 +31,8 @@ class Built:
     items: int
     twice: int
     alone: int
-    taught: MadeItems | None = None
-    """What a teacher made of it, and what that took."""
+    taught: Made[Item] | None = None
+    """The items that a teacher made, and what that took."""
 
     @property
     def parts(self) -> dict[str, int]:
@@ -98,66 +102,61 @@ def built(items: Sequence[Item], alone: int = 0, seed: int = 0) -> Built:
     return Built(tuple(samples), len(kept), len(items) - len(kept), alone)
 
 
-def build(
-    items: Sequence[Item],
-    alone: int,
-    place: Place,
-    seed: int = 0,
-    plan: Plan | None = None,
-    endpoint: Endpoint | None = None,
-    prices: Prices | None = None,
-    tell: Tell = lambda *_: None,
-) -> Built:
-    """Write the samples of some items, and of those that a teacher makes by the plan, with their
-    datasheet (see `Place`). The same call goes on where it was stopped. `alone`: as `gather`
+def build(items: Sequence[Item], alone: int, place: Place, seed: int = 0) -> Built:
+    """Write the samples of some items and their datasheet (see `Place`). `alone`: as `gather`
     counts.
 
-    Raises ValueError where the endpoint refuses and for files whose changes would be lost;
-    ConnectionError where it fails; OSError where files cannot be written. In each case the file is
-    as it was before, and the replies so far are kept.
+    Raises ValueError for files whose changes would be lost, OSError where files cannot be written:
+    they are as they were before.
     """
+    found = built(items, alone, seed)
     with place.held():
-        taught = make(plan, endpoint, place, prices, tell) if plan and endpoint else None
-        found = built([*items, *(taught.items if taught else ())], alone, seed)
-        found = replace(found, taught=taught)
-        how = _how(found, endpoint)
-        place.write([row_of(one) for one in found.samples], datasheet(found, place.out.name, how))
+        place.write(*_written(found, place.out.name, [("seed", seed)]))
     return found
 
 
-def _how(found: Built, endpoint: Endpoint | None) -> str:
-    """Where the items come from, in words."""
-    taught = found.taught
-    mine = found.items - (len(taught.items) if taught else 0)
-    text = f"{mine} items were read of files."
-    if not (taught and endpoint):
-        return text
-    first, last = taught.paid.days
-    money = taught.paid.whole.money
-    return f"""{text} {len(taught.items)} were made by a teacher: two opposed preferences, a
-question, and an answer told each of them. Nobody has read these.
+def build_with_teacher(
+    plan: Plan,
+    endpoint: Endpoint,
+    place: Place,
+    items: Sequence[Item] = (),
+    alone: int = 0,
+    prices: Prices | None = None,
+    tell: Tell = lambda *_: None,
+) -> Built:
+    """`build` with the items that a teacher makes by the plan, after the others. The same call goes
+    on where it was stopped. Raises as `rounds.make_at` does."""
+    facts = [
+        ("teacher", endpoint.model),
+        ("language", plan.language),
+        ("asked for", f"{plan.count} items, seed {plan.seed}"),
+        ("prompts", f"fader, hash {prompts_hash(META_PROMPTS)}"),
+    ]
 
-| | |
-|---|---|
-| teacher | {endpoint.model} |
-| made | {first if first == last else f"{first} to {last}"} |
-| prompts | fader, hash {prompts_hash()} |
-| requests | {taught.paid.whole.calls} |
-| tokens | {taught.paid.whole.tokens_in} read, {taught.paid.whole.tokens_out} written |
-| cost | {"no prices were given" if money is None else f"{money:.4f}"} |
+    def whole(made: Made[Item]) -> Built:
+        found = built([*items, *made.items], alone, plan.seed)
+        return replace(found, taught=made)
 
-Items dropped after all attempts:
-
-{markdown_table(("stage: rule", "items"), taught.dropped.items())}
-
-Replies not used:
-
-{markdown_table(("stage: rule", "replies"), taught.refused.items())}"""
+    return whole(
+        make(
+            plan,
+            endpoint,
+            place,
+            lambda made: _written(whole(made), place.out.name, facts),
+            prices,
+            tell,
+        )
+    )
 
 
-def datasheet(found: Built, name: str, how: str) -> str:
-    """The set's datasheet, in Markdown (after Gebru et al., Datasheets for Datasets, arXiv
-    1803.09010)."""
+def _written(
+    found: Built, name: str, facts: Sequence[tuple[str, object]]
+) -> tuple[list[dict[str, Any]], str]:
+    """The records and the datasheet, for a file called `name`."""
+    return [row_of(one) for one in found.samples], _datasheet(found, name, facts)
+
+
+def _datasheet(found: Built, name: str, facts: Sequence[tuple[str, object]]) -> str:
     of_split: dict[str, Counter[str]] = {}
     cells: Counter[Cell] = Counter()
     families: Counter[str] = Counter()
@@ -175,45 +174,42 @@ def datasheet(found: Built, name: str, how: str) -> str:
         for part in PARTS
     ]
     winners = [(*cell, winner, cells[cell]) for cell, winner in matrix().items()]
-    return f"""# Datasheet: {name}
+    made = len(found.taught.items) if found.taught else 0
+    return datasheet(
+        name,
+        motivation="""Answers to the same questions, ranked under preferences in two tiers (the
+provider's and the user's), to train a language model to obey them and to measure it (MetaAlign,
+arXiv 2410.14184).""",
+        how="""Items were read of files or made by a teacher model: two opposed preferences, a
+question, and an answer told each of them. Nobody has read what a teacher made. The order of two
+answers follows by rule from the item and from what is told, by the priority matrix where both tiers
+speak. Nobody has ranked them anew.""",
+        facts=[
+            ("items read of files", found.items - made),
+            ("items made by a teacher", made),
+            *facts,
+        ],
+        made=found.taught,
+        content=f"""{len(found.samples)} samples of {found.items} items, with {found.preferences} different
+preference texts. One JSON object a line: part, what is told (provider, user, facts,
+history), prompt, chosen, rejected, cell, family, split. Flip rate: the share of the pairs told more
+than once whose order depends on what is told.
 
-## Motivation
-
-Answers to the same questions, ranked under preferences in two tiers (the provider's and the
-user's), to train a language model to obey them and to measure it (MetaAlign, arXiv 2410.14184).
-
-## How it was made
-
-{how}
-
-The order of two answers follows by rule from the item and from what is told, by the priority matrix
-where both tiers speak. Nobody has ranked them anew.
-
-## What is in it
-
-{len(found.samples)} samples of {found.items} items, with {found.preferences} different preference
-texts. One JSON object a line: part, what is told (provider, user, facts, history), prompt, chosen,
-rejected, cell, family, split. Flip rate: the share of the pairs told more than once whose order
-depends on what is told.
-
-{markdown_table(("part", *splits.NAMES, "flip rate"), parts)}
+{table(("part", *splits.NAMES, "flip rate"), parts)}
 
 The priority matrix, and the samples of each of its cells:
 
-{markdown_table(("query", "provider", "user", "who wins", "samples"), winners)}
+{table(("query", "provider", "user", "who wins", "samples"), winners)}
 
 Samples by family:
 
-{markdown_table(("family", "samples"), sorted(families.items()))}
-
-## What was left out
-
-{found.twice} items that were there already, and {found.alone} preference records without the same
-pair under an opposite preference.
-
-## Use and limits
-
-- Meant for teaching and measuring whose preference an answer follows, not for finding out what is
-  true.
-- Items of harm hold answers that no model should write; they are there to lose.
-"""
+{table(("family", "samples"), sorted(families.items()))}""",
+        lost=f"""{found.twice} items that were there already, and {found.alone} preference records
+without the same pair under an opposite preference.""",
+        limits=(
+            "Meant for teaching and measuring whose preference an answer follows, not for finding"
+            " out what is true.",
+            "Items of harm hold answers that no model should write; they are there to lose.",
+            *(("The teacher's terms of use may restrict training on its output.",) if made else ()),
+        ),
+    )

@@ -11,7 +11,11 @@ from fader.evaluation.generation import generation
 from fader.evaluation.levels import curve, levels, prompting, spillover
 from fader.evaluation.metrics import Metric
 from fader.evaluation.pairs import pairs
-from fader.evaluation.personal import personalized
+from fader.evaluation.personal import (
+    personalized,
+    personalized_baselines,
+    personalized_sweep,
+)
 from fader.evaluation.suite import Suite
 
 TASKS: Mapping[str, Callable[[Suite], Iterator[Metric]]] = {
@@ -25,5 +29,7 @@ TASKS: Mapping[str, Callable[[Suite], Iterator[Metric]]] = {
     "styles": styles,
     "pairs": pairs,
     "personalized": personalized,
+    "personalized-baselines": personalized_baselines,
+    "personalized-sweep": personalized_sweep,
     "judges": judges,
 }

@@ -1,5 +1,5 @@
 """PAD's personalised reward model (arXiv 2410.04070), stage 1 of its two: the model under
-preference prompts, by LoRA.
+preference prompts, by LoRA. Stage 2 is `personal_head.py`.
 
 With w_p all ones, equation (9) of the paper is DPO under the prompt that tells the preference p:
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fader.data.preferences import Judged
+from fader.training.lessons import Lesson
 from fader.training.told import told_lessons
 from fader.training.vector import Recipe, train_vector
 from fader.vectors.vector import Vector
@@ -52,9 +53,16 @@ def train_personal(
 
     Resumable, and raises ValueError, as `train_vectors`, which says what `settings` there are.
     """
-    lessons = [
-        lesson
-        for seed in range(recipe.seed, recipe.seed + passes)
-        for lesson in told_lessons(flips, idle, "principle", seed)
-    ]
+    lessons = personal_lessons(flips, idle, recipe.seed, passes)
     return train_vector(name, lessons, folder, recipe, **settings)
+
+
+def personal_lessons(
+    flips: Sequence[Sequence[Judged]], idle: Sequence[str], seed: int, passes: int
+) -> list[Lesson]:
+    """The lessons of so many passes through the flips, each in wordings drawn anew."""
+    return [
+        lesson
+        for one in range(seed, seed + passes)
+        for lesson in told_lessons(flips, idle, "principle", one)
+    ]
