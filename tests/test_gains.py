@@ -1,5 +1,5 @@
 """What a model gains in what it writes: the prompts, the ways of asking, gains and ratios by hand,
-and the three tasks of a personalised model, on a tiny model with random vectors."""
+and the four tasks of a personalised model, on a tiny model with random vectors."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_guidance import backbone
 
-from fader.evaluation import aims, asking
+from fader.evaluation import aims, asking, economies
 from fader.evaluation.aims import AIMS, own_texts
 from fader.evaluation.cache import Measurement
 from fader.evaluation.gains import (
@@ -18,6 +18,7 @@ from fader.evaluation.gains import (
     Written,
     compared,
     gains,
+    judged,
     questions,
     requests,
     text_ratios,
@@ -27,6 +28,7 @@ from fader.evaluation.metrics import part_over_all, ratio
 from fader.evaluation.personal import SWEPT
 from fader.evaluation.suite import Suite
 from fader.evaluation.tasks import TASKS
+from fader.methods.budget import SILENT
 from fader.methods.prompt import prompt_ids
 from fader.request import Message, Preferences
 from fader.starter.shipped import (
@@ -293,7 +295,7 @@ def test_the_personalised_model_ranks_and_gains(ready):
 
 def test_a_vector_that_is_not_there_is_said_before_anything_is_measured(ready, monkeypatch):
     monkeypatch.setattr(type(ready.cache), "ask", lambda *_: pytest.fail("it measures"))
-    for task in ("personalized", "personalized-baselines", "personalized-sweep"):
+    for task in (name for name in TASKS if name.startswith("personalized")):
         with pytest.raises(ValueError, match="nope"):
             list(TASKS[task](replace(ready, personal="nope")))
 
@@ -344,3 +346,27 @@ def test_a_sweep_is_of_dev_and_shows_the_reward(ready):
     lines = ready.cache.file.read_text().splitlines()
     asked = {json.loads(line)["request"]["messages"][-1]["content"] for line in lines}
     assert asked == {"say 4", "say 5"}
+
+
+def test_economies_are_of_dev_and_the_bound_is_exact(ready):
+    found = table(list(TASKS["personalized-economies"](replace(ready, split="test"))))
+    methods = {method for method, case, _ in found if case == "together"}
+    assert {"guided", "every=2", "base at most 0.5", "clip", "clip, bound"} <= methods
+    assert found["guided", "together", "same"].value == 1
+    assert found["clip, bound", "together", "same"].value == 1
+    rows = {name: found[name, "together", "rows_per_token"].value for name in methods - {"base"}}
+    assert rows["every=4"] < rows["every=2"] < rows["guided"]
+    assert rows["clip, bound"] <= rows["clip"]
+    for alpha in ("alpha=0.1", "alpha=0.2"):  # too few answers for a threshold: nothing is touched
+        assert found[alpha, "helpful", "threshold"].value == SILENT
+        assert found[alpha, "helpful alone", "gain_helpful"].value == 0
+
+
+def test_a_budget_is_calibrated_on_one_half_and_counted_on_the_other(ready, monkeypatch):
+    monkeypatch.setattr(economies, "ALPHAS", (0.5,))
+    comparison = compared(ready, "t", judged(ready, "t")[0], "dev")
+    fine = replace(comparison.base, accepted={**comparison.base.accepted, "helpful": np.ones(2)})
+    found = table(list(economies.budgets(replace(comparison, base=fine))))
+    edge = found["alpha=0.5", "helpful", "threshold"]
+    assert (edge.n, found["alpha=0.5", "helpful", "touched"].n) == (1, 1)
+    assert 0 < edge.value < SILENT

@@ -32,7 +32,14 @@ from fader.request import Alignment
 from fader.starter.shipped import DOMAINS, STYLES, starter_levels
 from fader.vectors.store import available
 
-PERSONAL = frozenset(("personalized", "personalized-baselines", "personalized-sweep"))
+PERSONAL = frozenset(
+    (
+        "personalized",
+        "personalized-baselines",
+        "personalized-sweep",
+        "personalized-economies",
+    )
+)
 """The tasks of a personalised model, which are measured by themselves or with each other."""
 Moved = Annotated[
     list[str] | None,
@@ -81,7 +88,7 @@ def evaluate(
                 "levels, curve, prompting, generation, spillover, fluency, ability, styles; or,"
                 " by themselves: pairs, of your own data; judges, how right the judges of"
                 " helpful, harmless and humorous are; personalized, personalized-baselines,"
-                " personalized-sweep, of a personalised reward model."
+                " personalized-sweep, personalized-economies, of a personalised reward model."
             ),
         ),
     ],

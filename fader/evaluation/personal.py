@@ -4,7 +4,9 @@ With a text that tells the preference p, an answer's implicit reward is
 
     sum over its tokens of  log pi(y | told p) - log pi_ref(y),
 
-as the guide uses it in decoding; pi_ref is the base model, told nothing. `accuracy` is the share of
+as the guide uses it in decoding; pi_ref is the base model, told the same (the guide's default, of
+which `personalized` has its accuracy) or told nothing (`personalized-untold`, and `contrast`, which
+is the base model told p over the base model). `accuracy` is the share of
 pairs that it ranks right, each pair asked under either of two opposite preferences. `raw` is the
 share that log pi(y | told p) per token ranks right, for which a model must overcome what it thinks
 of the answers anyway. Wordings are ones that were never taught. Cases: `seen` families, and those
@@ -139,10 +141,6 @@ def accuracies(suite: Suite, task: str) -> Iterator[Metric]:
     `accuracy_matched`: on pairs whose answers are equally long, to within `MATCHED` of the longer
     one's words; `accuracy_matched_over_all`: how much more that is than on all pairs.
     """
-    methods: dict[str, dict[str, Any]] = {
-        "contrast": {},
-        "personalized": {"vectors": {suite.personal: 1.0}},
-    }
     seed = suite.seed
     for case, told in cases(suite).items():
         base, _ = likelihoods(suite, task, "base", told, None)
@@ -150,11 +148,17 @@ def accuracies(suite: Suite, task: str) -> Iterator[Metric]:
         words = [(_words(one.judged.pair.chosen), _words(one.judged.pair.rejected)) for one in told]
         matched = [abs(one - two) <= MATCHED * max(one, two) for one, two in words]
         right = {"longer": [one > two for one, two in words]}
-        for method, alignment in methods.items():
-            sums, means = likelihoods(suite, task, method, told, alignment)
-            rewards = sums - base
+        untrained, plain = likelihoods(suite, task, "contrast", told, {})
+        vector = {"vectors": {suite.personal: 1.0}}
+        trained, means = likelihoods(suite, task, "personalized", told, vector)
+        for method, rewards in (
+            ("contrast", untrained - base),
+            ("personalized", trained - untrained),
+            ("personalized-untold", trained - base),
+        ):
             right[method] = (rewards[:, 0] > rewards[:, 1]).tolist()
-            order = (means[:, 0] > means[:, 1]).tolist()
+        for method, found in (("contrast", plain), ("personalized", means)):
+            order = (found[:, 0] > found[:, 1]).tolist()
             yield share(task, method, case, "raw", order, seed, prompts)
         for method, values in right.items():
             yield share(task, method, case, "accuracy", values, seed, prompts)

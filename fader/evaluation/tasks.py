@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from fader.evaluation.aims import judges
+from fader.evaluation.economies import personalized_economies
 from fader.evaluation.general import ability, fluency, styles
 from fader.evaluation.generation import generation
 from fader.evaluation.levels import curve, levels, prompting, spillover
@@ -31,5 +32,6 @@ TASKS: Mapping[str, Callable[[Suite], Iterator[Metric]]] = {
     "personalized": personalized,
     "personalized-baselines": personalized_baselines,
     "personalized-sweep": personalized_sweep,
+    "personalized-economies": personalized_economies,
     "judges": judges,
 }
