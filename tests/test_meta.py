@@ -353,7 +353,7 @@ def test_a_set_is_built_of_items_and_of_preferences(tmp_path):
     assert tuple(read_samples(out)) == made.samples
     sheet = (tmp_path / "out.datasheet.md").read_text()
     assert "| harmless | harmless | harmless | provider | 4 |" in sheet
-    assert f"with {made.preferences} different\npreference texts" in sheet
+    assert f"with {made.preferences}\ndifferent preference texts" in sheet
     assert "| items read of files | 2 |" in sheet
     assert "Replies not used" not in sheet
     before = out.read_text()

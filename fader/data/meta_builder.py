@@ -190,8 +190,8 @@ speak. Nobody has ranked them anew.""",
             *facts,
         ],
         made=found.taught,
-        content=f"""{len(found.samples)} samples of {found.items} items, with {found.preferences} different
-preference texts. One JSON object a line: part, what is told (provider, user, facts,
+        content=f"""{len(found.samples)} samples of {found.items} items, with {found.preferences}
+different preference texts. One JSON object a line: part, what is told (provider, user, facts,
 history), prompt, chosen, rejected, cell, family, split. Flip rate: the share of the pairs told more
 than once whose order depends on what is told.
 
