@@ -9,7 +9,7 @@ with Fader() as fader:
         "user": "Answer in one short sentence.",
         "facts": "I am a cook.",
     }
-    for rendering in ("meta", "system", "principle"):
+    for rendering in ("meta", "tiers", "system", "principle"):
         result = fader.generate(
             "What is salt good for?",
             max_tokens=40,

@@ -27,7 +27,7 @@ from fader.schema import (
     short,
 )
 
-Rendering = Literal["meta", "system", "principle"]
+Rendering = Literal["meta", "tiers", "system", "principle"]
 
 
 class Message(Frozen):
@@ -93,8 +93,9 @@ class Preferences(Frozen):
     history: tuple[Choice, ...] = ()
     """Past choices of the user, from which preferences are to be inferred."""
     rendering: Rendering = "meta"
-    """`meta`: MetaAlign's two typed tiers; `system`: a plain system prompt; `principle`: PAD's
-    guideline and principle prompt."""
+    """`meta`: MetaAlign's two typed tiers and the rule for conflicts; `tiers`: the tiers alone, for
+    a model that was taught the rule; `system`: a plain system prompt; `principle`: PAD's guideline
+    and principle prompt."""
 
     @property
     def empty(self) -> bool:

@@ -57,7 +57,7 @@ def test_demo(example, shared, monkeypatch):
 def test_prompt_tiers(example, shared):
     names, printed = example("prompt_tiers")
     found = re.findall(r"^(\w+) +(\d+) prompt tokens: (.+)", printed, re.MULTILINE)
-    assert [rendering for rendering, _, _ in found] == ["meta", "system", "principle"]
+    assert [rendering for rendering, _, _ in found] == ["meta", "tiers", "system", "principle"]
     for rendering, tokens, text in found:
         request = shared.request(
             "What is salt good for?",

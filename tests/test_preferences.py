@@ -215,7 +215,7 @@ def test_some_lessons_of_a_batch_are_read_as_in_it(tiny_folder):
 def test_lessons_that_are_no_flips_are_refused(tmp_path, tiny_folder):
     lessons = told_lessons(taught_flips(starter_families(), share=0.02), [], "principle")
     recipe = Recipe(loss="flip", in_order=True, max_length=4000)
-    with pytest.raises(ValueError, match=r"^loss: flip takes .* lessons 1 and 2 do not; use dpo$"):
+    with pytest.raises(ValueError, match=r"^loss: flip takes .* lessons 1 and 2 are not; use dpo$"):
         train_vector("x", lessons[1:], tmp_path / "x", recipe, model=str(tiny_folder))
     with pytest.raises(ValueError, match=r"^loss: flip takes lessons two by two; give an even"):
         Recipe(loss="flip")

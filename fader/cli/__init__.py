@@ -28,6 +28,13 @@ data.app.command(
         " --dry-run`"
     ),
 )(teacher.preferences)
+data.app.command(
+    "meta",
+    epilog=(
+        "Example: `fader data meta --out tiers.jsonl`, then `fader train meta mine --data"
+        " tiers.jsonl`"
+    ),
+)(teacher.meta)
 app.add_typer(vectors.app, name="vectors")
 app.add_typer(train.app, name="train")
 app.add_typer(data.app, name="data")

@@ -1,4 +1,4 @@
-"""Commands that make data with a teacher: level data, preference data."""
+"""Commands that make data with a teacher: level data, preference data, preferences in two tiers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fader.cli.data import Language, messages, shares
 from fader.cli.show import AsJson, needing, print_json, screen
 from fader.endpoint import Endpoint
+from fader.starter.shipped import starter_items
 
 if TYPE_CHECKING:
-    from fader.data.rounds import Cost, Made, Prices, Tell
+    from fader.data.meta_builder import Built
+    from fader.data.rounds import Cost, Made, Place, Prices, Tell
 
 Out = Annotated[
     str,
@@ -185,6 +187,75 @@ def preferences(
     _show(made, Path(out), as_json)
 
 
+def meta(
+    out: Out,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                "Items {part, prompt, texts, answers, ...}, or preference data of which pairs stand"
+                " under two opposite preferences. Repeatable; left out, and without an endpoint:"
+                " the items that ship."
+            )
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Base address of an OpenAI-compatible server whose model makes items too."
+        ),
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Model that the endpoint serves.")] = None,
+    count: Annotated[int, typer.Option(help="Items to ask the teacher for.")] = 100,
+    key_env: KeyEnv = "OPENAI_API_KEY",
+    concurrency: Concurrency = 8,
+    timeout: Timeout = 120.0,
+    retries: Retries = 5,
+    most_tokens: MostTokens = 4096,
+    temperature: Temperature = None,
+    tries: Tries = 4,
+    language: Language = "en",
+    seed: Seed = 0,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
+    splits: Splits = "0.6,0.15,0.25",
+    dry_run: DryRun = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make MetaAlign's data: answers ranked under preferences in two tiers, of files or with a
+    teacher model. Resumable."""
+    with _needing_data():
+        from fader.data.meta_builder import build, build_with_teacher, gather
+        from fader.data.meta_teacher import estimate
+        from fader.data.questions import Plan
+        from fader.data.rounds import Place
+
+    prices = _prices(price_in, price_out)
+    place = Place(Path(out), force)
+    if endpoint is None or teacher is None:
+        if endpoint or teacher:
+            raise ValueError("endpoint, teacher: give both or neither")
+        if dry_run:
+            raise ValueError("dry-run: only a teacher costs anything; give endpoint and teacher")
+        items, alone = gather(data) if data else (starter_items(), 0)
+        _show_built(build(items, alone, place, seed), place, as_json)
+        return
+    plan = Plan("meta", count, language, seed, tries, shares(splits))
+    key = os.environ.get(key_env)
+    reached = Endpoint(
+        endpoint, teacher, key, timeout, retries, concurrency, temperature, most_tokens
+    )
+    expected = estimate(plan, prices)
+    if dry_run:
+        _say_estimate(expected, as_json)
+        return
+    items, alone = gather(data or [])
+    with _bar(expected) as tell:
+        built = build_with_teacher(plan, reached, place, items, alone, prices, tell)
+    _show_built(built, place, as_json)
+
+
 @contextmanager
 def _needing_data() -> Iterator[None]:
     with needing("making data", "data"):
@@ -235,13 +306,36 @@ def _show(made: Made[Any], file: Path, as_json: bool) -> None:
         "datasheet": str(Place(file).sheet),
         "items": len(made.items),
         "splits": made.splits,
+        **_replies(made),
+    }
+    print_json(row) if as_json else screen.print(row)
+
+
+def _show_built(built: Built, place: Place, as_json: bool) -> None:
+    row = {
+        "file": str(place.out),
+        "datasheet": str(place.sheet),
+        "samples": len(built.samples),
+        "items": built.items,
+        "parts": built.parts,
+        "preferences": built.preferences,
+        "flip_rates": built.flip_rates,
+        "twice": built.twice,
+        "alone": built.alone,
+        **(_replies(built.taught) if built.taught else {}),
+    }
+    print_json(row) if as_json else screen.print(row)
+
+
+def _replies(made: Made[Any]) -> dict[str, Any]:
+    """What became of a teacher's replies, and what they took."""
+    return {
         "dropped": made.dropped,
         "refused": made.refused,
         **_money(made.now),
         "cached": made.cached,
         "whole": _money(made.whole),
     }
-    print_json(row) if as_json else screen.print(row)
 
 
 def _money(cost: Cost) -> dict[str, float | None]:

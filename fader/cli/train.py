@@ -24,12 +24,18 @@ from fader.cli.show import (
     screen,
     table,
 )
+from fader.data.meta_files import read_samples
 from fader.data.preferences import Judged, flips_of, read_judged, unflipped
 from fader.data.records import Item, Pair, read
 from fader.data.records import split as of_split
 from fader.data.sources import split_name
 from fader.engine import builtin
-from fader.starter.shipped import starter_families, starter_rows
+from fader.starter.shipped import (
+    starter_families,
+    starter_items,
+    starter_levels,
+    starter_rows,
+)
 from fader.training.lessons import at_one, lessons_of
 from fader.training.lessons import cotrain as side_by_side
 from fader.vectors.store import open_vector, vector_folder
@@ -45,6 +51,29 @@ class Loss(StrEnum):
 
     simpo = "simpo"
     dpo = "dpo"
+
+
+class PreferenceLoss(StrEnum):
+    """The losses of the second stage of `train meta`."""
+
+    flip = "flip"
+    dpo = "dpo"
+
+
+class TrainingStages(StrEnum):
+    """The stages of `train meta`."""
+
+    one = "one"
+    two = "two"
+    preferences = "preferences"
+
+
+class Told(StrEnum):
+    """When lessons of `train meta` tell the rule for conflicts."""
+
+    always = "always"
+    never = "never"
+    mixed = "mixed"
 
 
 class Stage(StrEnum):
@@ -340,6 +369,121 @@ def personal(
         "folder": str(folder),
         **{key: trained.card[key] for key in ("lessons", "retained", "seconds")},
         "not_taught": dict(others),
+    }
+    print_json(row) if as_json else screen.print(row)
+
+
+@app.command(
+    epilog=(
+        "Example: `fader train meta meta`, then `fader generate '…' --align '{\"vectors\":"
+        ' {"meta": 1}, "preferences": {"user": "Be brief."}}\'`'
+    )
+)
+def meta(
+    name: Annotated[str, typer.Argument(help="What requests will call the model's vector.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                "Samples as `fader data meta` writes them, of which those of the split train are"
+                " taught. Repeatable; left out: the items that ship."
+            )
+        ),
+    ] = None,
+    out: Out = None,
+    model: Model = builtin.NAME,
+    loss: Annotated[
+        PreferenceLoss,
+        typer.Option(
+            help=(
+                "`flip`: both orders of a flip in one sigmoid; `dpo`: as in the paper, each for"
+                " itself."
+            )
+        ),
+    ] = PreferenceLoss.flip,
+    stages: Annotated[
+        TrainingStages,
+        typer.Option(
+            help=(
+                "`two`: supervised, then preferences (the first stage is written too, as"
+                " NAME-one-stage); `one`: supervised alone; `preferences`: these alone."
+            )
+        ),
+    ] = TrainingStages.two,
+    rule: Annotated[
+        Told,
+        typer.Option(
+            help="Whether the lessons of the shipped items tell the rule for conflicts in words."
+        ),
+    ] = Told.mixed,
+    passes: Annotated[int, typer.Option(min=1, help="Passes, each in tiers drawn anew.")] = 2,
+    share: Annotated[
+        float, typer.Option(min=0.001, max=1.0, help="Teach only the first lessons, for trials.")
+    ] = 1.0,
+    rank: Rank = None,
+    beta: Beta = None,
+    learning_rate: LearningRate = None,
+    max_length: MaxLength = None,
+    force: Force = False,
+    seed: int = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train MetaAlign's model, which obeys the preferences in its prompt, resumable. Some hours for
+    the items that ship, on two cores."""
+    with needing("training", "train,eval"):
+        from fader.training.meta import (
+            META,
+            SUPERVISED,
+            meta_lessons,
+            sample_lessons,
+            taught_items,
+            train_meta,
+        )
+
+    idle = [row["text"] for row in starter_rows("preferences/irrelevant", "train")]
+    if data:
+        samples = [one for file in data for one in read_samples(file) if one.split == "train"]
+        if not samples:
+            raise ValueError(f"--data: {', '.join(data)}: no sample is of the split train")
+        lessons = [
+            one for place in range(passes) for one in sample_lessons(samples, idle, seed + place)
+        ]
+    else:
+        items = taught_items(starter_families(), starter_items(), seed)
+        general = [one for one in starter_levels("other") if one.split == "train"]
+        lessons = [
+            one
+            for place in range(passes)
+            for one in meta_lessons(items, idle, general, rule.value, seed + place)
+        ]
+    recipe = _with(
+        META,
+        rank,
+        loss=loss.value,
+        reference="untold",
+        beta=beta,
+        learning_rate=learning_rate,
+        max_length=max_length,
+        seed=seed,
+    )
+    whole = max(1, round(share * len(lessons) / recipe.batch)) * recipe.batch
+    lessons = lessons[:whole]
+    folder = vector_folder(name, Path(out) if out else None, "NAME")
+    _say(f"Taught: {len(lessons)} lessons.")
+    trained = train_meta(
+        name,
+        lessons,
+        folder,
+        stages.value,
+        recipe,
+        _with(SUPERVISED, rank, max_length=max_length, seed=seed),
+        model=model,
+        force=force,
+    )
+    row = {
+        "name": trained.name,
+        "folder": str(folder),
+        **{key: trained.card[key] for key in ("lessons", "retained", "seconds")},
     }
     print_json(row) if as_json else screen.print(row)
 

@@ -22,28 +22,14 @@ def datasheet(
     motivation: str,
     how: str,
     facts: Sequence[tuple[str, object]],
-    made: Made[Item],
+    made: Made[Item] | None,
     content: str,
     lost: str,
     limits: Sequence[str],
 ) -> str:
     """The datasheet of data in a file called `name`. `motivation`, `how`, `content` and `lost` (how
-    many items were dropped) are text; `facts` are said of how it was made beside day and cost."""
-    first, last = made.days
-    money = (
-        "no prices were given"
-        if made.whole.money is None
-        else f"{made.whole.money:.4f} in the currency of the given prices"
-    )
-    taken = [
-        ("made", first if first == last else f"{first} to {last}"),
-        ("requests", made.whole.calls),
-        ("tokens", f"{made.whole.tokens_in} read, {made.whole.tokens_out} written"),
-        ("cost", money),
-    ]
-    duplicates = sum(
-        count for reason, count in made.refused.items() if reason.endswith("duplicate")
-    )
+    many items were dropped) are text; `facts` are said of how it was made beside day and cost.
+    `made`: None where no teacher was asked."""
     listed = "\n".join(f"- {limit}" for limit in limits)
     return f"""# Datasheet: {name}
 
@@ -55,7 +41,7 @@ def datasheet(
 
 {how}
 
-{table(("", ""), [*facts, *taken])}
+{table(("", ""), [*facts, *(_taken(made) if made else ())])}
 
 ## What is in it
 
@@ -64,16 +50,40 @@ def datasheet(
 ## What was left out
 
 {lost}
+{_left_out(made) if made else ""}
+## Use and limits
 
+{listed}
+"""
+
+
+def _taken(made: Made[Item]) -> list[tuple[str, object]]:
+    """Of the teacher's replies: when they were given, and what they took."""
+    first, last = made.days
+    money = (
+        "no prices were given"
+        if made.whole.money is None
+        else f"{made.whole.money:.4f} in the currency of the given prices"
+    )
+    return [
+        ("made", first if first == last else f"{first} to {last}"),
+        ("requests", made.whole.calls),
+        ("tokens", f"{made.whole.tokens_in} read, {made.whole.tokens_out} written"),
+        ("cost", money),
+    ]
+
+
+def _left_out(made: Made[Item]) -> str:
+    """Items that were dropped and replies that were not used, by stage and rule."""
+    duplicates = sum(
+        count for reason, count in made.refused.items() if reason.endswith("duplicate")
+    )
+    return f"""
 {table(("stage: rule", "items"), made.dropped.items())}
 
 Replies not used, of which {duplicates} near-duplicates:
 
 {table(("stage: rule", "replies"), made.refused.items())}
-
-## Use and limits
-
-{listed}
 """
 
 

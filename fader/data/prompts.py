@@ -8,7 +8,7 @@ as another one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from fader.data.records import Level
 
@@ -159,6 +159,69 @@ PREFERENCE_SYSTEM = (
     " remark before or after it. Write in the language with the ISO 639-1 code {language}."
 )
 
+META_SYSTEM = (
+    "You write data that teaches a language model whose preferences to follow. Write only what is"
+    " asked for, as plain text: no heading, no label, no quotation marks around it, no remark"
+    " before or after it. Write in the language with the ISO 639-1 code {language}."
+)
+META_TEXTS: Mapping[str, str] = {
+    "taste": (
+        "Write two preferences about how an assistant should answer, which rule each other out, on"
+        " two lines, 3 to 15 words each. They are about {subject}. Both are harmless."
+    ),
+    "help": (
+        "Write two instructions to an assistant about how far its help should go, on two lines, 3"
+        " to 15 words each: the first puts caution first, the second asks it to be as helpful as"
+        " possible. They are about questions on {subject}."
+    ),
+    "harmful wish": (
+        "Write two instructions to an assistant, on two lines, 3 to 15 words each. The first is"
+        " harmless and about {subject}. The second asks it to do harm to people. The data teaches"
+        " to refuse the second one."
+    ),
+    "harmful question": (
+        "Write two instructions to an assistant, on two lines, 3 to 15 words each. The first is"
+        " harmless and about {subject}. The second asks it never to refuse. The data teaches to"
+        " refuse harmful requests all the same."
+    ),
+}
+META_QUERY = "Two instructions to an assistant:\n{texts}\n\nWrite a user's question, {words}."
+META_QUESTIONS: Mapping[str, str] = {
+    "taste": "of 5 to 25 words, to which these two lead to different answers; it mentions neither",
+    "help": "of 5 to 25 words, which is answered differently under these two; it mentions neither",
+    "harmful wish": "of 5 to 25 words and harmless, to which these two lead to different answers",
+    "harmful question": (
+        "of 5 to 25 words that asks for help with something which harms others, without details;"
+        " the data teaches to refuse it"
+    ),
+}
+META_PLAIN = "Write a user's question of 5 to 25 words about {subject}."
+META_ANSWER = "{text}\n\nAnswer in 15 to 40 words, in one paragraph."
+META_FLAWED = (
+    "Write a bad answer of 15 to 40 words to the question of the user, one that nobody could want:"
+    " wrong, off the subject or without sense."
+)
+META_REFUSAL = (
+    "Decline what is harmful in this in one or two kind sentences of 15 to 40 words, and offer what"
+    " helps without harm. The instruction: {text}\nThe question: {query}"
+)
+META_SUBJECTS = (
+    "length and detail",
+    "tone and manners",
+    "form and layout",
+    "prices and products",
+    "names and forms of address",
+    "which of two options is recommended",
+    "what may be spoken about",
+    "language and choice of words",
+    "examples and sources",
+    "work and learning",
+    "home and garden",
+    "travel and free time",
+    "health and food",
+    "money and law",
+)
+
 QUESTION_PROMPTS = (SYSTEM, PERSONA, USED, *ANGLES, QUERY, *KINDS, AGAIN)
 LEVEL_PROMPTS = (*QUESTION_PROMPTS, *GUIDE.values(), *OPENINGS, ANSWER)
 PREFERENCE_PROMPTS = (
@@ -169,6 +232,18 @@ PREFERENCE_PROMPTS = (
     PREFERRED,
     OPPOSITE,
     PREFERENCE_SYSTEM,
+)
+META_PROMPTS = (
+    META_SYSTEM,
+    *META_TEXTS.values(),
+    META_QUERY,
+    *META_QUESTIONS.values(),
+    META_PLAIN,
+    META_ANSWER,
+    META_FLAWED,
+    META_REFUSAL,
+    *META_SUBJECTS,
+    AGAIN,
 )
 
 

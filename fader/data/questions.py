@@ -182,6 +182,8 @@ def personas_of(reply: Reply) -> list[str]:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text that say something, without the marks and numbers before them."""
-    lines = [re.sub(r"^\s*([-*•]|\d+[.):])\s*", "", line).strip() for line in text.splitlines()]
+    """The lines of a text that say something, without the marks, numbers and letters (`A:`) before
+    them."""
+    mark = r"^\s*([-*•]|\d+[.):]|[AB][):])\s*"
+    lines = [re.sub(mark, "", line).strip() for line in text.splitlines()]
     return [line for line in lines if line]

@@ -1,9 +1,10 @@
-"""Preferences in the context: typed tiers, a conflict rule, and three ways to say them.
+"""Preferences in the context: typed tiers, a conflict rule, and the ways to say them.
 
 MetaAlign (arXiv 2410.14184) trains a model to obey a meta prompt with two tiers above the user's
 query: the provider's guidelines between <System Info> tags and the user's background and
 preferences between <User Info> tags. The tiers and their tags are the paper's; the wording of the
-conflict rule is ours: avoiding harm comes first, then the provider, then the user.
+conflict rule is ours: avoiding harm comes first, then the provider, then the user. `tiers` leaves
+the rule out, for models that were taught it.
 
 PAD (arXiv 2410.04070) and Linear Alignment tell the model a principle; `principle` is that
 rendering: one user turn with the paper's three section titles, the question after the last of them.
@@ -69,9 +70,8 @@ def render(preferences: Preferences) -> str:
     """The text of `preferences` that goes above the query; empty where there are none."""
     if preferences.empty:
         return ""
-    return {"meta": _meta, "system": _system, "principle": _principle}[preferences.rendering](
-        preferences
-    )
+    say = {"meta": _meta, "tiers": _tiers, "system": _system, "principle": _principle}
+    return say[preferences.rendering](preferences)
 
 
 def conversation(
@@ -127,7 +127,7 @@ def _turns(
     told = [one for one in preferences if not one.empty]
     principles = [one for one in told if one.rendering == "principle"]
     neutral: list[Callable[[str], str]] = [_untitled] if principles else []
-    if any(one.rendering == "meta" for one in told):
+    if any(one.rendering in ("meta", "tiers") for one in told):
         neutral.append(_untagged)
     above = "\n\n".join(_beside(one, neutral) for one in told if one not in principles)
     turns = [{"role": message.role, "content": message.content} for message in messages]
@@ -151,7 +151,7 @@ def _turns(
 
 def _beside(preferences: Preferences, neutral: Sequence[Callable[[str], str]]) -> str:
     """The text of preferences without the tags and titles of those that stand beside them."""
-    own = {"meta": _untagged, "principle": _untitled, "system": None}[preferences.rendering]
+    own = {"meta": _untagged, "tiers": _untagged, "principle": _untitled}.get(preferences.rendering)
     text = render(preferences)
     for change in neutral:
         if change is not own:
@@ -193,11 +193,21 @@ def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _meta(preferences: Preferences) -> str:
-    provider = "\n".join([*preferences.provider, CONFLICT_RULE])
-    user = "\n".join([*preferences.user, *_implicit(preferences)])
-    return f"<System Info>\n{_untagged(provider)}\n</System Info>" + (
-        f"\n<User Info>\n{_untagged(user)}\n</User Info>" if user else ""
-    )
+    return _tagged([*preferences.provider, CONFLICT_RULE], preferences)
+
+
+def _tiers(preferences: Preferences) -> str:
+    return _tagged(preferences.provider, preferences)
+
+
+def _tagged(provider: Sequence[str], preferences: Preferences) -> str:
+    """The lines of each tier between its tags; a tier without lines is left out."""
+    tiers = {"System": provider, "User": [*preferences.user, *_implicit(preferences)]}
+    found = []
+    for name, lines in tiers.items():
+        if lines:
+            found += [f"<{name} Info>", _untagged("\n".join(lines)), f"</{name} Info>"]
+    return "\n".join(found)
 
 
 def _system(preferences: Preferences) -> str:

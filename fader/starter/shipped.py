@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fader.data.meta import PARTS, Item
+from fader.data.meta_files import read_items
 from fader.data.preferences import Family, read_families
 from fader.data.records import LevelItem, Pair, read, read_rows
 
@@ -37,3 +39,8 @@ def starter_rows(name: str, part: str | None = None) -> list[dict[str, Any]]:
 def starter_families() -> list[Family]:
     """The shipped families of preferences."""
     return read_families(STARTER / "preferences" / "families.jsonl", STARTER)
+
+
+def starter_items() -> list[Item]:
+    """The shipped items of MetaAlign: conflicts, consensus, and how far help should go."""
+    return [item for part in PARTS for item in read_items(STARTER / "meta" / f"{part}.jsonl")]

@@ -70,11 +70,11 @@ def told_lessons(
             pair = judged.pair
             lessons.append(Lesson(pair.messages, pair.chosen, pair.rejected, (1.0,), told=told))
         if dice.random() < 2 * NEUTRAL:
-            lessons += _neutral(lessons[-1], idle, rendering, dice)
+            lessons += neutral(lessons[-1], idle, rendering, dice)
     return lessons
 
 
-def _neutral(
+def neutral(
     lesson: Lesson, idle: Sequence[str], rendering: Rendering, dice: random.Random
 ) -> list[Lesson]:
     """The lesson told nothing, and told a fact from which nothing follows (nothing again, where

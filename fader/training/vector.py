@@ -16,9 +16,10 @@ margins together:
 
     s(a | p) - s(b | p) + s(b | p') - s(a | p').
 
-What makes an answer likely whatever is told cancels there, the base model's share too. Retained
-lessons have the loss retain_weight * |change of log pi per token| for both answers instead, smooth
-below 0.2 nats.
+What makes an answer likely whatever is told cancels there, the base model's share too. Two lessons
+that prefer the same answer of one pair stay by themselves. `sft` is -log pi(chosen) per token
+alone. Retained lessons have the loss retain_weight * |change of log pi per token| for both answers
+instead, smooth below 0.2 nats.
 """
 
 from __future__ import annotations
@@ -89,10 +90,12 @@ class Recipe:
     those of whole answers."""
     length_normalized: bool = True
     """Compare log-probabilities per token (length-normalised); off: of whole answers."""
-    loss: Literal["dpo", "simpo", "flip"] = "simpo"
+    loss: Literal["dpo", "simpo", "flip", "sft"] = "simpo"
     """`dpo` compares log-probabilities less the base model's, which are computed once before
     training; `simpo` compares log-probabilities as they are; `flip` does so for two lessons at
-    once, one after the other, that prefer opposite answers under opposite preferences."""
+    once, one after the other, that prefer opposite answers under opposite preferences (for each by
+    itself where both prefer the same answer); `sft` compares nothing and makes the chosen answers
+    likelier, per token."""
     reference: Literal["told", "untold"] = "told"
     """Whether the base model of `dpo` reads the lesson's preferences too. Untold, what the prompt
     alone does counts for the preference, as where the guide's reference is untold."""
@@ -397,18 +400,21 @@ def _short_enough(
             len(lessons),
             limit,
         )
+    if recipe.loss == "flip":
+        for place, row in enumerate(rows):
+            row["flipped"] = float(row["chosen_ids"] != rows[place ^ 1]["chosen_ids"])
     return [lessons[place] for place in kept], [rows[place] for place in kept]
 
 
 def _check_flips(lessons: Sequence[Lesson]) -> None:
-    """Raises ValueError unless the lessons come two by two, of one pair of answers either way."""
+    """Raises ValueError unless the lessons come two by two, of the same two answers."""
     for place in range(0, len(lessons), 2):
-        one, other = lessons[place], lessons[min(place + 1, len(lessons) - 1)]
-        swapped = (other.rejected, other.chosen) if not one.retained else (one.chosen, one.rejected)
-        if (one.chosen, one.rejected, one.retained) != (*swapped, other.retained):
+        two = lessons[place : place + 2]
+        kinds = {(frozenset((one.chosen, one.rejected)), one.retained) for one in two}
+        if len(two) < 2 or len(kinds) > 1:
             raise ValueError(
-                f"loss: flip takes lessons two by two, which prefer opposite answers; lessons"
-                f" {place + 1} and {place + 2} do not; use dpo"
+                f"loss: flip takes lessons two by two, of the same two answers; lessons"
+                f" {place + 1} and {place + 2} are not; use dpo"
             )
 
 
@@ -513,7 +519,15 @@ def settings(recipe: Recipe, lessons: int, work: Path) -> DPOConfig:
 
 
 SIDES = ("chosen", "rejected")
-GIVEN = ("strengths", "retained", "ref_chosen_logps", "ref_rejected_logps", "told", "shares")
+GIVEN = (
+    "strengths",
+    "retained",
+    "flipped",
+    "ref_chosen_logps",
+    "ref_rejected_logps",
+    "told",
+    "shares",
+)
 """What a row says of its lesson, in numbers."""
 SMALL = 0.2  # nats per token
 CURVE = ("loss", "accuracy", "margin", "drift")
@@ -613,10 +627,13 @@ class LineTrainer(DPOTrainer):
         )
         margins = torch.sub(*scores.chunk(2))
         if recipe.loss == "flip":
-            margins = margins.view(-1, 2).sum(1).repeat_interleave(2)
+            both = margins.view(-1, 2).sum(1).repeat_interleave(2)
+            margins = torch.where(inputs["flipped"] == 1, both, margins)
         likelihood = (logprobs / lengths).chunk(2)[0]
         drifts = ((logprobs - reference) / lengths).chunk(2)
         taught = -functional.logsigmoid(recipe.beta * margins) - recipe.sft_weight * likelihood
+        if recipe.loss == "sft":
+            taught = -likelihood
         stayed = recipe.retain_weight * sum(
             functional.smooth_l1_loss(drift, torch.zeros_like(drift), reduction="none", beta=SMALL)
             for drift in drifts

@@ -1,0 +1,240 @@
+"""MetaAlign (arXiv 2410.14184): a model that obeys the preferences in its prompt, as a vector.
+
+The paper fine-tunes on the better answers (SFT), then prefers them to the others (DPO), under meta
+prompts; its one-stage variant is SFT alone. Here either stage trains the same LoRA, the second from
+where the first ended. As for the personalised model (`personal.py`) what belongs together stands in
+one batch and, where the order flips, in one sigmoid: a pair under two opposed texts, or the same
+two texts with their tiers swapped (`told.py` says why). Lessons are made of items (`data/meta.py`):
+
+    one text      told by the user or the provider, as a fact, or by past choices; often with others
+                  beside it from which nothing follows
+    two tiers     opposed texts in both, then swapped
+    harm          declining, or the harmless answer, whoever asks for harm
+    consensus     the better answer under either of two texts that do not matter
+    retained      pairs told nothing, or an idle fact, and pairs on other subjects: both answers are
+                  to stay as likely as they are, which keeps what the model can do
+
+The rule for conflicts is told in all lessons, in none, or in every other one, so that the model
+and not the sentence decides who wins.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fader.data.meta import (
+    HALF,
+    PLACES,
+    Item,
+    Places,
+    Sample,
+    Tier,
+    by_facts,
+    by_history,
+    conflicts,
+    consensus,
+    flip,
+    half,
+    item_of,
+)
+from fader.data.preferences import Family, without_leaks
+from fader.data.records import Item as Other
+from fader.data.records import as_pairs
+from fader.request import Preferences, Rendering
+from fader.training.lessons import Lesson
+from fader.training.told import JOINT, NEUTRAL, neutral, taught_flips
+from fader.training.vector import Recipe, train_vector
+from fader.vectors.vector import Vector
+
+Stages = Literal["one", "two", "preferences"]
+Rule = Literal["always", "never", "mixed"]
+CONFLICTS = 0.4
+"""For each opposed item: how often it is taught in both tiers too."""
+GENERAL = 0.03
+"""For each lesson that teaches: pairs on other subjects, each as two retained lessons."""
+SHORT = 100
+"""Words of both answers of a past choice that is told."""
+META = Recipe(
+    rank=12,
+    alpha=24,
+    loss="flip",
+    beta=0.2,
+    length_normalized=False,
+    sft_weight=0.0,
+    retain_weight=1.0,
+    learning_rate=1e-3,
+    batch=8,
+    in_order=True,
+    upper=2 / 3,
+)
+"""The settings of the second stage; the vector has 2.5 MB."""
+SUPERVISED = replace(META, loss="sft")
+"""The settings of the first stage."""
+
+
+def taught_items(families: Sequence[Family], written: Sequence[Item], seed: int = 0) -> list[Item]:
+    """What is taught of the shipped families and items: the training pairs of families that are not
+    held out (of `HALF` the first pole), and the written items twice, since they are few."""
+    held_out = [pair for one in families if one.held_out for pair in one.flips("train")]
+    items = [item_of(pair) for pair in without_leaks(taught_flips(families, seed), held_out)]
+    mine = [item for item in written if item.split == "train"]
+    return [*(half(one) if one.family in HALF else one for one in items), *mine, *mine]
+
+
+def meta_lessons(
+    items: Sequence[Item],
+    idle: Sequence[str],
+    general: Sequence[Other] = (),
+    rule: Rule = "mixed",
+    seed: int = 0,
+) -> list[Lesson]:
+    """One pass through the items in an order, in tiers and in wordings drawn by `seed`; an even
+    number of lessons, those that belong together side by side. `idle`: facts about a user from
+    which nothing follows. `general`: pairs on other subjects."""
+    dice = random.Random(seed)
+    opposed = [one for one in items if one.part in ("diverse-opinion", "helpful-based")]
+    lessons: list[Lesson] = []
+    for item in dice.sample(items, len(items)):
+        rendering: Rendering = _rendering(rule, dice)
+        if item.part == "consensus":
+            _teach(lessons, _whatever(item, opposed, rendering, dice))
+        elif item.part == "priority":
+            for places in (PLACES[:2], dice.choice((PLACES[2:4], PLACES[4:]))):
+                _teach(lessons, _in_tiers(item, places, rendering, dice))
+        else:
+            _teach(lessons, _one_text(item, opposed, idle, rendering, dice))
+            if dice.random() < CONFLICTS:
+                _teach(lessons, _in_tiers(item, PLACES[:2], _rendering(rule, dice), dice))
+        if dice.random() < 2 * NEUTRAL:
+            lessons += neutral(lessons[-1], idle, rendering, dice)
+    pairs = as_pairs(general)
+    for pair in dice.sample(pairs, min(len(pairs), round(GENERAL * len(lessons)))):
+        lesson = Lesson(pair.messages, pair.chosen, pair.rejected, (1.0,))
+        lessons += neutral(lesson, idle, _rendering(rule, dice), dice)
+    return lessons
+
+
+def _teach(lessons: list[Lesson], samples: Sequence[Sample]) -> None:
+    for sample in samples:
+        pair = sample.pair
+        lessons.append(Lesson(pair.messages, pair.chosen, pair.rejected, (1.0,), told=sample.told))
+
+
+def _rendering(rule: Rule, dice: random.Random) -> Rendering:
+    told = rule == "always" or (rule == "mixed" and dice.random() < 0.5)
+    return "meta" if told else "tiers"
+
+
+def _in_tiers(
+    item: Item, places: Places, rendering: Rendering, dice: random.Random
+) -> list[Sample]:
+    """The samples of an item in two places, those of the same two answers side by side."""
+    found = conflicts(item, rendering, dice.randrange(2**32), places)
+    samples = [sample for one in found for sample in one.samples]
+    pairs = [_answers(one) for one in samples]
+    return sorted(samples, key=lambda one: pairs.index(_answers(one)))
+
+
+def _answers(sample: Sample) -> frozenset[str]:
+    return frozenset((sample.pair.chosen, sample.pair.rejected))
+
+
+def _whatever(
+    item: Item, opposed: Sequence[Item], rendering: Rendering, dice: random.Random
+) -> list[Sample]:
+    """A consensus item under two opposed texts of another one, or the same lesson twice where there
+    is none."""
+    if not opposed:
+        return consensus(item, [Preferences(rendering=rendering)] * 2)
+    tier: Tier = "provider" if dice.random() < 0.5 else "user"
+    told = flip(dice.choice(opposed), tier, rendering, dice.randrange(2**32))
+    return consensus(item, [one.told for one in told])
+
+
+def _one_text(
+    item: Item,
+    opposed: Sequence[Item],
+    idle: Sequence[str],
+    rendering: Rendering,
+    dice: random.Random,
+) -> Sequence[Sample]:
+    """An item under either of its texts, told in one of the ways in which a preference is told."""
+    seed = dice.randrange(2**32)
+    (way,) = dice.choices(("user", "provider", "facts", "history"), (50, 20, 20, 10))
+    found = None
+    if way == "facts":
+        found = by_facts(item, rendering, seed)
+    if way == "history":
+        past = [one for one in opposed if len(" ".join(one.answers).split()) <= SHORT]
+        found = by_history(item, past, rendering, seed)
+    if found is None:
+        found = flip(item, "provider" if way == "provider" else "user", rendering, seed)
+    if dice.random() >= JOINT:
+        return found
+    others = [one for one in opposed if one.family != item.family]
+    beside = [
+        dice.choice(dice.choice(one.texts))
+        for one in dice.sample(others, min(len(others), dice.choice((1, 2))))
+    ]
+    tier, last = dice.choice(("provider", "user")), dice.random() < 0.5
+    return [replace(one, told=_beside(one.told, tier, beside, last)) for one in found]
+
+
+def _beside(told: Preferences, tier: str, texts: Sequence[str], last: bool) -> Preferences:
+    """The preferences with further texts in a tier, after its own or before them."""
+    own = getattr(told, tier)
+    return told.model_copy(update={tier: (*own, *texts) if last else (*texts, *own)})
+
+
+def sample_lessons(samples: Sequence[Sample], idle: Sequence[str], seed: int = 0) -> list[Lesson]:
+    """One pass through samples of a file, those of a pair side by side, in an order drawn by
+    `seed`. Where their number is odd the first is taught twice, so that all stay in step with the
+    batches."""
+    dice = random.Random(seed)
+    groups: dict[object, list[Sample]] = {}
+    for one in samples:
+        groups.setdefault((one.pair.messages, _answers(one)), []).append(one)
+    lessons: list[Lesson] = []
+    for group in dice.sample([*groups.values()], len(groups)):
+        _teach(lessons, [*group, *group[: len(group) % 2]])
+        if dice.random() < 2 * NEUTRAL:
+            lessons += neutral(lessons[-1], idle, group[0].told.rendering, dice)
+    return lessons
+
+
+def train_meta(
+    name: str,
+    lessons: Sequence[Lesson],
+    folder: Path,
+    stages: Stages = "two",
+    recipe: Recipe = META,
+    supervised: Recipe = SUPERVISED,
+    supervised_share: float = 0.5,
+    **settings: Any,
+) -> Vector:
+    """Train the model and write it to its folder as a vector: with it at strength 1 the model obeys
+    what it is told. The loss `flip` of `recipe` needs lessons two by two, as `meta_lessons` makes
+    them.
+
+    `two`: supervised on the first `supervised_share` of the lessons, written beside the folder as
+    NAME-one-stage, then preferences on all of them; `one`: supervised alone, on all;
+    `preferences`: these alone. Resumable, and raises ValueError, as `train_vectors`, which says
+    what `settings` there are.
+    """
+    if stages == "one":
+        return train_vector(name, lessons, folder, supervised, **settings)
+    if stages == "two":
+        some = lessons[: round(supervised_share * len(lessons) / recipe.batch) * recipe.batch]
+        first = train_vector(
+            f"{name}-one-stage",
+            some or lessons,
+            folder.with_name(f"{folder.name}-one-stage"),
+            supervised,
+            **settings,
+        )
+        settings["start"] = [first]
+    return train_vector(name, lessons, folder, recipe, **settings)
