@@ -497,3 +497,16 @@ def test_a_model_without_a_system_role_reads_the_tiers_in_the_question():
     shown = conversation(ASK, (one.told,), words)
     assert shown.index("<User Info>") < shown.index(ASK[0].content)
     assert shown.startswith("<|user|>")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--data", "x.jsonl", "--rule", "never"), "--rule: samples of --data say how they are"),
+        (("--stages", "one", "--beta", "1"), "--beta: the stage `one` compares no answers"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(tmp_path, options, said):
+    done = run("train", "meta", "m", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -411,11 +411,14 @@ def meta(
         ),
     ] = TrainingStages.two,
     rule: Annotated[
-        Told,
+        Told | None,
         typer.Option(
-            help="Whether the lessons of the shipped items tell the rule for conflicts in words."
+            help=(
+                "Whether the lessons of the shipped items tell the rule for conflicts in words;"
+                " left out: mixed."
+            )
         ),
-    ] = Told.mixed,
+    ] = None,
     passes: Annotated[int, typer.Option(min=1, help="Passes, each in tiers drawn anew.")] = 2,
     share: Annotated[
         float, typer.Option(min=0.001, max=1.0, help="Teach only the first lessons, for trials.")
@@ -440,6 +443,10 @@ def meta(
             train_meta,
         )
 
+    if data and rule is not None:
+        raise ValueError("--rule: samples of --data say how they are told; leave it out")
+    if stages is TrainingStages.one and beta is not None:
+        raise ValueError("--beta: the stage `one` compares no answers; leave it out")
     idle = [row["text"] for row in starter_rows("preferences/irrelevant", "train")]
     if data:
         samples = [one for file in data for one in read_samples(file) if one.split == "train"]
@@ -454,7 +461,7 @@ def meta(
         lessons = [
             one
             for place in range(passes)
-            for one in meta_lessons(items, idle, general, rule.value, seed + place)
+            for one in meta_lessons(items, idle, general, (rule or Told.mixed).value, seed + place)
         ]
     recipe = _with(
         META,
@@ -476,7 +483,13 @@ def meta(
         folder,
         stages.value,
         recipe,
-        _with(SUPERVISED, rank, max_length=max_length, seed=seed),
+        _with(
+            SUPERVISED,
+            rank,
+            learning_rate=learning_rate if stages is TrainingStages.one else None,
+            max_length=max_length,
+            seed=seed,
+        ),
         model=model,
         force=force,
     )
