@@ -27,6 +27,7 @@ from fader.schema import (
     short,
 )
 
+Token = Annotated[int, Field(ge=0)]
 Rendering = Literal["meta", "system", "principle"]
 
 
@@ -61,6 +62,21 @@ class Sampling(Frozen):
     logprobs: int | None = Field(None, ge=0, le=100)
     """Report each token's log-probability under the aligned distribution, and this many
     alternatives."""
+    min_tokens: int = Field(0, ge=0)
+    """Before so many tokens no end token is written."""
+    ignore_eos: bool = False
+    """Whether the answer goes on after the model's end token."""
+    logit_bias: dict[Token, Finite] = Field(default_factory=dict)
+    """Added to the scores of these token ids, in nats, before a token is drawn."""
+
+    @model_validator(mode="after")
+    def _ends(self) -> Sampling:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens ({self.min_tokens}) must not be more than max_tokens"
+                f" ({self.max_tokens})"
+            )
+        return self
 
 
 class Choice(Frozen):
@@ -409,14 +425,27 @@ def _as_messages(value: Any) -> Any:
 class Request(Frozen):
     """One question and how it is to be answered."""
 
-    messages: Annotated[tuple[Message, ...], Field(min_length=1), BeforeValidator(_as_messages)]
+    messages: Annotated[tuple[Message, ...], BeforeValidator(_as_messages)] = ()
     """The conversation; a plain string is one user turn."""
+    raw: Text | Annotated[tuple[Token, ...], Field(min_length=1)] | None = None
+    """Instead of messages: a text, or token ids, that the model continues as it is, without a chat
+    template. Control tokens that are spelled in the text are control tokens."""
     sampling: Sampling = Sampling()
     alignment: Alignment = Alignment()
     model: Text | None = None
     """The model that answers; left out: the one that was loaded first."""
-    prefill: Text | None = None
-    """The assistant's answer is forced to begin with this text."""
+    prefill: Text | Annotated[tuple[Token, ...], Field(min_length=1)] | None = None
+    """The assistant's answer is forced to begin with this text, or with these token ids."""
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Request:
+        if not self.messages and self.raw is None:
+            raise ValueError("give `messages`, or `raw`: what is to be answered")
+        if self.messages and self.raw is not None:
+            raise ValueError("`messages` and `raw` are both given; give one of the two")
+        if self.raw is not None and self.prefill is not None:
+            raise ValueError("`prefill` begins an answer to messages; put it at the end of `raw`")
+        return self
 
     @classmethod
     def of(cls, prompt: RequestLike, **fields: Any) -> Request:
