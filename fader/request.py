@@ -28,6 +28,15 @@ from fader.schema import (
 )
 
 Token = Annotated[int, Field(ge=0)]
+
+
+def _not_nothing(written: str | tuple[int, ...]) -> str | tuple[int, ...]:
+    if not written or (isinstance(written, str) and not written.strip()):
+        raise ValueError("must not be empty; leave the field out instead")
+    return written
+
+
+Written = Annotated[str | tuple[Token, ...], AfterValidator(_not_nothing)]
 Rendering = Literal["meta", "system", "principle"]
 
 
@@ -427,14 +436,14 @@ class Request(Frozen):
 
     messages: Annotated[tuple[Message, ...], BeforeValidator(_as_messages)] = ()
     """The conversation; a plain string is one user turn."""
-    raw: Text | Annotated[tuple[Token, ...], Field(min_length=1)] | None = None
+    raw: Written | None = None
     """Instead of messages: a text, or token ids, that the model continues as it is, without a chat
     template. Control tokens that are spelled in the text are control tokens."""
     sampling: Sampling = Sampling()
     alignment: Alignment = Alignment()
     model: Text | None = None
     """The model that answers; left out: the one that was loaded first."""
-    prefill: Text | Annotated[tuple[Token, ...], Field(min_length=1)] | None = None
+    prefill: Written | None = None
     """The assistant's answer is forced to begin with this text, or with these token ids."""
 
     @model_validator(mode="after")
