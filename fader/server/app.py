@@ -16,17 +16,18 @@ from fader.backends import Backend
 from fader.engine.running import Busy, Cancelled
 from fader.request import Alignment
 from fader.schema import Invalid
-from fader.server import chat, models
+from fader.server import chat, completions, models
 from fader.server.errors import Refused, respond
 from fader.server.guard import Guard
 from fader.server.keys import Keys
 from fader.server.limits import Limits, Underway
 from fader.server.metrics import Metrics
 from fader.server.serving import Serving, serving
-from fader.server.wire import Body, Chat
+from fader.server.wire import Body, Chat, Completion
 
 ENDPOINTS: Sequence[tuple[str, str, Callable[..., Any], type[Body] | None]] = (
     ("POST", "/v1/chat/completions", chat.chat, Chat),
+    ("POST", "/v1/completions", completions.complete, Completion),
     ("GET", "/v1/models", models.models, None),
     ("GET", "/v1/models/{id:path}", models.model, None),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from functools import partial
 from typing import Any
 
 from anyio import to_thread
@@ -24,10 +23,11 @@ from fader.server.serving import (
     key_of,
     read_json,
     serving,
+    spelling,
     unless_gone,
 )
-from fader.server.wire import Chat, chat_request, ignored, read
-from fader.server.written import chat_logprobs, finish_reason, new_id, search_report, usage
+from fader.server.wire import Chat, chat_request, ignored, read, resolved
+from fader.server.written import Spell, chat_logprobs, finish_reason, new_id, search_report, usage
 
 
 async def chat(request: Request) -> Response:
@@ -47,7 +47,7 @@ async def chat(request: Request) -> Response:
         if body.streams:
             return jobs.stream(_events(of, jobs, asked, body, head), ignored(body))
         [result] = await unless_gone(request, jobs.results())
-    spell = _spell(of, asked)
+    spell = spelling(of, asked)
     choices = [
         {
             "index": index,
@@ -76,25 +76,11 @@ def asked_by(of: Serving, body: Chat, header: str | None) -> Asked:
     return chat_request(body, model, alignment, of.limits.max_tokens)
 
 
-def resolved(asked: Asked) -> dict[str, Any]:
-    """The alignment as it was resolved, and the seed: with these the answer can be had again."""
-    return {
-        "alignment": asked.alignment.model_dump(mode="json"),
-        "seed": asked.sampling.seed,
-    }
-
-
-def _spell(of: Serving, asked: Asked) -> Any:
-    model = asked.model or of.backend.models[0]
-    decode = partial(of.backend.decode, model, special=True)
-    return lambda token: decode([token])
-
-
 async def _events(
     of: Serving, jobs: Jobs, asked: Asked, body: Chat, head: dict[str, Any]
 ) -> AsyncIterator[bytes]:
     """The frames of a stream: the role first, the finish reason last."""
-    spell = _spell(of, asked)
+    spell = spelling(of, asked)
 
     def frame(choices: list[dict[str, Any]], **more: Any) -> bytes:
         return data({**head, "object": "chat.completion.chunk", "choices": choices, **more})
@@ -118,7 +104,7 @@ async def _events(
     yield END
 
 
-def _choice(chunk: Chunk, body: Chat, spell: Any) -> dict[str, Any]:
+def _choice(chunk: Chunk, body: Chat, spell: Spell) -> dict[str, Any]:
     return {
         "index": chunk.index,
         "delta": {"content": chunk.text},

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from anyio import to_thread
@@ -30,6 +31,7 @@ from fader.server.keys import Key
 from fader.server.limits import Limits, Underway, check_size
 from fader.server.metrics import Metrics
 from fader.server.wire import parse_json
+from fader.server.written import Spell
 
 T = TypeVar("T")
 
@@ -66,6 +68,17 @@ def key_of(request: Request) -> Key:
     """Whose request it is."""
     found: Key = request.state.key
     return found
+
+
+def spelling(of: Serving, request: Asked) -> Spell:
+    """How the tokens of a request's answer are spelled."""
+    model = request.model or of.backend.models[0]
+
+    @lru_cache(maxsize=4096)
+    def spell(token: int) -> str:
+        return of.backend.decode(model, [token], special=True)
+
+    return spell
 
 
 async def read_json(request: Request) -> Any:

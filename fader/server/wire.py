@@ -249,6 +249,14 @@ def made(fields: Mapping[str, Any]) -> Request:
     return parse(Request, {**fields, "sampling": how})
 
 
+def resolved(asked: Request) -> dict[str, Any]:
+    """The alignment as it was resolved, and the seed: with these the answer can be had again."""
+    return {
+        "alignment": asked.alignment.model_dump(mode="json"),
+        "seed": asked.sampling.seed,
+    }
+
+
 def conversation(body: Chat) -> tuple[list[dict[str, str]], str | tuple[int, ...] | None]:
     """The messages, and the beginning of an answer that is continued."""
     turns = list(body.messages)
