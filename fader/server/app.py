@@ -16,7 +16,7 @@ from fader.backends import Backend
 from fader.engine.running import Busy, Cancelled
 from fader.request import Alignment
 from fader.schema import Invalid
-from fader.server import chat, completions, models
+from fader.server import alignment, chat, completions, models, tokens
 from fader.server.errors import Refused, respond
 from fader.server.guard import Guard
 from fader.server.keys import Keys
@@ -28,6 +28,17 @@ from fader.server.wire import Body, Chat, Completion
 ENDPOINTS: Sequence[tuple[str, str, Callable[..., Any], type[Body] | None]] = (
     ("POST", "/v1/chat/completions", chat.chat, Chat),
     ("POST", "/v1/completions", completions.complete, Completion),
+    ("POST", "/tokenize", tokens.tokenize, tokens.Tokenize),
+    ("POST", "/detokenize", tokens.detokenize, tokens.Detokenize),
+    ("GET", "/tokenizer_info", tokens.tokenizer_info, None),
+    ("GET", "/v1/alignment/schema", alignment.schema, None),
+    ("POST", "/v1/alignment/check", alignment.check, alignment.Check),
+    ("GET", "/v1/vectors", alignment.vectors, None),
+    ("GET", "/v1/profiles", alignment.list_profiles, None),
+    ("POST", "/v1/profiles", alignment.add_profile, alignment.ProfileBody),
+    ("GET", "/v1/profiles/{id}", alignment.get_profile, None),
+    ("PUT", "/v1/profiles/{id}", alignment.put_profile, alignment.ProfileBody),
+    ("DELETE", "/v1/profiles/{id}", alignment.delete_profile, None),
     ("GET", "/v1/models", models.models, None),
     ("GET", "/v1/models/{id:path}", models.model, None),
 )
