@@ -11,6 +11,7 @@ import openai
 import uvicorn
 from conftest import until
 
+from fader.server import run
 from fader.server.app import create_app
 from fader.server.keys import Keys
 from fader.server.limits import Limits
@@ -53,8 +54,7 @@ class Served:
 def serve(backend, keys=Path("/nonexistent/keys.json"), limits=None, **how):
     app, serving = create_app(backend, Keys(keys), limits=limits or Limits(), **how)
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
+    server = run.server(app, serving)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     until(lambda: server.started)

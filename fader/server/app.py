@@ -16,7 +16,7 @@ from fader.backends import Backend
 from fader.engine.running import Busy, Cancelled
 from fader.request import Alignment
 from fader.schema import Invalid
-from fader.server import alignment, chat, completions, models, tokens
+from fader.server import alignment, chat, completions, models, responses, tokens
 from fader.server.errors import Refused, respond
 from fader.server.guard import Guard
 from fader.server.keys import Keys
@@ -28,6 +28,7 @@ from fader.server.wire import Body, Chat, Completion
 ENDPOINTS: Sequence[tuple[str, str, Callable[..., Any], type[Body] | None]] = (
     ("POST", "/v1/chat/completions", chat.chat, Chat),
     ("POST", "/v1/completions", completions.complete, Completion),
+    ("POST", "/v1/responses", responses.respond, responses.Answered),
     ("POST", "/tokenize", tokens.tokenize, tokens.Tokenize),
     ("POST", "/detokenize", tokens.detokenize, tokens.Detokenize),
     ("GET", "/tokenizer_info", tokens.tokenizer_info, None),

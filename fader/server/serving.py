@@ -34,6 +34,8 @@ from fader.server.wire import parse_json
 from fader.server.written import Spell
 
 T = TypeVar("T")
+END = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": still at it\n\n"
 
 
 @dataclass
@@ -153,10 +155,16 @@ class Jobs:
             other.cancel()
         self._slot.close()
 
-    def stream(self, events: AsyncIterator[bytes], headers: dict[str, str]) -> Response:
-        """The response that sends these events, and then closes the jobs."""
+    def stream(
+        self,
+        events: AsyncIterator[bytes],
+        headers: dict[str, str],
+        failed: Callable[[Refused], bytes] = lambda error: data(error.body) + END,
+    ) -> Response:
+        """The response that sends these events, and then closes the jobs; `failed` says what is
+        sent for an error."""
         self._streams = True
-        return Events(self, events, headers)
+        return Events(self, events, headers, failed)
 
     @property
     def in_time(self) -> asyncio.Timeout:
@@ -267,11 +275,17 @@ class Events(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, jobs: Jobs, events: AsyncIterator[bytes], headers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        events: AsyncIterator[bytes],
+        headers: dict[str, str],
+        failed: Callable[[Refused], bytes],
+    ) -> None:
         super().__init__(None, 200, headers)
         del self.headers["content-length"]
         self.headers["X-Accel-Buffering"] = "no"  # a proxy must not hold events back
-        self._jobs, self._events = jobs, events
+        self._jobs, self._events, self._failed = jobs, events, failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI response."""
@@ -296,12 +310,8 @@ class Events(Response):
                 async for event in self._events:
                     await write(event)
         except Exception as error:
-            await write(data(refusal(error).body) + END)
+            await write(self._failed(refusal(error)))
         await write(b"", more=False)
-
-
-END = b"data: [DONE]\n\n"
-KEEP_ALIVE = b": still at it\n\n"
 
 
 def data(value: Any) -> bytes:
