@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install model demo test quick coverage check clean
+.PHONY: install model demo serve test quick coverage check clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,data,eval,rewards]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,data,eval,rewards,server]'
 	touch $@
 
 model: install
@@ -18,6 +18,10 @@ model: install
 
 demo: model
 	$(BIN)/python examples/demo.py
+
+# OpenAI's API on the built-in model, at http://127.0.0.1:8000/v1
+serve: model
+	$(BIN)/fader serve
 
 check: install
 	$(BIN)/ruff format --check .

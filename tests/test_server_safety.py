@@ -1,24 +1,32 @@
 """Who may use a server, and what one client can take from the others."""
 
 import json
+import os
+import re
 import socket
 import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 from conftest import random_vector, until
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from serving import serve
 
 from fader.engine.running import Busy
 from fader.request import Request
 from fader.schema import Invalid
 from fader.server import guard, run
+from fader.server.app import ENDPOINTS, OWN
 from fader.server.keys import Keys
 from fader.server.limits import Limits, explored_at_most
+from fader.server.responses import Answered
+from fader.server.wire import Chat, Completion
 
 URL = "/v1/chat/completions"
 SEA = [{"role": "user", "content": "the sea"}]
@@ -70,8 +78,8 @@ def test_only_hashes_of_keys_are_kept(tmp_path):
 
 
 def test_without_keys_any_bearer_is_accepted(served):
-    for given in ("Bearer", "Bearer x", "Basic eDp5", "x"):
-        answer = served.http.get("/v1/models", headers={"Authorization": given})
+    for said in ("Bearer", "Bearer x", "Basic eDp5", "x"):
+        answer = served.http.get("/v1/models", headers={"Authorization": said})
         assert answer.status_code == 200
 
 
@@ -358,3 +366,78 @@ def test_the_metrics_tell_what_was_done(served):
     ):
         assert f"\n{said}" in text
     assert "anything" not in text
+
+
+# What is named, and what is sent
+
+
+@pytest.mark.parametrize(
+    "name", ["../loud", "/tmp/loud", "link", "http://x.org/loud", "loud/../loud"]
+)
+def test_vectors_of_requests_stay_in_their_folders(served, tiny, tmp_path, monkeypatch, name):
+    random_vector(tiny, "loud", 5).save(tmp_path / "loud")
+    inside = tmp_path / "vectors"
+    inside.mkdir()
+    (inside / "link").symlink_to(tmp_path / "loud")
+    monkeypatch.setenv("FADER_VECTORS", str(inside))
+    body = {"messages": SEA, "alignment": {"vectors": {name: 1}}}
+    assert "no such vector" in served.error(URL, json=body)["message"]
+    assert "link" not in {row["name"] for row in served.http.get("/v1/vectors").json()["data"]}
+
+
+def test_only_safetensors_are_read(served, tiny, tmp_path, monkeypatch):
+    random_vector(tiny, "pickled", 5).save(tmp_path / "pickled")
+    weights = tmp_path / "pickled" / "adapter_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    monkeypatch.setenv("FADER_VECTORS", str(tmp_path))
+    body = {"messages": SEA, "alignment": {"vectors": {"pickled": 1}}}
+    assert served.error(URL, json=body)["param"].startswith("alignment.vectors.pickled")
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 300) | st.floats() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+FIELDS = sorted({*Chat.model_fields, *Completion.model_fields, *Answered.model_fields, "tools"})
+VALID = {"messages": SEA, "prompt": "the sea", "input": "the sea", "id": "x", "tokens": [5]}
+
+
+@settings(
+    max_examples=int(os.environ.get("FADER_FUZZ_SERVER", 60)),
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    path=st.sampled_from([path for method, path, _, _ in ENDPOINTS if method == "POST"]),
+    fields=st.dictionaries(st.sampled_from(FIELDS), ANY, max_size=3),
+)
+def test_whatever_is_sent_is_answered_or_refused(served, path, fields):
+    """By hand, for many more: FADER_FUZZ_SERVER=10000."""
+    body = {"max_tokens": 2, "max_output_tokens": 2, **VALID, **fields}
+    content = json.dumps(body, ensure_ascii=True)
+    answer = served.http.post(path, content=content, timeout=60)
+    assert answer.status_code < 500, answer.text
+    if answer.status_code >= 400:
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_the_table_of_threats_names_tests_that_there_are():
+    root = Path(__file__).parent.parent
+    told = set(re.findall(r"`(test_\w+)`", (root / "docs" / "security.md").read_text()))
+    there = {
+        name
+        for file in root.glob("tests/test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+    assert len(told) > 15
+    assert told <= there
+
+
+def test_the_table_of_endpoints_is_whole():
+    text = (Path(__file__).parent.parent / "docs" / "server.md").read_text()
+    for _, path, _, _ in (*ENDPOINTS, *OWN):
+        assert path.replace("{id:path}", "{id}") in text
