@@ -445,6 +445,8 @@ class Request(Frozen):
     """The model that answers; left out: the one that was loaded first."""
     prefill: Written | None = None
     """The assistant's answer is forced to begin with this text, or with these token ids."""
+    json_schema: dict[str, Any] | None = None
+    """The answer is JSON that this JSON Schema allows."""
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Request:

@@ -17,6 +17,7 @@ EXTRAS = {
         "hypothesis",
         "accelerate",
         "fastapi",
+        "llguidance",
         "uvicorn",
         "prometheus_client",
     ),

@@ -111,7 +111,7 @@ def test_an_error_in_a_stream_is_an_event(served, monkeypatch):
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"input": []}, "input"),
         ({"n": 2}, "n"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
             "input[0].content[0]",

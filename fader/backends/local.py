@@ -34,6 +34,7 @@ from fader.methods.objective import Objective, objective
 from fader.methods.prompt import prompt_ids, raw_ids
 from fader.methods.search import rows, search
 from fader.methods.spans import ROOM, Spans
+from fader.methods.structured import masks
 from fader.methods.tokens import stop_tokens, text_ids
 from fader.request import Lookahead, PolicySpec, Preferences, Request, Sampling, Search
 from fader.rewards.reward import NOTHING, Resources
@@ -420,6 +421,11 @@ def _task(request: Request, base: Policy, backbone: Backbone) -> Task:
     sampling = request.sampling
     ends = stop_tokens(sampling.stop, backbone.tokenizer)
     ends |= frozenset() if sampling.ignore_eos else backbone.end_tokens
+    masking = None
+    if request.json_schema is not None:
+        with at("json_schema"):
+            _only_plain(request)
+            masking = masks(request.json_schema, backbone)
     with at("sampling.logit_bias"):
         backbone.check_tokens(list(sampling.logit_bias))
     return Task(
@@ -428,8 +434,22 @@ def _task(request: Request, base: Policy, backbone: Backbone) -> Task:
         backbone.decode,
         seen=base.prompt if request.sampling.repetition_penalty != 1 else (),
         encode=encode,
+        masks=masking,
         context=base.prompt[-8:] if _goes_on(request) else (),
     )
+
+
+def _only_plain(request: Request) -> None:
+    """Raises ValueError for what does not go with JSON by a schema."""
+    beside = {
+        "a search": request.alignment.search is not None,
+        "prefill": request.prefill is not None,
+        "min_tokens": request.sampling.min_tokens > 0,
+        "ignore_eos": request.sampling.ignore_eos,
+    }
+    for name, given in beside.items():
+        if given:
+            raise ValueError(f"does not go with {name}; leave one of them out")
 
 
 def _goes_on(request: Request) -> bool:

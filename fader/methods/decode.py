@@ -14,6 +14,7 @@ from fader.engine.prefix import Prefix
 from fader.engine.program import Emit, Program
 from fader.methods.guidance import Choice, GuidedLogits, GuidedPolicy, next_scores
 from fader.methods.sampling import draw, uniform, without
+from fader.methods.structured import Mask
 from fader.request import Sampling
 
 
@@ -30,6 +31,8 @@ class Task:
     encode: Callable[[str, bool], list[int]] = lambda text, continuing: []
     """encode(text, continuing): the token ids of a text that a search proposes, at the beginning of
     the answer or continuing it."""
+    masks: Callable[[], Mask] | None = None
+    """Makes an answer's mask of the tokens that may come next, where the request asks for one."""
     context: tuple[int, ...] = ()
     """The prompt's last tokens where the answer continues a forced beginning: they decide whether
     it starts with a space."""
@@ -44,8 +47,10 @@ def decode(guided: GuidedPolicy, root: Prefix, task: Task, index: int = 0) -> Pr
     written: list[int] = []
     logprobs: list[TokenLogprob] = []
     finish: FinishReason | None = None
-    choice: Choice | None = None  # a report needs all scores
-    if sampling.logprobs is None and not sampling.logit_bias and not sampling.min_tokens:
+    mask = task.masks() if task.masks else None
+    choice: Choice | None = None  # a report needs all scores, and so does what changes them
+    plain = not sampling.logit_bias and not sampling.min_tokens and mask is None
+    if sampling.logprobs is None and plain:
         greedy = sampling.temperature == 0 and sampling.repetition_penalty == 1
         choice = "greedy" if greedy else "drawn"
     while finish is None:
@@ -53,12 +58,17 @@ def decode(guided: GuidedPolicy, root: Prefix, task: Task, index: int = 0) -> Pr
         scores = reading.scores[0]
         if len(written) < sampling.min_tokens:
             scores = without(scores, task.end_tokens, reading.logits[guided.base][0])
+        if mask is not None:
+            banned = mask.banned(len(scores))
+            scores = without(scores, banned, reading.logits[guided.base][0])
         token = draw(
             scores,
             sampling,
             (*task.seen, *written),
             uniform(sampling.seed, index, len(written)),
         )
+        if mask is not None:
+            mask.add(token)
         written.append(token)
         prefix = prefix.then(token)
         ended = token in task.end_tokens

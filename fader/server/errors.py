@@ -35,6 +35,7 @@ WIRE = {
     "sampling.": "",
     "sampling": "min_tokens",
     "raw": "prompt",
+    "json_schema": "response_format",
     "prefill": "messages[-1].content",
 }
 """What a request calls a field, and what the wire calls it."""

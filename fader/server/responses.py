@@ -147,7 +147,7 @@ class _Frame:
             "previous_response_id": None,
             "store": False,
             "temperature": sampling.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": (self.body.text or {}).get("format") or {"type": "text"}},
             "tool_choice": "none",
             "tools": [],
             "top_p": 1.0 if sampling.top_p is None else sampling.top_p,

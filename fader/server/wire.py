@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field
 
 from fader.request import Alignment, Lookahead, Request
-from fader.schema import Finite, Frozen, Invalid, Seed, parse, path_of
+from fader.schema import Finite, Frozen, Invalid, Seed, parse, path_of, short
 
 IGNORED = "X-Fader-Ignored"
 TEMPERATURE = 1.0
@@ -215,12 +215,6 @@ class _Seeded(Frozen):
 def chat_request(body: Chat, model: str, alignment: Alignment, tokens: int) -> Request:
     """The request of a chat; `tokens`: how many are written where it does not say. Raises
     `Invalid`."""
-    if body.response_format and body.response_format.get("type") != "text":
-        raise Invalid(
-            "structured output is not enforced by this server; leave it out, or use"
-            " alignment.search with the reward json",
-            "response_format",
-        )
     if body.top_logprobs and not body.logprobs:
         raise Invalid("needs `logprobs`: true", "top_logprobs")
     given = {body.max_tokens, body.max_completion_tokens} - {None}
@@ -234,6 +228,7 @@ def chat_request(body: Chat, model: str, alignment: Alignment, tokens: int) -> R
         "prefill": prefill,
         "model": model,
         "alignment": alignment,
+        "json_schema": json_schema(body.response_format),
         "sampling": {
             **sampling(body, alignment),
             "max_tokens": given.pop() if given else max(tokens, body.min_tokens or 0),
@@ -241,6 +236,23 @@ def chat_request(body: Chat, model: str, alignment: Alignment, tokens: int) -> R
         },
     }
     return made(fields)
+
+
+def json_schema(form: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The JSON Schema that a response format asks for; None for text. Raises `Invalid`."""
+    match form:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return {"type": "object"}
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return schema
+        case {"type": "json_schema", "schema": dict(schema)}:  # as /v1/responses has it
+            return schema
+    raise Invalid(
+        f"must be text, json_object, or json_schema with a schema (got {short(form)})",
+        "response_format",
+    )
 
 
 def made(fields: Mapping[str, Any]) -> Request:
