@@ -182,7 +182,16 @@ def test_every_status_has_the_error_object(served, monkeypatch):
     assert "embeddings" in served.error("/v1/embeddings", 404)["message"]
     assert "POST" in served.error(url, 405, "GET")["message"]
     assert served.error(url, 413, content=b"x" * (3 << 20))["code"] == "too_large"
-    for content in (b"{", b"\xff", b"[" * 100000, b"NaN", b"1" * 5000, b"[]", b'"x"'):
+    for content in (
+        b"{",
+        b"\xff",
+        b"[" * 100000,
+        b"NaN",
+        b'{"n": 1, "n": 2}',
+        b"1" * 5000,
+        b"[]",
+        b'"x"',
+    ):
         served.error(url, 400, content=content)
     missing = served.error(url, 404, json={"messages": SEA, "model": "nope"})
     assert (missing["param"], missing["code"]) == ("model", "model_not_found")

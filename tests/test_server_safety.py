@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import serve
 
+from fader import Fader, load
 from fader.engine.running import Busy
 from fader.request import Request
 from fader.schema import Invalid
@@ -262,6 +263,17 @@ def test_a_client_that_goes_away_frees_its_rows(served):
     assert not served.serving.running
 
 
+def test_full_memory_makes_requests_wait(tiny_folder):
+    with (
+        Fader(load(str(tiny_folder), kv_bytes=1 << 18)) as small,
+        serve(small.backend) as served,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        found = [*pool.map(lambda seed: served.chat(max_tokens=100, seed=seed), range(12))]
+        assert [answer.status_code for answer in found] == [200] * 12
+        assert len({answer.json()["choices"][0]["message"]["content"] for answer in found}) == 1
+
+
 def test_many_at_once_are_answered_as_alone(served, tiny):
     tiny.add_vector(random_vector(tiny, "loud", 5))
     alignments = [
@@ -423,6 +435,19 @@ def test_whatever_is_sent_is_answered_or_refused(served, path, fields):
     assert answer.status_code < 500, answer.text
     if answer.status_code >= 400:
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_the_description_of_the_server_is_whole(served):
+    described = served.http.get("/openapi.json").json()
+    told = re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(described))
+    assert len(told) > 10
+    for path in told:
+        found = described
+        for part in path.split("/"):
+            found = found[part]
+    for method, path, _, schema in ENDPOINTS:
+        body = described["paths"][path.replace(":path", "")][method.lower()].get("requestBody")
+        assert (body is not None) == (schema is not None)
 
 
 def test_the_table_of_threats_names_tests_that_there_are():

@@ -46,6 +46,9 @@ ENDPOINTS: Sequence[tuple[str, str, Callable[..., Any], type[Body] | None]] = (
 """What is served: method, path, handler, and the schema of its body."""
 
 
+REFERENCE = "#/components/schemas/{model}"
+
+
 def create_app(
     backend: Backend,
     keys: Keys,
@@ -73,6 +76,8 @@ def create_app(
             response_class=JSONResponse,
             response_model=None,
         )
+    described = app.openapi()
+    described.setdefault("components", {}).setdefault("schemas", {}).update(_components())
     handled = (HTTPException, RequestValidationError, Refused, Invalid, Busy, Cancelled)
     for kind in (*handled, TimeoutError, ValueError, Exception):
         app.add_exception_handler(kind, respond)
@@ -80,9 +85,19 @@ def create_app(
 
 
 def _documented(schema: type[Body]) -> dict[str, Any]:
-    """How OpenAPI says a body's schema."""
-    content = {"application/json": {"schema": schema.model_json_schema()}}
+    """How OpenAPI says a body's schema: by its name among the components."""
+    content = {"application/json": {"schema": {"$ref": REFERENCE.format(model=schema.__name__)}}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _components() -> dict[str, Any]:
+    """The schemas of all bodies by name."""
+    found: dict[str, Any] = {}
+    for _, _, _, schema in ENDPOINTS:
+        if schema is not None:
+            said = schema.model_json_schema(ref_template=REFERENCE)
+            found |= {**said.pop("$defs", {}), schema.__name__: said}
+    return found
 
 
 async def _health(request: Request) -> Response:

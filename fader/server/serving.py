@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -103,6 +103,14 @@ async def read_json(request: Request) -> Any:
     return parse_json(bytes(content))
 
 
+def _needs(backend: Backend, request: Asked) -> Mapping[str, tuple[int, int]]:
+    """What a request takes at one time; one without guides and search is a row for each answer, and
+    is not planned twice."""
+    if request.alignment.guides or request.alignment.search:
+        return backend.needs(request)
+    return {request.model or backend.models[0]: (request.sampling.n, 0)}
+
+
 def fitted(backend: Backend, request: Asked, most: int) -> Asked:
     """A request that is given as many tokens as the models that read for it have room for, and at
     most `most`. Raises `Invalid` for one that cannot run."""
@@ -177,7 +185,7 @@ class Jobs:
         await to_thread.run_sync(self._submit, requests)
 
     def _submit(self, requests: Sequence[Asked]) -> None:
-        needs = [self._of.backend.needs(request) for request in requests]
+        needs = [_needs(self._of.backend, request) for request in requests]
         check_size(self._of.limits, requests, needs)
         for place, request in enumerate(requests):
             self.running.append(self._watched(self._of.backend.submit(request, self._put(place))))

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field
 
+from fader.files import repeated
 from fader.request import Alignment, Lookahead, Request
 from fader.schema import Finite, Frozen, Invalid, Seed, parse, path_of, short
 
@@ -315,8 +316,14 @@ def parse_json(content: bytes) -> Any:
     def constant(name: str) -> Any:
         raise Invalid(f"the body is not valid JSON: {name} is no JSON")
 
+    def whole(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if (twin := repeated(name for name, _ in pairs)) is not None:
+            raise Invalid(f"{short(twin)} is given twice in one object; give it once")
+        return dict(pairs)
+
     try:
-        return json.loads(content.decode("utf-8"), parse_constant=constant)
+        text = content.decode("utf-8")
+        return json.loads(text, parse_constant=constant, object_pairs_hook=whole)
     except Invalid:
         raise
     except RecursionError:
