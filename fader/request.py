@@ -27,7 +27,7 @@ from fader.schema import (
     short,
 )
 
-Token = Annotated[int, Field(ge=0)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def _not_nothing(written: str | tuple[int, ...]) -> str | tuple[int, ...]:

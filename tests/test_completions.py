@@ -124,6 +124,7 @@ def test_a_prompt_of_one_token_has_nothing_to_score(served):
         ({"prompt": []}, "prompt"),
         ({"prompt": ["a", ""]}, "prompt[1]"),
         ({"prompt": [10**7]}, "tokens"),
+        ({"prompt": [2**32]}, "prompt"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "best_of": 3}, "best_of"),

@@ -10,12 +10,12 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field
 
 from fader.files import repeated
-from fader.request import Alignment, Lookahead, Request
+from fader.request import Alignment, Lookahead, Request, Token
 from fader.schema import Finite, Frozen, Invalid, Seed, parse, path_of, short
 
 IGNORED = "X-Fader-Ignored"
@@ -99,7 +99,7 @@ class Asked(Body):
     n: int | None = Field(None, ge=1, le=128)
     min_tokens: int | None = Field(None, ge=0)
     ignore_eos: bool | None = None
-    logit_bias: dict[Annotated[int, Field(ge=0)], Finite] | None = None
+    logit_bias: dict[Token, Finite] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
@@ -134,7 +134,7 @@ class Turn(Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[Part] | None = None
-    token_ids: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    token_ids: tuple[Token, ...] | None = None
     """Of a final assistant message that is continued: the answer so far, instead of content."""
     continue_: bool = Field(False, alias="continue")
     """Of a final assistant message: whether the answer goes on from it."""
@@ -152,7 +152,7 @@ class Chat(Asked):
     response_format: dict[str, Any] | None = None
 
 
-Ids = list[Annotated[int, Field(ge=0)]]
+Ids = list[Token]
 
 
 class Completion(Asked):
