@@ -49,7 +49,7 @@ def run(
     cases = chosen(case, TARGETS)
     sets = [row["concepts"] for row in starter_rows("concepts", "dev")[:count]]
 
-    with Fader() as fader:
+    with Fader(share_prompts=False) as fader:
 
         def side(settings: Mapping[str, Any] | None, together: bool = False) -> Side:
             asked = [

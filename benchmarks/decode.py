@@ -25,7 +25,7 @@ def run(case: str | None = None, tokens: int = 64, rounds: int = 5) -> Iterator[
         folder, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    with Fader() as fader:
+    with Fader(share_prompts=False) as fader:
         for name, target in cases.items():
             asked = prompts(int(name.removeprefix("batch-")))
             texts = [

@@ -24,7 +24,7 @@ TARGETS: dict[str, float | None] = {"batch-1": 0.75, "batch-8": 0.6}
 def run(case: str | None = None, tokens: int = 64, rounds: int = 5) -> Iterator[dict[str, Any]]:
     """Answers in batches of 1 and 8, in tokens per second."""
     cases = chosen(case, TARGETS)
-    with Fader() as fader:
+    with Fader(share_prompts=False) as fader:
         for name, target in cases.items():
             asked = prompts(int(name.removeprefix("batch-")))
 

@@ -1,5 +1,6 @@
 """The way every benchmark measures: two sides in turns in one process, medians, one row per
-case."""
+case. Where the same prompts come again in each round, they are read anew
+(`Fader(share_prompts=False)`)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Side = Callable[[], float]
@@ -33,19 +34,33 @@ def compare(
             work = side()
             if turn:
                 found.append(work / (time.perf_counter() - start))
-    our, their = (statistics.median(found) for found in speeds)
-    ratios = [a / b for a, b in zip(*speeds, strict=True)]
-    row = {
+    return row(name, case, *speeds, target, unit)
+
+
+def row(
+    name: str,
+    case: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    target: float | None,
+    unit: str = "tokens/s",
+) -> dict[str, Any]:
+    """The row of a case from what the two sides measured in each round: speeds, or times where the
+    unit is "ms"."""
+    our, their = statistics.median(ours), statistics.median(theirs)
+    pairs = [(our, their), *zip(ours, theirs, strict=True)]
+    ratio, *ratios = (b / a if unit == "ms" else a / b for a, b in pairs)
+    found = {
         "name": name,
         "case": case,
-        "ratio": round(our / their, 3),
+        "ratio": round(ratio, 3),
         "ours": round(our, 3),
         "theirs": round(their, 3),
         "unit": unit,
-        "n": rounds,
+        "n": len(ours),
     }
     spread = {"low": round(min(ratios), 3), "high": round(max(ratios), 3)}
-    return {**row, **spread, "target": target}
+    return {**found, **spread, "target": target}
 
 
 def chosen(case: str | None, targets: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -93,3 +108,12 @@ def prompts(count: int) -> list[str]:
     return [
         f"Write a long and detailed story about {TOPICS[i % len(TOPICS)]}." for i in range(count)
     ]
+
+
+def text(encode: Callable[[str], Sequence[int]], begins: str, length: int) -> str:
+    """A text of about `length` tokens that begins as is said; `encode` gives a text's tokens."""
+    found, place = begins, 0
+    while len(encode(found)) < length:
+        found += f" Then there was {TOPICS[place % len(TOPICS)]}."
+        place += 1
+    return found

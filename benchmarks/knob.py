@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.interleave import chosen, main
+from benchmarks.interleave import chosen, main, row
 from benchmarks.vectors import NAMES, random_vector
 from fader import Fader
 
@@ -24,7 +24,7 @@ TARGET_MS = 10
 def run(case: str | None = None, rounds: int = 25) -> Iterator[dict[str, Any]]:
     """The one case, in milliseconds to the first token."""
     (name,) = chosen(case, TARGETS)
-    with Fader() as fader:
+    with Fader(share_prompts=False) as fader:
         for seed, vector in enumerate(NAMES):
             fader.add_vector(random_vector(vector, fader, seed))
 
@@ -42,19 +42,9 @@ def run(case: str | None = None, rounds: int = 25) -> Iterator[dict[str, Any]]:
         for turn in range(rounds):
             changed.append(first_token(0.5 + (turn + 1) / 1000))
             same.append(first_token(0.5))
-        ours, theirs = statistics.median(changed), statistics.median(same)
-        ratios = [b / a for a, b in zip(changed, same, strict=True)]
         extra = statistics.median(a - b for a, b in zip(changed, same, strict=True))
-        row = {
-            "name": "knob",
-            "case": name,
-            "ratio": round(theirs / ours, 3),
-            "ours": round(ours, 2),
-            "theirs": round(theirs, 2),
-            "unit": "ms",
-        }
-        spread = {"low": round(min(ratios), 3), "high": round(max(ratios), 3), "target": None}
-        yield {**row, "n": rounds, **spread, "extra_ms": round(extra, 2), "target_ms": TARGET_MS}
+        found = row("knob", name, changed, same, None, "ms")
+        yield {**found, "extra_ms": round(extra, 2), "target_ms": TARGET_MS}
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def run(
     """Answers in tokens per second. `longest`: tokens of the prompt and of the answer where both
     models read the whole text at each token; that case has at most two rounds."""
     cases = chosen(case, TARGETS)
-    with Fader() as fader:
+    with Fader(share_prompts=False) as fader:
         fader.add_vector(random_vector("personal", fader, 0))
 
         def write(asked: list[str], count: int, alignment: dict[str, Any]) -> float:

@@ -70,7 +70,7 @@ def run(case: str | None = None, tokens: int = 64, rounds: int = 5) -> Iterator[
     """Both comparisons, in tokens per second."""
     cases = chosen(case, TARGETS)
     asked = prompts(ROWS)
-    with Fader() as fader:
+    with Fader(share_prompts=False) as fader:
         for seed, name in enumerate(NAMES):
             fader.add_vector(random_vector(name, fader, seed))
 

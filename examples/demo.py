@@ -1,5 +1,5 @@
-"""One question under five alignments, another under a vector at four strengths and in a mixture:
-one batch, side by side."""
+"""Four questions under alignments of every kind, in the prompt, in the weights, on the next-token
+scores and by search: one batch, side by side."""
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -8,87 +8,71 @@ from rich.panel import Panel
 
 from fader import Fader
 
-Panels = list[tuple[str, str, dict[str, object]]]
-QUESTION = "Why is the sky blue?"
-ALIGNMENTS: Panels = [
-    ("base model", QUESTION, {}),
-    (
-        "provider and user tiers",
-        QUESTION,
-        {
+Alignments = dict[str, dict[str, object]]
+PIRATE = {"kind": "contrast", "principle": "Answer like a pirate."}
+WORDS = ("market", "apple", "sell", "basket")
+SAID = {"kind": "keywords", "words": WORDS, "match": "form"}
+QUESTIONS: dict[str, Alignments] = {
+    "Why is the sky blue?": {
+        "base model": {},
+        "prompt: two tiers": {
             "preferences": {
                 "provider": "Answer in at most two sentences.",
                 "user": "I am seven years old.",
             }
         },
-    ),
-    (
-        "guide: like a pirate",
-        QUESTION,
-        {"guides": [{"kind": "contrast", "principle": "Answer like a pirate."}]},
-    ),
-    (
-        "guide: poetic, away from dry",
-        QUESTION,
-        {
-            "guides": [
-                {
-                    "kind": "contrast",
-                    "principle": "Answer as a poet, with images.",
-                    "against": "Answer drily.",
-                    "weight": 1.5,
-                }
-            ]
+        "guide: like a pirate": {"guides": [PIRATE]},
+    },
+    "I failed my exam. What should I do?": {
+        f"vector: formal = {strength:g}": {"vectors": {"formal": strength}}
+        for strength in (-1.0, 0.0, 1.0)
+    },
+    "My knee hurts after running. What should I do?": {
+        "vector: medical = -1": {"vectors": {"medical": -1}},
+        "vector: medical = 1": {"vectors": {"medical": 1}},
+        "vectors: medical = 0.5, warm = 1": {"vectors": {"medical": 0.5, "warm": 1}},
+    },
+    f"Write one sentence with these words: {', '.join(WORDS)}.": {
+        "plain": {},
+        "search: the words as they stand": {
+            "search": {"kind": "lookahead", "top_k": 5, "lookahead": 12, "rewards": [SAID]}
         },
-    ),
-    (
-        "tiers and a guide",
-        QUESTION,
-        {
-            "preferences": {"user": "I like short answers."},
-            "guides": [
-                {"kind": "contrast", "principle": "Be warm and encouraging.", "weight": 1.5}
-            ],
-        },
-    ),
-]
-ASKED = "My knee hurts after running. What should I do?"
-STRENGTHS: Panels = [
-    (f"vector: medical = {strength:g}", ASKED, {"vectors": {"medical": strength}})
-    for strength in (-1.0, 0.0, 0.5, 1.0)
-]
-MIXTURE: Panels = [
-    ("vectors: medical = 0.5, warm = 1", ASKED, {"vectors": {"medical": 0.5, "warm": 1.0}})
-]
+    },
+}
+SAMPLING = {"max_tokens": 60, "repetition_penalty": 1.15}
+"""The penalty keeps the small model from saying a sentence again and again."""
 
 
-def main() -> None:
+def main(console: Console) -> None:
     """Answer and show; all requests run together in one batch."""
-    console = Console()
-    panels = [*ALIGNMENTS, *STRENGTHS, *MIXTURE]
-    texts = ["..."] * len(panels)
+    asked = [
+        (question, name, alignment)
+        for question, alignments in QUESTIONS.items()
+        for name, alignment in alignments.items()
+    ]
+    texts = [""] * len(asked)
     width = max(36, console.width // 3 - 2)
 
     def view() -> Group:
         parts: list[RenderableType] = []
-        for question in (QUESTION, ASKED):
+        for question in QUESTIONS:
             shown = [
                 Panel(text.strip() or "...", title=name, width=width)
-                for (name, q, _), text in zip(panels, texts, strict=True)
-                if q == question
+                for (about, name, _), text in zip(asked, texts, strict=True)
+                if about == question
             ]
             parts += [f"[bold]{question}[/]", Columns(shown)]
         return Group(*parts)
 
-    requests = [{"prompt": question, "alignment": alignment} for _, question, alignment in panels]
+    requests = [{"prompt": question, "alignment": alignment} for question, _, alignment in asked]
     with (
         Fader() as fader,
         Live(view(), console=console, refresh_per_second=8, vertical_overflow="visible") as live,
     ):
-        for place, chunk in fader.stream_batch(requests, max_tokens=70, repetition_penalty=1.1):
-            texts[place] = ("" if texts[place] == "..." else texts[place]) + chunk.text
+        for place, chunk in fader.stream_batch(requests, sampling=SAMPLING):
+            texts[place] += chunk.text
             live.update(view())
 
 
 if __name__ == "__main__":
-    main()
+    main(Console())

@@ -149,6 +149,8 @@ class Usage:
     """Rows read, summed over forward passes."""
     forward_passes: int = 0
     tokens_read: int = 0
+    cached_tokens: int = 0
+    """Tokens that were not read, since other requests had read them."""
     reward_calls: int = 0
     """Texts scored."""
     seconds: float = 0.0

@@ -33,7 +33,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from fader.files import write_whole
+from fader.files import encoding_of, write_whole
 
 T = TypeVar("T")
 Messages = Sequence[dict[str, str]]
@@ -247,14 +247,15 @@ class Client:
                 raw = await self._client.chat.completions.with_raw_response.create(**asked)
         except openai.APIStatusError as error:
             status, response = error.status_code, error.response
-            said = f"status {status}: {_error_said(response.text)}"
+            said = f"status {status}: {_error_said(_body(response.content, response.text))}"
             raise _NoAnswer(status, said, _pause(response.headers)) from error
         except TimeoutError as error:
             said = f"no reply within {self.endpoint.timeout:g} s"
             raise _NoAnswer(_UNREACHED, said) from error
         except openai.OpenAIError as error:
             raise _NoAnswer(_UNREACHED, str(error).rstrip(".")) from error
-        return read_reply(raw.http_response.text)
+        response = raw.http_response
+        return read_reply(_body(response.content, response.text))
 
     def _asked(self, messages: Messages, settings: dict[str, int]) -> tuple[dict[str, Any], str]:
         """All that a reply depends on, and its hash."""
@@ -386,6 +387,13 @@ class _NoAnswer(Exception):
     def passes(self) -> bool:
         """Whether another try may go well."""
         return self.status in (_UNREACHED, _LATER, 408, 409, 429) or self.status >= 500
+
+
+def _body(content: bytes, text: str) -> str:
+    """The text of a response: as its byte order mark says, without the mark; else `text`, which is
+    read as its headers say."""
+    encoding = encoding_of(content)
+    return text if encoding == "utf-8" else content.decode(encoding, "replace")
 
 
 def read_reply(body: str) -> Reply:

@@ -45,10 +45,19 @@ class Fader:
         dtype: str | None = None,
         kv_bytes: int | None = None,
         token_budget: int = 512,
+        share_prompts: bool = True,
         resources: Resources = NOTHING,
     ) -> None:
         self.backend = Local(
-            model, models, vectors, device, dtype, kv_bytes, token_budget, resources
+            model,
+            models,
+            vectors,
+            device,
+            dtype,
+            kv_bytes,
+            token_budget,
+            share_prompts=share_prompts,
+            resources=resources,
         )
         self._places = Places()  # what requests gave by place
         self._stamps: dict[str, int] = {}  # when the folders of vectors were written
@@ -212,14 +221,17 @@ class Fader:
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
             groups.setdefault(request.model_dump_json(), []).append(place)
-        asked = [(p[0], requests[p[0]], [pairs[one][1] for one in p]) for p in groups.values()]
-        for place, request, answers in asked if len(asked) > 1 else []:
-            with naming(place, len(pairs)):
-                Faults(found=self.backend.check(request, answers)).raise_any()
+        asked = [(requests[p[0]], [pairs[one][1] for one in p]) for p in groups.values()]
+        for places, (request, answers) in zip(groups.values(), asked, strict=True):
+            if len(pairs) == 1 or not self.backend.check(request, answers):
+                continue
+            for place, answer in zip(places, answers, strict=True):
+                with naming(place, len(pairs)):
+                    Faults(found=self.backend.check(request, [answer])).raise_any()
         running: list[Future[list[Likelihood]]] = []
         found: dict[int, Likelihood] = {}
         try:
-            for _, request, answers in asked:
+            for request, answers in asked:
                 running.append(self.backend.score(request, answers))
             for places, future in zip(groups.values(), running, strict=True):
                 found.update(zip(places, future.result(), strict=True))

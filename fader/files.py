@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 ENCODINGS = (
@@ -71,6 +73,16 @@ def write_whole(file: Path, content: str | bytes) -> None:
     finally:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write records as JSONL; whole, as `write_whole` does."""
+    write_whole(file, json_lines(rows))
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Records as JSONL."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 @contextmanager

@@ -44,7 +44,9 @@ class Message(Frozen):
     """One turn of the conversation."""
 
     role: Literal["system", "user", "assistant"]
+    """Who speaks."""
     content: Text
+    """What is said."""
 
 
 class Sampling(Frozen):
@@ -55,8 +57,11 @@ class Sampling(Frozen):
     temperature: Finite = Field(0.0, ge=0)
     """0 takes the likeliest token; 1 samples the distribution as it is."""
     top_k: int | None = Field(None, ge=1)
+    """Sample among this many likeliest tokens."""
     top_p: Share | None = None
+    """Sample among the fewest tokens that hold this much probability."""
     min_p: Share | None = None
+    """Sample among tokens of at least this share of the likeliest one's probability."""
     repetition_penalty: Positive = 1.0
     """Divides the positive and multiplies the negative logits of tokens that were already read or
     written; 1 is off."""
@@ -65,18 +70,21 @@ class Sampling(Frozen):
     stop: Annotated[
         tuple[Annotated[str, AfterValidator(not_empty)], ...], BeforeValidator(listed)
     ] = ()
-    """The answer ends before the first of these strings; one may be a special token."""
+    """The answer ends before the first of these strings. A blank one such as a line break is fine,
+    and so is a special token such as `<|im_end|>`."""
     n: int = Field(1, ge=1, le=128)
-    """How many answers to draw."""
+    """How many answers to draw. At temperature 0 they are all the same."""
     logprobs: int | None = Field(None, ge=0, le=100)
     """Report each token's log-probability under the aligned distribution, and this many
     alternatives."""
     min_tokens: int = Field(0, ge=0)
-    """Before so many tokens no end token is written."""
+    """Before so many tokens no end token is written; a stop string still ends the answer. At most
+    `max_tokens`. Not with a search."""
     ignore_eos: bool = False
-    """Whether the answer goes on after the model's end token."""
+    """Whether the answer goes on after the model's end token. Not with a search."""
     logit_bias: dict[Token, Finite] = Field(default_factory=dict)
-    """Added to the scores of these token ids, in nats, before a token is drawn."""
+    """Added to the scores of these token ids, in nats, before a token is drawn. Not with a
+    search."""
 
     @model_validator(mode="after")
     def _ends(self) -> Sampling:
@@ -92,8 +100,11 @@ class Choice(Frozen):
     """One past judgement of the user: of two answers, the one they liked."""
 
     prompt: Text | None = None
+    """What had been asked."""
     chosen: Text
+    """The answer that the user liked."""
     rejected: Text
+    """The answer that they liked less."""
 
 
 class Preferences(Frozen):
@@ -123,8 +134,11 @@ class PolicySpec(Frozen):
     is left out is as in the request."""
 
     model: Text | None = None
+    """A loaded model's name. It must have the same vocabulary."""
     vectors: dict[str, Finite] | None = None
+    """Its mixture of vectors; `{}` means none."""
     preferences: Preferences | None = None
+    """What it is told; `{}` means nothing."""
 
 
 class Plausible(Frozen):
@@ -132,8 +146,11 @@ class Plausible(Frozen):
     distribution."""
 
     top_k: int | None = Field(None, ge=1)
+    """The likeliest tokens, this many."""
     top_p: Share | None = None
+    """The fewest tokens that hold this much probability."""
     min_p: Share | None = None
+    """Tokens of at least this share of the likeliest one's probability."""
     of: Literal["base", "policy"] = "base"
     """Whose distribution decides: the request's own, or the guide's policy."""
 
@@ -157,9 +174,10 @@ class _Guide(Frozen):
     clip: Positive | None = None
     """log policy - log reference is kept between minus this and this, in nats."""
     when: When = When()
+    """Where the guide acts; left out: everywhere."""
     plausible: Plausible | None = None
-    """Which tokens stay candidates. Left out: the preset's default; None, or one without limits:
-    all tokens. The sets of several guides are united."""
+    """Which tokens stay candidates. Null, or one without limits: all tokens. The sets of several
+    guides are united."""
 
 
 class Contrast(_Guide):
@@ -170,6 +188,7 @@ class Contrast(_Guide):
 
     kind: Literal["contrast"]
     principle: Text
+    """What the policy is told, beside the request's `preferences`."""
     against: Text | None = None
     """A principle for the reference to be told, such as the opposite; left out, the reference is
     the request's own policy."""
@@ -184,13 +203,18 @@ class Realign(_Guide):
 
     kind: Literal["realign"]
     aligned: PolicySpec
+    """The aligned policy."""
+    weight: Finite = 1.0
+    """0 is the request's own policy, 1 the aligned one; more goes beyond it."""
 
 
 class Component(Frozen):
     """One policy of a mixture and its share."""
 
     policy: PolicySpec
+    """One of the policies that are mixed."""
     weight: Finite
+    """Its share; negative ones are allowed."""
 
 
 class Mix(_Guide):
@@ -199,6 +223,9 @@ class Mix(_Guide):
 
     kind: Literal["mix"]
     components: tuple[Component, ...] = Field(min_length=1)
+    """The policies and their shares, which add up to 1."""
+    weight: Finite = 1.0
+    """1 is the mixture itself; 0 is off."""
 
     @model_validator(mode="after")
     def _adds_up(self) -> Mix:
@@ -216,15 +243,19 @@ class Personalized(_Guide):
 
     kind: Literal["personalized"]
     principle: Text | None = None
-    """What the model is told, as a text."""
+    """What the model is told, as a text, beside the request's `preferences`."""
     principles: dict[Text, Finite] = Field(default_factory=dict)
     """Several texts and the weight of each: one term each, all read in one batch."""
     preferences: Preferences | None = None
-    """What the model is told, as preferences, said as `rendering` says."""
+    """What the model is told, as preferences, said as `rendering` says. Python's `Fader` and the
+    command line also take the name of a profile, whose preferences these then are."""
     model: Text | None = None
+    """The backbone of the personalised model; left out: the request's model. It may have another
+    tokenizer."""
     vectors: dict[str, Finite] = Field(default_factory=dict)
-    """The vectors that make the backbone the personalised model."""
+    """The vectors that make the backbone the personalised model; these or `model` must be given."""
     rendering: Rendering = "principle"
+    """How it is said, whatever the `rendering` of `preferences` is."""
     reference: Literal["told", "untold", "base"] = "told"
     """`told`: the same model without its vectors, told the same; `untold`: that, not told; `base`:
     the policy that is guided, as it reads (the released code)."""
@@ -275,7 +306,9 @@ class Proxy(_Guide):
 
     kind: Literal["proxy"]
     tuned: Text
+    """The name of a loaded model: the tuned one."""
     untuned: Text
+    """The name of a loaded model: the same before it was tuned."""
 
 
 class Ratio(_Guide):
@@ -283,7 +316,9 @@ class Ratio(_Guide):
 
     kind: Literal["ratio"]
     policy: PolicySpec
+    """What is moved towards."""
     reference: PolicySpec = PolicySpec()
+    """What is moved away from; left out: the request's own policy."""
 
 
 Guide = Annotated[
@@ -297,9 +332,11 @@ class ImplicitSpec(Frozen):
 
     kind: Literal["implicit"]
     policy: PolicySpec
+    """What the answer is to be like, such as `{"vectors": {"harmless": 1}}`."""
     reference: PolicySpec = PolicySpec(vectors={})
-    """Left out: the request's own policy without any vectors."""
+    """What it is compared with; left out: the request's own policy without any vectors."""
     beta: Positive = 1.0
+    """The factor beta."""
     length_normalized: bool = False
     """The mean over the tokens instead of the sum."""
     squash: bool = False
@@ -321,12 +358,15 @@ class Budget(Frozen):
     tokens: int | None = Field(None, ge=1)
     """Tokens explored: read as part of any hypothesis, kept or not."""
     seconds: Positive | None = None
+    """Seconds since the search began. Waiting for room before that does not count."""
 
 
 class _Search(Frozen):
     rewards: tuple[RewardSpec, ...] = Field(min_length=1)
-    """h is their weighted sum."""
+    """h is their weighted sum. They judge the whole answer, its `prefill` included; implicit
+    rewards judge the tokens that are written."""
     budget: Budget = Budget()
+    """What may be spent on one answer; left out: no limit."""
 
 
 class BestOfN(_Search):
@@ -334,6 +374,7 @@ class BestOfN(_Search):
 
     kind: Literal["best-of-n"]
     n: int = Field(4, ge=1, le=128)
+    """How many to draw for each answer."""
 
 
 class Blockwise(_Search):
@@ -343,9 +384,11 @@ class Blockwise(_Search):
 
     kind: Literal["blockwise"]
     n: int = Field(4, ge=1, le=128)
+    """Blocks that are drawn at each step."""
     block: Annotated[int, Field(ge=1)] | Literal["sentence"] = 16
     """Tokens of a block, or up to the end of a sentence."""
     beams: int = Field(1, ge=1, le=64)
+    """Hypotheses that are kept; at most `n`."""
 
     @model_validator(mode="after")
     def _fewer_kept(self) -> Blockwise:
@@ -405,6 +448,7 @@ class Lookahead(_Search):
     rollout: Literal["greedy", "sampled"] = "greedy"
     """How look-aheads go on: by the likeliest token, or drawn as the request's sampling says."""
     beams: int = Field(1, ge=1, le=64)
+    """Hypotheses that are kept."""
     weight: Finite = Field(10.0, ge=0)
     """Of h against log P; 0 is off."""
     width: int = Field(16, ge=1, le=1024)
@@ -421,10 +465,13 @@ class Alignment(Frozen):
     """What the answer should be like. Empty: the base model, exactly."""
 
     preferences: Preferences = Preferences()
+    """Preferences that the model reads."""
     vectors: dict[str, Finite] = Field(default_factory=dict)
     """Alignment vectors by name, and their strengths λ: W + sum of λ_i * dW_i."""
     guides: tuple[Guide, ...] = ()
+    """Guidance of the next-token scores."""
     search: Search | None = None
+    """Which continuation is kept, by rewards."""
 
 
 def _as_messages(value: Any) -> Any:
@@ -435,18 +482,26 @@ class Request(Frozen):
     """One question and how it is to be answered."""
 
     messages: Annotated[tuple[Message, ...], BeforeValidator(_as_messages)] = ()
-    """The conversation; a plain string is one user turn."""
+    """The conversation; a plain text is one user turn. Either this or `raw` is given."""
     raw: Written | None = None
     """Instead of messages: a text, or token ids, that the model continues as it is, without a chat
-    template. Control tokens that are spelled in the text are control tokens."""
+    template. Control tokens that are spelled in the text are control tokens; preferences stand as a
+    paragraph above it."""
     sampling: Sampling = Sampling()
+    """How tokens are drawn; left out: the likeliest each time, 256 at most."""
     alignment: Alignment = Alignment()
+    """What the answer should be like, in any form that `--align` takes."""
     model: Text | None = None
-    """The model that answers; left out: the one that was loaded first."""
+    """The model that answers, by the name it was loaded under; left out: the one that was loaded
+    first. In Python's `Fader` and in a line of `--input` it may also be a model's folder or GGUF
+    file."""
     prefill: Written | None = None
-    """The assistant's answer is forced to begin with this text, or with these token ids."""
+    """The assistant's answer is forced to begin with this text, or with these token ids. The result
+    holds only what was written after it."""
     json_schema: dict[str, Any] | None = None
-    """The answer is JSON that this JSON Schema allows."""
+    """The answer is JSON that this JSON Schema allows (`pip install 'fader[json]'`). The mask is
+    laid over the guided scores; reported log-probabilities are those before it. A schema with what
+    cannot be enforced is refused. Not with a search, `prefill`, `min_tokens` or `ignore_eos`."""
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Request:

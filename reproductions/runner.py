@@ -1,5 +1,5 @@
-"""What the claims' scripts share: how they are run (`[PART ...] [--limit N] [--report FILE]`, one
-figure per line), and where public data is."""
+"""What the claims' scripts share: how they are run (`[PART ...] [--limit N] [--report FILE]
+[--json]`, one figure per line), and where public data is."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def print_metrics(
         "--limit", type=int, help="at most this many items of each kind; for a quick look"
     )
     parser.add_argument("--report", type=Path, help="HTML file to write")
+    parser.add_argument("--json", action="store_true", help="lines of JSON on a terminal too")
     given = parser.parse_args(arguments)
     if unknown := [name for name in given.parts if name not in parts]:
         parser.error(f"PART: no part {unknown[0]!r}; known: {', '.join(parts)}")
@@ -43,11 +44,19 @@ def print_metrics(
             start = time.perf_counter()
             for figure in parts[name](where):
                 figures.append(figure)
-                sys.stdout.write(json.dumps(asdict(figure)) + "\n")
+                readable = sys.stdout.isatty() and not given.json
+                sys.stdout.write(f"{_line(figure) if readable else json.dumps(asdict(figure))}\n")
                 sys.stdout.flush()
             sys.stderr.write(f"{name}: {time.perf_counter() - start:.0f} s\n")
     if given.report:
         write_report(figures, given.report)
+
+
+def _line(figure: Metric) -> str:
+    """A figure as a person reads it."""
+    return "{task} {method} {case} {metric}: {value:.3f} ({low:.3f} to {high:.3f}, n = {n})".format(
+        **asdict(figure)
+    )
 
 
 def public_rows(name: str) -> list[dict[str, Any]]:

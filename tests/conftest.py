@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from fader import Backbone, Fader, Vector, load
 from fader.data.preferences import Family
 from fader.data.records import LEVELS, LevelItem, Pair
+from fader.evaluation.aims import AIMS
 from fader.evaluation.cache import ResultCache
 from fader.evaluation.suite import Suite
 from fader.request import Message
@@ -123,10 +124,18 @@ def make_model(
     return folder
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--long`: run the tests that are marked `long` too."""
+    parser.addoption("--long", action="store_true", help="run what takes long too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what uses the built-in model, so that it can be left out; and keep it in one process,
-    where tests run in several, so that the model is loaded once."""
+    where tests run in several, so that the model is loaded once. Skip what takes long unless it is
+    asked for."""
     for item in items:
+        if item.get_closest_marker("long") and not config.getoption("long"):
+            item.add_marker(pytest.mark.skip(reason="takes long; give --long"))
         if "builtin" in getattr(item, "fixturenames", ()):
             item.add_marker("builtin")
         if item.get_closest_marker("builtin"):
@@ -182,11 +191,16 @@ def level_items() -> list[LevelItem]:
 
 
 def opposites(name: str, held_out: bool = False) -> Family:
-    """A family of four pairs: two to be taught, two to be measured."""
-    turns = [(Message(role="user", content=f"say {place}"),) for place in range(4)]
+    """A family of six pairs: two to be taught, two of each split to be measured."""
+    splits = ("train", "train", "test", "test", "dev", "dev")
     pairs = [
-        Pair(messages, f"the cat {place}", f"a dog {place}", "train" if place < 2 else "test")
-        for place, messages in enumerate(turns)
+        Pair(
+            (Message(role="user", content=f"say {place}"),),
+            f"the cat {place}",
+            f"a dog {place}" + " there" * (place % 2),
+            split,
+        )
+        for place, split in enumerate(splits)
     ]
     texts = ((f"{name} up", f"more {name}"), (f"{name} down", f"less {name}"))
     return Family(name, ("up", "down"), texts, texts, tuple(pairs), held_out)
@@ -232,9 +246,9 @@ def random_vectors(fader: Fader, folder: Path, names: list[str]) -> dict[str, Pa
 
 @pytest.fixture
 def fader(tiny_folder: Path, tmp_path: Path):
-    """A tiny model with a random vector for each domain and one style."""
+    """A tiny model with a random vector for each domain, one style and each judged aim."""
     with Fader(load(str(tiny_folder))) as bare:
-        found = random_vectors(bare, tmp_path / "vectors", [*DOMAINS, "warm"])
+        found = random_vectors(bare, tmp_path / "vectors", [*DOMAINS, "warm", *AIMS])
         for name, folder in found.items():
             bare.add_vector(Vector.load(folder, name))
         yield bare

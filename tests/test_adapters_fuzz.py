@@ -248,6 +248,7 @@ def one(bench: Bench, number: int, folder: Path) -> str:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.long
 def test_adapters_are_served_as_peft_serves_them_or_refused(tmp_path):
     benches = [Bench(make_model(tmp_path / kind, kind)) for kind in ("llama", "qwen2")]
     counts: Counter[str] = Counter()

@@ -20,6 +20,14 @@ CASES = {
     ),
     "vectors": ({"tokens": 1, "rounds": 1}, ["against-none", "against-peft"]),
     "knob": ({"rounds": 2}, ["change"]),
+    "prompts": (
+        {"rounds": 1, "requests": 3, "system": 80, "conversation": 80},
+        ["same-system", "next-turn"],
+    ),
+    "shape": (
+        {"rounds": 1, "tokens": 2, "long": 100, "answer": 8, "requests": 2},
+        ["beside-long"],
+    ),
     "deal": (
         {"count": 1, "tokens": 3, "rounds": 1},
         [
@@ -34,6 +42,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.long
 def test_rows(name):
     settings, cases = CASES[name]
     bench = importlib.import_module(f"benchmarks.{name}")

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from fader import Alignment, Fader, Vector, load
 from fader.cli import main
 from fader.cli.answers import _turn
+from fader.engine.backbone import TorchBackbone
 
 
 @dataclass
@@ -279,6 +280,36 @@ def test_chat_leaves_out_what_its_memory_cannot_hold(tiny_folder, capsys):
     assert answered[0] == asked
     assert len(answered) <= 2
     assert "the first 2 turns no longer fit" in capsys.readouterr().out
+
+
+def test_the_next_turn_of_a_long_chat_reads_only_the_new_turn(tiny_folder, monkeypatch):
+    """The second question costs its own tokens, and what the answer's text was not written as."""
+    read, opened = [], []
+    forward = TorchBackbone.forward
+
+    def counted(self, segments):
+        read.append(sum(len(segment.tokens) for segment in segments))
+        return forward(self, segments)
+
+    class Opened(Fader):
+        def __init__(self, *arguments, **settings):
+            read.clear()  # a model is checked when it is loaded
+            super().__init__(*arguments, **settings)
+            opened.append(self)
+            read.clear()
+
+    monkeypatch.setattr(TorchBackbone, "forward", counted)
+    monkeypatch.setattr("fader.cli.answers.Fader", Opened)
+    long, short = "the sea is wide . " * 20, "and the ship ?"
+    flags = ("--model", str(tiny_folder), "--max-tokens", "6", "--temperature", "0")
+    assert run("chat", *flags, stdin=f"{long}\n{short}\n\n").returncode == 0
+    encode = opened[0].backend.backbones[str(tiny_folder)].encode
+    first = len(encode(f"<|user|>{long.strip()}<|end|><|assistant|>"))
+    new = len(encode(f"<|end|><|user|>{short}<|end|><|assistant|>"))
+    assert read[0] == first > 60
+    second = next(count for count in read[1:] if count > 1)
+    assert new <= second <= new + 6 + 12  # the answer's text may be read as other tokens
+    assert sum(read) < first + second + 2 * 6
 
 
 @pytest.fixture(scope="module")

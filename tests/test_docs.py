@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import pytest
 import typer
@@ -17,6 +18,7 @@ from fader.cli import app
 from fader.request import Alignment
 from fader.rewards import specs as reward_specs
 from fader.schema import Invalid, parse
+from recipes import docs
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -45,46 +47,35 @@ def read_blocks(page):
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 
 
-def schema_classes(module):
-    found = {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, request.Frozen)
-    }
-    return {
-        name: value
-        for name, value in found.items()
-        if value.model_fields and not name.startswith("_") and value.__module__ == module.__name__
-    }
+@pytest.mark.parametrize("path", docs.generated(), ids=lambda path: path.name)
+def test_what_the_code_says_is_in_the_docs(path):
+    """Tables of fields, the table of files, the picture of the rooms."""
+    assert docs.generated()[path] == path.read_text(), "run: python -m recipes.docs"
 
 
-DOCUMENTED = [
-    (file, name, value)
-    for file, module in (("request.md", request), ("rewards.md", reward_specs))
-    for name, value in schema_classes(module).items()
-]
+def test_every_module_says_what_it_is():
+    ideas = {file: docs.idea(file) for file in ROOT.glob("fader/**/*.py")}
+    assert not [file for file, idea in ideas.items() if not 5 <= len(idea) <= 200]
 
 
-@pytest.mark.parametrize(
-    ("file", "name", "value"), DOCUMENTED, ids=lambda value: value if isinstance(value, str) else ""
-)
-def test_every_field_is_documented(file, name, value):
-    text = (ROOT / "docs" / file).read_text()
-    section = re.search(rf"^#+ `{name}`$(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
-    assert section, f"docs/{file} has no section on {name}"
-    listed = set(re.findall(r"^\| `(\w+)`", section[1], re.MULTILINE))
-    assert listed == set(value.model_fields)
+def test_a_class_needs_a_section_with_a_table():
+    page = (ROOT / "docs" / "rewards.md").read_text()
+    with pytest.raises(ValueError, match="no section on RegexSpec"):
+        docs.with_tables(page.replace("### `RegexSpec`", "### `Regex`"), reward_specs)
+    with pytest.raises(ValueError, match="section on RegexSpec has no table"):
+        docs.with_tables(page.replace("### `RegexSpec`", "### `RegexSpec`\n\n### x"), reward_specs)
 
 
-def test_the_readme_lists_every_module():
-    listed = set(
-        re.findall(r"^\| `(fader/[\w/]+\.py)`", (ROOT / "README.md").read_text(), re.MULTILINE)
-    )
-    assert listed == {
-        str(file.relative_to(ROOT))
-        for file in ROOT.glob("fader/**/*.py")
-        if file.name != "__init__.py"
-    }
+def test_fields_in_words():
+    page = docs.with_tables((ROOT / "docs" / "request.md").read_text(), request)
+    for line in (
+        "| `temperature` | number from 0 | 0 |",
+        "| `repetition_penalty` | number above 0 | 1 |",
+        "| `lookahead` | integer from 0, `sentence` or `end` | 16 |",
+        "| `components` | list of [`Component`](#component), at least one | required |",
+        '| `reference` | [`PolicySpec`](#policyspec) | `{"vectors": {}}` |',
+    ):
+        assert line in page
 
 
 def commands(block):
@@ -208,7 +199,69 @@ def test_errors_of_the_documentation_are_those_that_come():
     assert str(caught.value) == shown.strip()
 
 
+def test_files_that_the_documentation_names_are_there():
+    named = r"`((?:fader|recipes|tests|examples|benchmarks|reproductions|docs)/[\w/.-]+\.\w+)`"
+    for file in [*PAGES, *ROOT.glob("*.md")]:
+        missing = [one for one in re.findall(named, file.read_text()) if not (ROOT / one).exists()]
+        assert not missing, f"{file.name}: {missing}"
+
+
+def test_every_paper_of_the_code_is_in_the_index():
+    index = (ROOT / "docs" / "papers.md").read_text()
+    for file in ROOT.glob("fader/**/*.py"):
+        papers = re.findall(r"\b2\d{3}\.\d{5}\b", file.read_text())
+        missing = [one for one in papers if one not in index]
+        assert not missing, f"docs/papers.md lacks {missing} of {file}"
+
+
+def test_the_site_has_every_page():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+
+    def pages(part):
+        if isinstance(part, str):
+            return [part]
+        parts = part.values() if isinstance(part, dict) else part
+        return [page for one in parts for page in pages(one)]
+
+    folder = ROOT / "docs"
+    assert {*pages(site["nav"])} == {
+        str(page.relative_to(folder)) for page in folder.glob("**/*.md")
+    }
+    assert site["strict"]
+    assert site["theme"]["font"] is False
+
+
+@pytest.mark.parametrize("picture", ["rooms.svg", "demo.svg"])
+def test_pictures_fetch_nothing(picture):
+    text = (ROOT / "docs" / picture).read_text()
+    ElementTree.fromstring(text)
+    assert not re.findall(r"(?:url\(|href=|src=|@import|<script)\s*[\"']?(?:https?:|//)", text)
+
+
+def test_the_answers_in_the_readme_are_those_that_come(shared):
+    """A command, and below it what comes at each strength."""
+    (command,) = (
+        one
+        for block in BLOCKS
+        if block.page == "README.md"
+        for one in commands(block)
+        if "--repetition-penalty" in one
+    )
+    prompt, *options = command[2:]
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    (name,) = json.loads(given["--align"])["vectors"]
+    shown = re.findall(r"^\| (-?\d) \| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert [strength for strength, _ in shown] == ["-1", "0", "1"]
+    results = shared.batch(
+        [{"prompt": prompt, "alignment": {"vectors": {name: float(one)}}} for one, _ in shown],
+        max_tokens=int(given["--max-tokens"]),
+        repetition_penalty=float(given["--repetition-penalty"]),
+    )
+    for result, (_, answer) in zip(results, shown, strict=True):
+        assert result.text.split() == answer.split()
+
+
 def test_links_lead_somewhere():
-    for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]:
+    for file in [*PAGES, *ROOT.glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text()):
             assert (file.parent / target).exists(), f"{file.name}: {target}"

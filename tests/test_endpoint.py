@@ -164,6 +164,14 @@ READ = {
     "no error": ({**message("Yes."), "error": None}, "Yes.", "stop"),
     "an odd usage": ({**message("Yes."), "usage": {"prompt_tokens": "7"}}, "Yes.", "stop"),
     "nothing": (message(""), "", "stop"),
+    **{
+        f"{encoding} with a byte order mark": (
+            json.dumps(message("Où ?"), ensure_ascii=False).encode(encoding),
+            "Où ?",
+            "stop",
+        )
+        for encoding in ("utf-8-sig", "utf-16", "utf-32")
+    },
 }
 
 
@@ -230,6 +238,10 @@ FINAL = {
     "status 401": (
         status(401),
         "key: .* refuses the key (status 401: out of luck; model 'm'); mend the key",
+    ),
+    "an error with a byte order mark": (
+        lambda handler: handler.answer('\ufeff{"error": {"message": "too long"}}'.encode(), 400),
+        "refuses the request .*(status 400: too long)",
     ),
     "status 403": (status(403), "key: .* refuses the key (status 403"),
     "status 404": (status(404), "model: .* finds no model 'm' .*name another"),

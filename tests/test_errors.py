@@ -7,12 +7,13 @@ import os
 import pytest
 from conftest import random_vector
 
-from fader import Fader
+from fader import Fader, load
 from fader.request import Request
 from fader.schema import Faults, Invalid, at, parse, path_of
 
 NOPE = {"nope": 1}
 SEARCH = {"kind": "lookahead", "lookahead": 2}
+BEST = {"kind": "best-of-n", "rewards": [{"kind": "length", "about": 3}]}
 
 
 def guide(kind, **fields):
@@ -112,8 +113,20 @@ def test_paths_of_what_there_is_not(tiny, alignment, paths):
     ("fields", "path"),
     [
         ({"model": "nope"}, "model"),
-        ({"max_tokens": 10**6}, "messages"),
-        ({"n": 128, "max_tokens": 400}, "alignment"),
+        ({"max_tokens": 10**6}, "sampling.max_tokens"),
+        ({"messages": "the sea " * 600}, "messages"),
+        ({"n": 128, "max_tokens": 400}, "sampling.n"),
+        (
+            {"max_tokens": 400, "temperature": 1, "alignment": {"search": {**BEST, "n": 128}}},
+            "alignment.search",
+        ),
+        (
+            {
+                "max_tokens": 400,
+                "alignment": {"guides": [{"kind": "contrast", "principle": p} for p in "abc"]},
+            },
+            "alignment",
+        ),
         ({"temperature": 1, "alignment": reward(policy={"vectors": {"a": 1}})}, None),
         (
             {
@@ -128,8 +141,47 @@ def test_paths_of_what_there_is_not(tiny, alignment, paths):
 def test_paths_of_what_cannot_run(tiny_folder, fields, path):
     with Fader(str(tiny_folder), kv_bytes=2**20) as fader:
         fader.add_vector(random_vector(fader, "a", 3))
-        (fault,) = fader.check("the sea", **fields)
+        (fault,) = fader.check(fields.pop("messages", "the sea"), **fields)
         assert fault.path == (path or "sampling.temperature")
+
+
+def test_a_lack_of_memory_names_what_asks_for_it(tiny_folder):
+    """Of a prompt and an answer that are too much together, the longer one."""
+    with Fader(load(str(tiny_folder), kv_bytes=64 * 768)) as fader:  # one row of 64 positions
+        for text, most, path in (
+            ("the sea", 60, "sampling.max_tokens"),
+            ("a " * 60, 4, "messages"),
+        ):
+            with pytest.raises(Invalid, match="positions of KV memory") as caught:
+                fader.generate(text, max_tokens=most)
+            assert caught.value.path == path
+        with pytest.raises(Invalid, match="positions of KV memory") as caught:
+            fader.score("the sea", " wide" * 60)
+        assert caught.value.path == "answer"
+
+
+def test_all_that_keeps_answers_from_being_scored_is_said_at_once(tiny):
+    wrong = {"search": {**BEST, "n": 2}, "vectors": {"nope": 1, "neither": 1}}
+    paths = ["alignment.search", "alignment.vectors.nope", "alignment.vectors.neither", "answer"]
+    with pytest.raises(Invalid) as caught:
+        tiny.score("the sea", "", alignment=wrong)
+    assert [fault.path for fault in caught.value.faults] == paths
+    request = tiny.request("the sea", alignment=wrong)
+    assert [fault.path for fault in tiny.backend.check(request, [" wide", "", 3])] == [
+        *paths,
+        "answer",
+    ]
+    with pytest.raises(Invalid) as caught:
+        tiny.score_batch([("the sea", " wide"), ("the sea", "")])
+    assert caught.value.path == "request 2: answer"
+
+
+@pytest.mark.parametrize("model", [None, 3, ["a"]])
+def test_what_is_no_model_is_refused(tiny, model):
+    with pytest.raises(Invalid, match=r"^model: must be a model's name, folder, GGUF file or hub"):
+        Fader(model)
+    with pytest.raises(Invalid, match=r"^models\.other: must be a model's name"):
+        Fader(tiny.backend.backbones[tiny.model], models={"other": model})
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from conftest import Speaking, level_items
 from test_cli import rows, run
 
 from fader import Fader, Vector
+from fader.cli.evaluate import PERSONAL
 from fader.data.records import LEVELS
 from fader.endpoint import Endpoint
 from fader.engine.backbone import quick_dtype
@@ -373,7 +374,8 @@ def test_levels_gives_what_it_promises(suite):
 
 
 @pytest.mark.parametrize(
-    "task", [name for name in TASKS if name not in ("levels", "generation", "judges")]
+    "task",
+    [name for name in TASKS if name not in ("levels", "generation", "judges", *PERSONAL)],
 )
 def test_every_task_yields_figures(suite, task):
     figures = list(TASKS[task](suite))
@@ -418,6 +420,7 @@ def test_styles_are_monotone_when_the_margin_grows(suite):
     assert margins[-1] == pytest.approx(float((both[:, 0] - both[:, 1]).mean()), abs=1e-3)
 
 
+@pytest.mark.long
 def test_the_report_shows_every_figure(suite, tmp_path):
     figures = [
         figure
@@ -635,6 +638,15 @@ def test_tune_writes_a_profile_that_requests_find(arguments, tmp_path):
         (["eval", "judges", "levels"], "TASK: judges is measured by itself (got judges levels)"),
         (["eval", "judges", "--vector", "warm"], "judges: takes no vector and one folder"),
         (["eval", "judges", "--data", "nowhere"], "--data: nowhere is not a folder"),
+        (
+            ["eval", "personalized", "levels"],
+            "TASK: personalized is measured by itself (got personalized levels)",
+        ),
+        (
+            ["eval", "personalized", "--vector", "a", "--vector", "b"],
+            "personalized: takes one vector and one folder",
+        ),
+        (["eval", "personalized-sweep", "--vector", "nope"], "vectors.nope: no such vector"),
         (["eval", "levels", "--data", "x"], "--data DOMAIN=FILE: must be of this form (got 'x')"),
         (
             ["eval", "levels", "--vector", "medcal=mine"],

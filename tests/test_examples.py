@@ -38,18 +38,20 @@ def test_every_example_has_a_test():
 def test_demo(example, shared, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")  # so that no title is cut
     names, printed = example("demo")
-    panels = [*names["ALIGNMENTS"], *names["STRENGTHS"], *names["MIXTURE"]]
-    assert len(panels) == 10
-    assert all(title in printed for title, _, _ in panels)
+    asked = [
+        (question, title, alignment)
+        for question, alignments in names["QUESTIONS"].items()
+        for title, alignment in alignments.items()
+    ]
+    assert all(question in printed and title in printed for question, title, _ in asked)
     shown = set(re.sub("[│╭╮╰╯─]", " ", printed).split())
-    answers = set()
-    for _, question, alignment in panels[:3] + panels[-1:]:
-        answer = shared.generate(
-            question, alignment=alignment, max_tokens=70, repetition_penalty=1.1
-        ).text
-        assert set(answer.split()) <= shown
-        answers.add(answer)
-    assert len(answers) == 4
+    requests = [{"prompt": question, "alignment": one} for question, _, one in asked]
+    answers = [one.text for one in shared.batch(requests, sampling=names["SAMPLING"])]
+    assert all(set(answer.split()) <= shown for answer in answers)
+    assert len(set(answers)) == len(answers)
+    for answer in answers:  # the effect is seen, not one sentence again and again
+        sentences = [one.strip() for one in re.split(r"[.!?\n]+", answer) if one.strip()]
+        assert len(set(sentences)) == len(sentences)
 
 
 def test_prompt_tiers(example, shared):

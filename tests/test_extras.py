@@ -1,11 +1,15 @@
 """What the extras bring is asked for only by what needs it."""
 
+import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
-PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {
     *("trl", "peft", "datasets", "openai", "datasketch", "py3langid", "simplemma", "textstat"),
     *(
@@ -47,9 +51,14 @@ main()
 """
 
 
-def run(*arguments):
+def run(*arguments, cwd=None):
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
 
@@ -70,8 +79,23 @@ def test_import_requests_and_help_need_no_extra():
     assert "generate" in done.stdout
 
 
-def test_what_needs_an_extra_says_which():
-    done = run("data", "check", "x.jsonl")
+PAIR = '{"prompt": "Hi", "chosen": "Hello.", "rejected": "No."}\n'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (["data", "check", "pairs.jsonl"], "data"),
+        (["train", "vector", "mine", "--data", "pairs.jsonl"], "train,eval"),
+        (["train", "cotrain", "one=pairs.jsonl", "two=pairs.jsonl"], "train,eval"),
+        (["eval", "generation"], "eval"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else value,
+)
+def test_what_needs_an_extra_says_which(arguments, extra, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(PAIR)
+    done = run(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
-    assert "pip install 'fader[data]'" in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith(f"pip install 'fader[{extra}]'")

@@ -11,6 +11,7 @@ import pytest
 from conftest import make_model, random_vector, until
 
 from fader import Cancelled, Fader, Request, Resources, Sampling, load
+from fader.engine.prefix import _alike
 from fader.schema import Invalid
 
 
@@ -141,7 +142,7 @@ def test_a_principle_is_told_beside_the_requests_own_tiers(tiny):
 
 def test_a_batch_that_is_refused_starts_nothing(tiny, monkeypatch):
     monkeypatch.setattr(tiny.backend.engine, "run", lambda *_: pytest.fail("nothing may start"))
-    with pytest.raises(ValueError, match=r"^request 2: messages: prompt and answer may take"):
+    with pytest.raises(ValueError, match=r"^request 2: sampling\.max_tokens: prompt and"):
         tiny.batch(
             [
                 {"prompt": "the sea", "sampling": {"max_tokens": 2}},
@@ -389,3 +390,34 @@ def test_what_is_no_pair_is_not_scored(tiny, pair):
     with pytest.raises(Invalid) as refused:
         tiny.score_batch([("the sea", " wide"), pair])
     assert refused.value.path == "pairs[1]"
+
+
+@pytest.mark.parametrize("kind", [None, "best-of-n", "lookahead"])
+def test_the_next_turn_of_a_conversation_reads_only_what_is_new(tiny_folder, kind):
+    """Whichever of several answers it goes on from, and also where a search wrote it."""
+    search = {"kind": kind, "rewards": [{"kind": "length", "at_most": 10**6}]}
+    if kind == "lookahead":
+        search |= {"rollout": "sampled", "lookahead": 2}
+    settings = {"n": 3, "max_tokens": 8, "temperature": 1.0}
+    first = [{"role": "user", "content": "the sea is wide and the ship is small . " * 8}]
+    with Fader(load(str(tiny_folder))) as fader:
+
+        def prompt(turns):
+            return fader.backend.plan(fader.request(turns)).guided.base.prompt
+
+        found = fader.generate(first, alignment={"search": search} if kind else {}, **settings)
+        begun = prompt(first)
+        # the last token of an answer was written, and not read
+        read = [(*begun, *answer.token_ids[:-1]) for answer in found.answers]
+        further = 0
+        for place, answer in enumerate(found.answers):
+            said = {"role": "assistant", "content": answer.text}
+            turns = [*first, said, {"role": "user", "content": f"{place} and then ?"}]
+            whole = prompt(turns)  # in which the answer may be other tokens than were written
+            known = max(_alike(text, whole) for text in read)
+            usage = fader.generate(turns, max_tokens=1).usage
+            assert (usage.cached_tokens, usage.tokens_read) == (known, len(whole) - known)
+            further = max(further, known - len(begun))
+            read.append(whole)
+        assert further > 0
+        assert fader.backend.backbones[fader.model].memory.taken == 0

@@ -77,6 +77,14 @@ def personal(tiny):
     return tiny
 
 
+@pytest.fixture(params=[(), ("lm_head",)], ids=["stage-1", "map"])
+def either(tiny, request):
+    """A personalised model without and with a map before its head, which is tied."""
+    layers = ("q_proj", "v_proj", "down_proj", *request.param)
+    tiny.add_vector(random_vector(tiny, "personal", 11, targets=layers))
+    return tiny
+
+
 def ask(fader, program):
     """One program on the engine; its result."""
     return fader.backend.engine.run(program, {fader.model: (40, 400)}).result(timeout=60)
@@ -106,20 +114,20 @@ def principle(text):
 
 @pytest.mark.parametrize("reference", ["told", "untold", "base"])
 @pytest.mark.parametrize("tell_base", [False, True])
-def test_the_personalised_guide_is_its_formula(personal, reference, tell_base):
+def test_the_personalised_guide_is_its_formula(either, reference, tell_base):
     """log base + w * (log personal - log reference) over the base's top 10, of both bases and all
     three references."""
-    vector, told = personal.backend.vector("personal"), principle("be warm")
+    vector, told = either.backend.vector("personal"), principle("be warm")
     fields = {"reference": reference, "tell_base": tell_base, "weight": 0.8}
     guide = {**PERSONAL, "principle": "be warm", **fields}
-    with_told, without = read(personal, "the sea", [told]), read(personal, "the sea")
+    with_told, without = read(either, "the sea", [told]), read(either, "the sea")
     base = with_told if tell_base else without
     subtracted = {"told": with_told, "untold": without, "base": base}[reference]
-    guided = read(personal, "the sea", [told], [(vector, 1.0)])
+    guided = read(either, "the sea", [told], [(vector, 1.0)])
     expected = base + 0.8 * (guided - subtracted)
     kept = base.topk(10).indices
     expected = expected[kept].log_softmax(-1)
-    answer = personal.generate(
+    answer = either.generate(
         "the sea", max_tokens=1, logprobs=100, alignment={"guides": [guide]}
     ).answers[0]
     found = dict(answer.logprobs[0].top)
@@ -151,33 +159,36 @@ def test_weights_over_several_principles_are_as_many_guides(personal):
     assert [term.weight for term in plan(personal, "the sea", one).guided.terms] == [1.0, -0.6]
 
 
-def test_two_preferences_in_a_batch_are_as_each_alone(personal):
+def test_two_preferences_in_a_batch_are_as_each_alone(either):
     guides = [{**PERSONAL, "principle": text} for text in ("be warm", "be brief")]
     requests = [{"prompt": "the sea", "alignment": {"guides": [guide]}} for guide in guides]
-    alone = [personal.generate(request, max_tokens=20).answers for request in requests]
-    together = [result.answers for result in personal.batch(requests, max_tokens=20)]
+    alone = [either.generate(request, max_tokens=20).answers for request in requests]
+    together = [result.answers for result in either.batch(requests, max_tokens=20)]
     assert together == alone
     assert alone[0] != alone[1]
 
 
-def test_weight_0_is_off_and_tells_the_base_nothing(personal):
+def test_weight_0_is_off_and_tells_the_base_nothing(either):
+    """Bit for bit, with the vector in the layers."""
+    bare = either.generate("the sea", max_tokens=12, logprobs=20).answers
+    on = {"guides": [{**PERSONAL, "principle": "be warm"}]}
+    assert either.generate("the sea", max_tokens=12, logprobs=20, alignment=on).answers != bare
     off = [
         {**PERSONAL, "principle": "be warm", "weight": 0, "tell_base": True},
         {**PERSONAL, "principles": {"be warm": 0}, "tell_base": True},
     ]
     for guide in off:
-        guided = plan(personal, "the sea", guide).guided
+        guided = plan(either, "the sea", guide).guided
         assert guided.terms == ()
-        assert guided.base == plan(personal, "the sea").guided.base
-        sampling = {"max_tokens": 12, "alignment": {"guides": [guide]}}
-        bare = personal.generate("the sea", max_tokens=12).answers
-        assert personal.generate("the sea", **sampling).answers == bare
+        assert guided.base == plan(either, "the sea").guided.base
+        sampling = {"max_tokens": 12, "logprobs": 20, "alignment": {"guides": [guide]}}
+        assert either.generate("the sea", **sampling).answers == bare
 
 
-def test_renormalising_a_term_over_the_candidates_changes_no_token(personal):
+def test_renormalising_a_term_over_the_candidates_changes_no_token(either):
     """It adds a constant to all scores of a position."""
     for question in QUESTIONS[:12]:
-        guided = plan(personal, question, {**PERSONAL, "principle": "be warm"}).guided
+        guided = plan(either, question, {**PERSONAL, "principle": "be warm"}).guided
 
         def program(guided=guided):
             (term,), policies = guided.terms, guided.policies
@@ -185,7 +196,7 @@ def test_renormalising_a_term_over_the_candidates_changes_no_token(personal):
             logits = yield [NextLogits(policy, [Prefix()]) for policy in policies]
             return reading, term, dict(zip(policies, logits, strict=True))
 
-        reading, term, logits = ask(personal, program())
+        reading, term, logits = ask(either, program())
         kept = logits[guided.base][0].topk(10).indices
         base = logits[guided.base][0].log_softmax(-1)[kept]
         renormalised = base + term.weight * (

@@ -5,26 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from recipes.docs import ROOMS
+
 ROOT = Path(__file__).parent.parent
-ROOMS = [
-    {"schema", "files", "endpoint"},
-    {"rewards"},
-    {"request", "answer"},
-    {"profiles"},
-    {"engine"},
-    {"vectors"},
-    {"data"},
-    {"starter"},
-    {"methods"},
-    {"backends"},
-    {"fader", "given"},
-    {"training"},
-    {"evaluation"},
-    {"server"},
-    {"cli"},
-    {"recipes", "reproductions", "benchmarks", "examples"},
-]
-"""From the lowest to the highest."""
 
 
 def module_of(file):

@@ -108,6 +108,7 @@ def start(fader, request):
         return error
 
 
+@pytest.mark.long
 def test_good_requests_are_as_if_alone_beside_bad_ones(desk, monkeypatch):
     monkeypatch.setattr(logging.getLogger("fader"), "disabled", True)
     end, ended = time.monotonic() + SECONDS, {"good": 0, "refused": 0, "failed": 0}

@@ -30,6 +30,13 @@ def ids(fader: Fader, question: str) -> list[int]:
     )
 
 
+@pytest.fixture(scope="module")
+def unshared(tiny_folder):
+    """The model of `tiny`, where every request reads its prompt anew."""
+    with Fader(load(str(tiny_folder)), share_prompts=False) as fader:
+        yield fader
+
+
 def ask(fader: Fader, program):
     """Run one program on the engine; its result."""
     return fader.backend.engine.run(program, {fader.model: (8, 400)}).result(timeout=60)
@@ -114,7 +121,7 @@ def test_a_row_alone_equals_the_row_in_any_batch(tiny, company, budget):
     tokens=st.lists(st.integers(6, 380), min_size=1, max_size=20),
     cut=st.integers(0, 19),
 )
-def test_cache_on_equals_cache_off(tiny, question, tokens, cut):
+def test_cache_on_equals_cache_off(tiny, unshared, question, tokens, cut):
     policy = Policy(tiny.model, tuple(ids(tiny, question)))
 
     def grown():
@@ -136,9 +143,57 @@ def test_cache_on_equals_cache_off(tiny, question, tokens, cut):
             rows.append((yield NextLogits(policy, [Prefix().then(*tokens[:place])])))
         return torch.cat(rows)
 
-    stepwise, whole, cold = ask(tiny, grown()), ask(tiny, at_once()), ask(tiny, one_by_one())
+    stepwise, whole, cold = ask(tiny, grown()), ask(tiny, at_once()), ask(unshared, one_by_one())
     torch.testing.assert_close(stepwise, cold, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(whole, cold, atol=1e-3, rtol=1e-3)
+
+
+def test_prompts_shared_equal_prompts_read_anew(tiny_folder, unshared):
+    """Requests that begin alike, at the same time, later and as next turns, under different
+    mixtures: the same tokens and log-probabilities with sharing as without."""
+    told = {"role": "system", "content": " ".join(WORDS)}
+    mixtures = [{}, {"one": 0.6}, {"one": -0.4, "two": 0.5}]
+    guided = {"guides": [{"kind": "contrast", "principle": "be kind", "weight": 1.5}]}
+    alignments = [*({"vectors": mixture} for mixture in mixtures), guided]
+    with Fader(load(str(tiny_folder))) as shared:
+        for seed, name in enumerate(("one", "two")):
+            vector = random_vector(shared, name, 40 + seed)
+            shared.add_vector(vector)
+            unshared.add_vector(vector)
+        turns: list[list] = [[told] for _ in range(2 * len(alignments))]
+        for turn in range(2):
+            requests = [
+                {
+                    "messages": [*said, {"role": "user", "content": WORDS[place + 9 * turn]}],
+                    "alignment": alignments[place % len(alignments)],
+                }
+                for place, said in enumerate(turns)
+            ]
+            fields = {"max_tokens": 5, "logprobs": 3}
+            for together in (False, True):
+                mine, theirs = (
+                    fader.batch(requests, **fields)
+                    if together
+                    else [fader.generate(request, **fields) for request in requests]
+                    for fader in (shared, unshared)
+                )
+                for one, other in zip(mine, theirs, strict=True):
+                    assert one.answers[0].token_ids == other.answers[0].token_ids
+                    for found, expected in zip(
+                        one.answers[0].logprobs, other.answers[0].logprobs, strict=True
+                    ):
+                        assert found.logprob == pytest.approx(expected.logprob, abs=1e-4)
+                        assert dict(found.top) == pytest.approx(dict(expected.top), abs=1e-4)
+                assert sum(one.usage.cached_tokens for one in mine) > 0
+                assert sum(other.usage.cached_tokens for other in theirs) == 0
+            first = mine[: len(alignments)]  # what another mixture has read is not this one's
+            assert turn or len({result.answers[0].token_ids for result in first}) == len(first)
+            for said, request, result in zip(turns, requests, mine, strict=True):
+                said[:] = [*request["messages"], {"role": "assistant", "content": result.text}]
+        pairs = [(request, "rivers bend slowly") for request in requests]
+        for one, other in zip(shared.score_batch(pairs), unshared.score_batch(pairs), strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+        assert shared.backend.backbones[shared.model].memory.taken == 0
 
 
 def test_forks_keep_apart(tiny):

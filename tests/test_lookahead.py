@@ -115,6 +115,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.long
 def test_every_shortcut_gives_the_tokens_of_the_plain_reference(tiny, case):
     case = dict(case)
     stop = case.pop("stop", ())

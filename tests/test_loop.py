@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fader import Busy, Cancelled, Fader, Vector, load
 from fader.engine.loop import Engine
 from fader.engine.prefix import Policy, Prefix
-from fader.engine.program import Emit, NextLogits, Score, SequenceLogits, UsageSoFar
+from fader.engine.program import Emit, NextLogits, Remember, Score, SequenceLogits, UsageSoFar
 from fader.engine.stats import Stats
 
 POLICY_PROMPT = (7, 8, 9)
@@ -44,10 +44,10 @@ class Slots:
     def area(self, slots, length):
         return slots * max(length, self.budget // self.slots)
 
-    def fits(self, slots, length):
-        return self.area(slots, length) <= self.budget
+    def room(self, slots, length):
+        return self.budget - self.area(slots, length)
 
-    def reserve(self, slots, length):
+    def reserve(self, slots, length, beside=0):
         pass
 
     def allocate(self):
@@ -68,6 +68,27 @@ class Slots:
         assert len(self.holds[copy]) == length
         return copy
 
+    def keep(self, slot, start, end):
+        kept = KeptTokens(self.holds[slot][start:end])
+        assert len(kept) == end - start
+        return kept
+
+    def restore(self, slot, start, kept, count):
+        assert 0 < count <= len(kept)
+        assert len(self.holds[slot]) == start
+        self.holds[slot] += kept[:count]
+
+
+class KeptTokens(list):
+    """The `Kept` of `Slots`."""
+
+    @property
+    def nbytes(self):
+        return 8 * len(self)
+
+    def part(self, start, end):
+        return KeptTokens(self[start:end])
+
 
 class Remembering:
     """A second `Backbone`, which keeps to the Protocol and has nothing else in common with the one
@@ -76,6 +97,7 @@ class Remembering:
 
     def __init__(self, name="remembering", slots=16, budget=4096, max_batch_tokens=512) -> None:
         self.name, self.fingerprint, self.dtype = name, "0123456789abcdef", "none"
+        self.identity = self.fingerprint
         self.vocabulary, self.max_length, self.end_tokens = 400, 256, frozenset({1, 2})
         self.max_batch_tokens, self.layers = max_batch_tokens, {"all": (4, 4)}
         self.tokenizer, self.memory = tokenizer(), Slots(slots, budget)
@@ -593,6 +615,31 @@ class TestFaultsEndTheirJobOnly:
 
         assert "the judge is out" in str(self.ends_with(tiny, program()))
 
+    def test_a_reward_whose_thread_cannot_start(self, tiny, monkeypatch):
+        def waiting():
+            return (yield Score(lambda prompts, texts: [1.0], ["p"], ["t"], slow=True))
+
+        def neighbour():
+            yield NextLogits(Policy(tiny.model, (7, 8)), [Prefix().then(9)])
+            return "well"
+
+        def fail(_):
+            raise RuntimeError("can't start new thread")
+
+        tiny.generate("the sea", max_tokens=1)  # the engine's own thread runs
+        started, needs = [], {tiny.model: (1, 64)}
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            engine = tiny.backend.engine
+            engine._send(
+                lambda: started.extend(engine.run(one(), needs) for one in (waiting, neighbour))
+            )
+            until(lambda: len(started) == 2)
+            error = started[0].exception(timeout=30)
+            assert started[1].result(timeout=30) == "well"
+        assert re.fullmatch(r"reward .*: its thread could not start \(can't start .*\)", str(error))
+        assert engine.run(waiting(), needs).result(timeout=30) == [1.0]
+
     def test_a_text_that_breaks_a_shared_reward(self, tiny):
         """Nobody suffers from another's text; a lost connection concerns all, and is not asked for
         again."""
@@ -714,3 +761,178 @@ def test_an_engine_goes_on_where_its_thread_could_not_start(tiny_folder, monkeyp
         assert (
             fader.backend.submit(fader.request("the sea", max_tokens=2)).result(timeout=10).answers
         )
+
+
+class TestSharedPrompts:
+    """What one job has read, others do not read again."""
+
+    COMMON = tuple(range(10, 140))
+
+    def together(self, engine, asks, needs):
+        """Jobs of one ask each that come at the same time; those that run."""
+        started = []
+
+        def start():
+            started.extend(engine.run(once(ask), needs) for ask in asks)
+
+        engine._send(start)
+        until(lambda: len(started) == len(asks))
+        return started
+
+    @pytest.mark.parametrize("piece", [16, 512])
+    def test_jobs_that_begin_alike_at_the_same_time_read_it_once(self, piece):
+        backbone = Remembering(max_batch_tokens=piece)
+        engine, needs = Engine({backbone.name: backbone}), {backbone.name: (1, 150)}
+        policies = [Policy(backbone.name, (*self.COMMON, place, 5)) for place in range(200, 206)]
+        asks = [NextLogits(policy, [Prefix()]) for policy in policies]
+        found = self.together(engine, asks, needs)
+        for policy, running in zip(policies, found, strict=True):
+            logits = running.result(timeout=30)[0]
+            assert torch.equal(logits, TestAnotherBackbone().truth(backbone, policy, Prefix()))
+        read, cached = (
+            [getattr(running.usage, name) for running in found]
+            for name in ("tokens_read", "cached_tokens")
+        )
+        assert [one + other for one, other in zip(read, cached, strict=True)] == [132] * 6
+        assert cached[0] == 0
+        # of what is left of the beginning, less than is worth waiting for is read by each
+        assert all(count == 130 if piece == 512 else count > 130 - 64 for count in cached[1:])
+        engine.close()
+
+    def test_who_waits_for_another_goes_on_when_that_one_is_cancelled(self):
+        backbone = Remembering(max_batch_tokens=16)
+        engine, needs = Engine({backbone.name: backbone}), {backbone.name: (1, 150)}
+        policies = [Policy(backbone.name, (*self.COMMON, place)) for place in (200, 201)]
+        forward, forwards, running = backbone.forward, [], []
+
+        def watched(segments):
+            forwards.append([segment.slot for segment in segments])
+            if len(forwards) == 2:
+                running[0].cancel()
+            return forward(segments)
+
+        backbone.forward = watched
+        asks = [NextLogits(policy, [Prefix()]) for policy in policies]
+        engine._send(lambda: running.extend(engine.run(once(ask), needs) for ask in asks))
+        until(lambda: len(running) == 2)
+        logits = running[1].result(timeout=30)[0]
+        assert torch.equal(logits, TestAnotherBackbone().truth(backbone, policies[1], Prefix()))
+        assert isinstance(running[0].exception(timeout=30), Cancelled)
+        assert [len(slots) for slots in forwards[:2]] == [1, 1]
+        assert running[1].usage.cached_tokens == 32
+        engine.close()
+
+    def test_an_answer_is_remembered_where_its_program_says_so(self):
+        backbone = Remembering()
+        engine, needs = Engine({backbone.name: backbone}), {backbone.name: (2, 60)}
+        policy = Policy(backbone.name, (5, 6, 7))
+
+        def program(says):
+            prefix = Prefix()
+            for token in (11, 12, 13):
+                yield NextLogits(policy, [prefix])
+                prefix = prefix.then(token)
+            if says:
+                assert (yield Remember([policy, Policy(backbone.name, (9,))], prefix)) is None
+
+        turn = Policy(backbone.name, (5, 6, 7, 11, 12, 13, 14))
+        for says, cached in ((False, 3), (True, 5)):  # the last token was never read
+            engine._prompts[backbone.name].shrink(0)
+            engine.run(program(says), needs).result(timeout=30)
+            running = engine.run(once(NextLogits(turn, [Prefix()])), needs)
+            truth = TestAnotherBackbone().truth(backbone, turn, Prefix())
+            assert torch.equal(running.result(timeout=30)[0], truth)
+            assert (running.usage.cached_tokens, running.usage.tokens_read) == (cached, 7 - cached)
+        engine.close()
+
+    def test_what_is_remembered_makes_room_for_what_runs(self, tiny_folder):
+        """No job waits for it, and together they stay within the budget."""
+        whole = 8 * 64 * 768  # eight rows of 64 positions, in bytes
+        backbone = load(str(tiny_folder), kv_bytes=whole)
+        engine, name = Engine({backbone.name: backbone}), backbone.name
+        for place in range(10):
+            prompt = tuple(range(10 + place, 70 + place))
+            engine.run(once(NextLogits(Policy(name, prompt), [Prefix()])), {name: (1, 64)}).result(
+                timeout=30
+            )
+        stats = engine.stats()
+        assert whole - 60 * 768 < stats.kv_remembered + stats.kv_reserved <= whole
+        begun, done = [], threading.Event()
+
+        def wait(prompts, texts):
+            assert done.wait(30)
+            return [0.0]
+
+        def program(prompt):
+            yield NextLogits(Policy(name, prompt), [Prefix()])
+            yield Emit(prompt)
+            yield Score(wait, ["p"], ["t"], slow=True)
+
+        needs = [(1, 64), (3, 64), (4, 64)]
+        running = [
+            engine.run(program((5, 6, 7, place)), {name: rows}, begun.append)
+            for place, rows in enumerate(needs)
+        ]
+        until(lambda: len(begun) == 3)
+        stats = engine.stats()
+        assert (stats.live, stats.waiting) == (3, 0)
+        assert (stats.kv_reserved, stats.kv_remembered) == (whole, 0)
+        done.set()
+        for one in running:
+            one.result(timeout=30)
+        engine.close()
+
+    def test_what_cannot_be_remembered_ends_no_job(self, tiny_folder, monkeypatch):
+        backbone = load(str(tiny_folder))
+        engine, needs = Engine({backbone.name: backbone}), {backbone.name: (1, 64)}
+
+        def fail(*_):
+            raise RuntimeError("out of memory")
+
+        ask = NextLogits(Policy(backbone.name, POLICY_PROMPT), [Prefix()])
+        first = engine.run(once(ask), needs).result(timeout=30)
+        monkeypatch.setattr(backbone.memory, "keep", fail)
+        other = NextLogits(Policy(backbone.name, (7, 9, 9)), [Prefix()])
+        assert len(engine.run(once(other), needs).result(timeout=30)) == 1
+        assert engine.stats().kv_remembered == 0
+        torch.testing.assert_close(engine.run(once(ask), needs).result(timeout=30), first)
+        engine.close()
+
+    def test_what_was_not_finite_is_not_remembered(self, tiny_folder, monkeypatch):
+        """A fault that passes spoils no later request."""
+        backbone = load(str(tiny_folder))
+        engine = Engine({backbone.name: backbone}, token_budget=4)
+        needs = {backbone.name: (1, 64)}
+        ask = NextLogits(Policy(backbone.name, (7, 8, 9, 10, 11, 12)), [Prefix()])
+        forward = backbone.forward
+
+        def spoiled(segments):
+            found = forward(segments)
+            backbone.memory.keys[:, segments[0].slot] = float("nan")
+            return [logits * float("nan") for logits in found]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(backbone, "forward", spoiled)
+            error = engine.run(once(ask), needs).exception(timeout=30)
+        assert "not finite" in str(error)
+        assert engine.stats().kv_remembered == 0
+        assert engine.run(once(ask), needs).result(timeout=30).isfinite().all()
+        engine.close()
+
+    def test_it_goes_with_its_vector_and_with_the_engine(self, tiny_folder):
+        with Fader(load(str(tiny_folder))) as fader:
+            vector = Vector("v", {})
+            fader.add_vector(vector)
+            fader.generate("the sea", max_tokens=2)
+            bare = fader.backend.stats().kv_remembered
+            fader.generate("the sea", max_tokens=2, alignment={"vectors": {"v": 1.0}})
+            assert fader.backend.stats().kv_remembered == 2 * bare > 0
+            fader.remove_vector("v")
+            until(lambda: fader.backend.stats().kv_remembered == bare)
+        assert fader.backend.stats().kv_remembered == 0
+
+    def test_it_can_be_switched_off(self, tiny_folder):
+        with Fader(load(str(tiny_folder)), share_prompts=False) as fader:
+            costs = [fader.generate("the sea", max_tokens=2).usage for _ in range(2)]
+            assert costs[0].tokens_read == costs[1].tokens_read
+            assert costs[0].cached_tokens == fader.backend.stats().kv_remembered == 0

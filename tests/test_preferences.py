@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from conftest import warnings_of_the_trainer
+from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
 from fader.data.nearness import FAR, NEAR, nearness, of_nearness
@@ -24,7 +25,16 @@ from fader.request import Message, Preferences
 from fader.starter.shipped import starter_families, starter_rows
 from fader.training.run import load, progress_bar
 from fader.training.told import taught_flips, told_lessons
-from fader.training.vector import Recipe, _row, _short_enough, _trainer, train_vector
+from fader.training.vector import (
+    Recipe,
+    _row,
+    _short_enough,
+    _trainer,
+    answer_logprobs,
+    collate,
+    only,
+    train_vector,
+)
 
 IDLE = [row["text"] for row in starter_rows("preferences/irrelevant", "train")]
 
@@ -188,8 +198,32 @@ def test_nearness_finds_twins_and_opposites_and_leaves_strangers_far():
     ]
 
 
+def test_some_lessons_of_a_batch_are_read_as_in_it(tiny_folder):
+    model, tokenizer = load(str(tiny_folder))
+    lessons = told_lessons(taught_flips(starter_families(), share=0.02), IDLE, "principle")[:4]
+    rows = [_row(one, tokenizer, ending_ids(tokenizer), "told") for one in lessons]
+    batch = collate(rows, pad=0)
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    whole = answer_logprobs(model, batch, batch["strengths"]).chunk(2)
+    some = only(batch, torch.tensor([1, 3]))
+    part = answer_logprobs(model, some, some["strengths"]).chunk(2)
+    for all_of_side, found in zip(whole, part, strict=True):
+        torch.testing.assert_close(found, all_of_side[[1, 3]])
+
+
 @warnings_of_the_trainer
-def test_a_preference_is_learned_by_flips(tmp_path, tiny_folder):
+def test_lessons_that_are_no_flips_are_refused(tmp_path, tiny_folder):
+    lessons = told_lessons(taught_flips(starter_families(), share=0.02), [], "principle")
+    recipe = Recipe(loss="flip", in_order=True, max_length=4000)
+    with pytest.raises(ValueError, match=r"^loss: flip takes .* lessons 1 and 2 do not; use dpo$"):
+        train_vector("x", lessons[1:], tmp_path / "x", recipe, model=str(tiny_folder))
+    with pytest.raises(ValueError, match=r"^loss: flip takes lessons two by two; give an even"):
+        Recipe(loss="flip")
+
+
+@pytest.mark.parametrize("loss", ["dpo", "flip"])
+@warnings_of_the_trainer
+def test_a_preference_is_learned_by_flips(tmp_path, tiny_folder, loss):
     """Two answers whose order depends on the preference alone: taught in order, both orders are
     right in the end."""
     flips = family("x", [pair("q", "aaaa", "bbbb")]).flips("train") * 2
@@ -199,9 +233,10 @@ def test_a_preference_is_learned_by_flips(tmp_path, tiny_folder):
         Preferences(user=("x down",), rendering="system"),
     }
     recipe = Recipe(
-        loss="dpo",
+        loss=loss,
         reference="untold",
         beta=0.5,
+        upper=0.5,
         length_normalized=False,
         learning_rate=1e-2,
         batch=4,

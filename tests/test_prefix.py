@@ -8,9 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fader.engine.memory import TorchMemory
-from fader.engine.prefix import CacheSlot, Policy, Prefix, find_or_allocate
+from fader.engine.prefix import CacheSlot, Policy, Prefix, PromptTrie, find_or_allocate
 
 POLICY = Policy("model", (1, 2, 3))
 
@@ -156,6 +158,134 @@ def test_memory_grows_and_keeps_what_is_in_use():
     pool.free(slot)
     pool.reserve(pool.slots, 64)
     assert pool.capacity == 128  # it fits as it is
+
+
+class Texts:
+    """A trie over a memory in which what a position holds says of which text and mixture it is."""
+
+    def __init__(self, budget: int = 512) -> None:
+        self.memory = TorchMemory(2, 1, 4, 4, torch.float32, torch.device("cpu"), budget)
+        self.memory.reserve(1, 64)
+        self.trie = PromptTrie(self.memory)
+
+    def truth(self, mixture, tokens) -> torch.Tensor:
+        ends = range(1, len(tokens) + 1)
+        marks = [float(hash((mixture, tokens[:end])) % 10**6) for end in ends]
+        return torch.tensor(marks)[:, None].expand(-1, 4)
+
+    def read(self, mixture, tokens) -> None:
+        slot = self.memory.allocate()
+        for memory in (self.memory.keys, self.memory.values):
+            memory[:, slot, :, : len(tokens)] = self.truth(mixture, tokens)
+        self.trie.add(mixture, tokens, slot)
+        self.memory.free(slot)
+
+    def restored(self, mixture, tokens) -> int:
+        """How much of a text is known. It must be that text's."""
+        slot = CacheSlot(self.memory, self.memory.allocate())
+        count = self.trie.restore(mixture, tokens, slot)
+        assert slot.held == count == self.trie.known(mixture, tokens)
+        for memory in (self.memory.keys, self.memory.values):
+            held = memory[:, slot.index, 0, :count]
+            assert (held == self.truth(mixture, tokens)[:count]).all()
+        return count
+
+
+def test_the_trie_knows_the_longest_beginning_under_the_same_mixture():
+    texts, warm = Texts(), (("warm", 0.5),)
+    texts.read((), (1, 2, 3, 4, 5))
+    assert texts.restored((), (1, 2, 3, 9)) == 3  # the middle of what was read at once
+    texts.read((), (1, 2, 3, 9, 9))
+    texts.read((), (1, 2, 3, 4, 5, 6, 7))
+    assert texts.trie.positions == 9  # what they have in common is there once
+    assert texts.trie.nbytes == 9 * 2 * 2 * 4 * 4  # layers, keys and values, dim, bytes
+    assert texts.restored((), (1, 2, 3, 4, 5, 6, 7, 8)) == 7
+    assert texts.restored((), (1, 2, 3, 9, 9)) == 5
+    assert texts.restored((), (2, 3)) == texts.restored(warm, (1, 2, 3)) == 0
+    texts.read(warm, (1, 2))
+    assert texts.restored(warm, (1, 2, 3)) == 2
+
+
+def test_the_trie_lets_go_of_what_was_used_least_recently():
+    texts = Texts(budget=64 + 9)  # a slot, and nine positions beside it
+    texts.read((), (1, 2, 3, 4))
+    texts.read((), (5, 6, 7))
+    texts.read((), (1, 2, 8, 9))
+    assert texts.restored((), (5, 6, 7)) == 3
+    texts.read((), (1, 2, 7, 7))  # two more than there is room for: the tail 3, 4 goes
+    assert texts.restored((), (1, 2, 3, 4)) == 2
+    assert texts.restored((), (1, 2, 8, 9)) == texts.restored((), (1, 2, 7, 7)) == 4
+    assert texts.restored((), (5, 6, 7)) == 3
+    texts.read((), tuple(range(20, 40)))  # more than there is room for at all
+    assert texts.restored((), tuple(range(20, 40))) == texts.trie.positions == 9
+    texts.trie.shrink(0)
+    assert (texts.trie.positions, texts.trie.nbytes) == (0, 0)
+    assert not texts.trie._first  # nor does it hold mixtures, and so their vectors
+
+
+def test_the_trie_forgets_what_was_read_with_a_vector():
+    texts, one, two = Texts(), object(), object()
+    for mixture in ((), ((one, 1.0),), ((one, 1.0), (two, 0.5)), ((two, 1.0),)):
+        texts.read(mixture, (1, 2, 3))
+        texts.read(mixture, (1, 2, 4))
+    texts.trie.forget(one)
+    assert [*texts.trie._first] == [(), ((two, 1.0),)]
+    assert texts.trie.positions == 8
+    texts.trie.forget_mixture(())
+    assert texts.restored((), (1, 2, 3)) == 0
+    assert texts.restored(((two, 1.0),), (1, 2, 3)) == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    asked=st.lists(
+        st.tuples(
+            st.sampled_from([(), (("warm", 1.0),)]),
+            st.lists(st.integers(0, 1), min_size=1, max_size=9).map(tuple),
+            st.booleans(),
+        ),
+        max_size=40,
+    ),
+    beside=st.integers(0, 30),
+)
+def test_whatever_the_trie_gives_back_is_of_the_text_that_was_asked(asked, beside):
+    texts = Texts(64 + beside)
+    for mixture, tokens, reads in asked:
+        if reads:
+            texts.read(mixture, tokens)
+            assert texts.restored(mixture, tokens) == min(len(tokens), beside)
+        else:
+            texts.restored(mixture, tokens)
+        assert texts.trie.positions <= beside
+        held = sum(len(stretch.tokens) for stretch in texts.trie._by_use)
+        assert texts.trie.positions == held
+    texts.trie.shrink(0)
+    assert texts.trie.nbytes == 0
+
+
+def test_what_is_restored_is_wiped_if_its_row_ends_unread():
+    """It may be that it is not finite."""
+    pool = memory(2)
+    slot = pool.allocate()
+    pool.keys[:, slot] = float("nan")
+    kept = pool.keep(slot, 0, 3)
+    other = pool.allocate()
+    pool.restore(other, 0, kept, 2)
+    assert pool.keys[:, other].isnan().any()
+    pool.free(other)
+    assert pool.allocate() == other
+    assert not pool.keys[:, other].isnan().any()
+
+
+def test_copies_take_of_the_room_ahead_of_need_and_leave_what_is_needed():
+    pool = memory(1)
+    slot = pool.allocate()
+    assert pool.room(0, 0) == pool.room(1, 64) == 63 * 64
+    pool.reserve(40, 64, beside=20 * 64)
+    assert (pool.slots, pool.room(0, 0)) == (40, 24 * 64)
+    pool.reserve(41, 64, beside=20 * 64)
+    assert pool.slots == 44  # not 80, nor the 64 of the budget
+    pool.free(slot)
 
 
 def test_programs_and_prefixes_need_no_torch():

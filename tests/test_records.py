@@ -349,7 +349,7 @@ def test_rated_answers_are_compared_by_the_named_column(tmp_path):
     ]
     found = read(written(tmp_path, *rows), rating="helpfulness")
     assert list(found.items) == [pair(u(Q))]
-    assert found.left_out == {"there is one rated answer, and nothing to compare it with": [4]}
+    assert found.left_out == {"there are no two rated answers to compare": [4]}
     assert found.ignored == ("verbosity",)
     assert read(written(tmp_path, *rows), rating="verbosity").items[0].chosen == R
     with pytest.raises(ValueError, match="colour: there is no such rating"):
@@ -394,10 +394,64 @@ def test_rated_completions_of_one_record(tmp_path):
         {"response": "No.", "overall_score": 5, "annotations": {"honesty": {"Rating": "N/A"}}},
     ]
     file = written(tmp_path, {"instruction": Q, "completions": completions})
-    assert read(file, rating="honesty").items == (pair(u(Q)),)
+    found = read(file, rating="honesty")
+    assert found.items == (pair(u(Q)),)
+    assert found.notes() == [f"{file}: 1 answers left out: they have no rating (record 1)"]
+    assert found.summary().endswith("1 pairs: 1 train, 1 answers unrated")
     assert read(file, rating="overall_score").items[0].chosen == R
     file = written(tmp_path, {"instruction": Q, "generations": [R, C], "ratings": [1, 2]})
     assert read(file, rating="ratings").items == (pair(u(Q)),)
+
+
+def test_answers_that_nobody_rated_are_counted(tmp_path):
+    rows = [
+        {"prompt": Q, "response": text, "helpfulness": score}
+        for text, score in ((R, 1), ("No.", "N/A"), (C, 4), ("Well.", None))
+    ]
+    file = written(tmp_path, *rows, {"prompt": "Why?", "response": C, "helpfulness": ""})
+    found = read(file, rating="helpfulness")
+    assert found.items == (pair(u(Q)),)
+    assert found.unrated == (2, 4, 5)
+    assert found.notes()[-2:] == [
+        f"{file}: 1 left out: there are no two rated answers to compare (record 5)",
+        f"{file}: 3 answers left out: they have no rating (records 2, 4, 5)",
+    ]
+
+
+JSON_TEXTS = [
+    '{"from": "Ann", "to": "Ben"}',
+    '[{"from": "2020", "to": "2021"}]',
+    '{"from": "km", "to": "mi", "value": 5}',
+    '{"from": 1, "value": 5}',
+    "[{'from': 'Ann', 'to': 'Ben'}]",
+    "[{'value': 5}]",
+    '{"role": "admin", "name": "Ann"}',
+    '{"messages": 3}',
+    '{"messages": [{"from": "Ann", "text": "Hi"}]}',
+]
+
+
+@pytest.mark.parametrize("text", JSON_TEXTS)
+@pytest.mark.parametrize("field", ["prompt", "chosen"])
+def test_json_that_is_no_conversation_is_a_text(tmp_path, text, field):
+    meant = pair(u(text)) if field == "prompt" else pair(u(Q), chosen=text)
+    assert read_pairs(written(tmp_path, {"prompt": Q, **SAME, field: text})) == [meant]
+
+
+BROKEN_TURNS = [
+    '[{"from": "human", "text": "Hi"}]',
+    '[{"from": "gpt4", "value": "Hi"}]',
+    '{"role": "assistant", "tool_calls": [{"id": "x"}]}',
+    '{"messages": [{"role": "narrator", "content": "Hi"}]}',
+    "[{'content': 'Hi', 'role': 'user'}\n {'content': 'Hm', 'role': 'assistant'}]",
+]
+
+
+@pytest.mark.parametrize("text", BROKEN_TURNS)
+def test_json_that_is_half_a_conversation_is_refused(tmp_path, text):
+    file = written(tmp_path, {"prompt": text, **SAME})
+    with pytest.raises(ValueError, match=r"data\.jsonl:1: prompt"):
+        read(file)
 
 
 def test_the_marks_of_helpsteer_are_turns(tmp_path):

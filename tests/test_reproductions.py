@@ -9,10 +9,13 @@ import pytest
 from conftest import random_vectors, warnings_of_the_trainer
 
 from fader import Vector
+from fader.cli.evaluate import PERSONAL
 from fader.evaluation.cache import ResultCache
+from fader.evaluation.metrics import exactly
 from fader.evaluation.suite import Suite
 from fader.evaluation.tasks import TASKS
 from fader.starter.shipped import DOMAINS
+from reproductions import pad
 from reproductions.search import LOOKAHEADS, _rewards, bound, implicit
 from reproductions.search import PARTS as SEARCHES
 from reproductions.vectors import PARTS, public_pairs
@@ -78,7 +81,7 @@ TASKS_OF = {
 
 def test_every_task_of_the_evaluation_is_part_of_the_reproductions():
     assert TASKS_OF.keys() == PARTS.keys()
-    alone = {"pairs", "personalized", "judges"}  # of one's own data, and run by `fader eval` itself
+    alone = {"pairs", "judges", *PERSONAL}  # of one's own data, and run by `fader eval` itself
     assert TASKS.keys() - alone <= set().union(*TASKS_OF.values())
 
 
@@ -153,6 +156,41 @@ def test_the_plain_recipe_stands_beside_the_shipped_vectors(suite, tmp_path, mon
     assert figures["plain DPO", "all", "training_lessons"].value == 3 + 5 + 3
     assert figures["line-trained", "all", "training_lessons"].value == 8  # one run for all three
     assert figures["line-trained", "all", "training_seconds"].value == 40
+
+
+@warnings_of_the_trainer
+def test_the_forms_of_the_personalised_model_stand_beside_each_other(suite, tmp_path, monkeypatch):
+    monkeypatch.setattr("reproductions.pad.RUNS", tmp_path / "runs")
+    families = [
+        replace(
+            family,
+            pairs=tuple(
+                replace(pair, split=pair.split.replace("test", "dev")) for pair in family.pairs
+            ),
+        )
+        for family in suite.families
+    ]
+    suite = replace(suite, families=families)
+    assert {"stage-1", "plain", "map", "weights", "per-token"} <= pad.PARTS.keys()
+    for form in ("weights", "map", "stage-1"):
+        found = {(one.case, one.metric): one for one in pad.PARTS[form](suite)}
+        assert found["all", "training_lessons"].value > 0
+        assert 0 <= found["seen", "accuracy"].value <= 1
+        assert (("seen", "over_stage_1") in found) == (form != "stage-1")
+        assert (("seen", "raw") in found) == (form != "weights")
+        again = {(one.case, one.metric): one for one in pad.PARTS[form](suite)}
+        assert again == found  # what was trained is found again
+    assert sorted(place.name for place in (tmp_path / "runs").iterdir()) == [
+        *("map", "stage-1", "weights")
+    ]
+    assert Vector.load(tmp_path / "runs" / "map").card["started_from"][0]["lessons"] > 0
+
+
+def test_figures_are_readable_on_a_terminal():
+    from reproductions.runner import _line
+
+    (figure,) = [exactly("pad", "map", "seen", "accuracy", 0.5)]
+    assert _line(figure) == "pad map seen accuracy: 0.500 (0.500 to 0.500, n = 1)"
 
 
 @pytest.fixture

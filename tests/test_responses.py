@@ -36,6 +36,17 @@ def test_a_response_is_the_answer_of_a_chat(served):
     assert (ended["status"], ended["incomplete_details"]) == ("completed", None)
 
 
+def test_what_was_not_read_again_is_told(served):
+    prompt = "what is told about the sea " * 8
+    first, second = (ask(served, prompt).json() for _ in range(2))
+    assert second["output"][0]["content"] == first["output"][0]["content"]
+    before, after = first["usage"]["alignment"], second["usage"]["alignment"]
+    assert after["cached_tokens"] > before["cached_tokens"]
+    assert sum(after[one] - before[one] for one in ("cached_tokens", "tokens_read")) == 0
+    told = second["usage"]["input_tokens_details"]["cached_tokens"]
+    assert told == after["cached_tokens"]
+
+
 def test_instructions_and_turns_are_a_conversation(served):
     turns = [
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "the sea"}]},

@@ -626,7 +626,10 @@ def test_a_schema_is_bounded_while_it_validates():
     start = time.perf_counter()
     assert value(unique, json.dumps([*range(1_000_000)])) == 0.5
     assert time.perf_counter() - start < 5
-    for dialect in (5, "http://json-schema.org/draft-03/schema#"):
+    for number in ("draft-04/schema#", "draft-07/schema", "draft-07/schema#"):
+        make(spec("json-schema", of={"$schema": f"http://json-schema.org/{number}"}))
+    make(spec("json-schema", of={"$schema": "https://json-schema.org/draft/2020-12/schema"}))
+    for dialect in (5, "http://json-schema.org/draft-03/schema#", "http://example.com/mine"):
         with pytest.raises(ValueError, match=r"of\.\$schema .* draft 4 or later"):
             make(spec("json-schema", of={"$schema": dialect, "extends": {}}))
     deep = {}

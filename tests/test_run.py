@@ -58,6 +58,7 @@ def _train_long(folder, model):
 
 
 @warnings_of_the_trainer
+@pytest.mark.long
 def test_a_run_killed_at_any_moment_goes_on(tmp_path, tiny_folder):
     """Killed while checkpoints are written, right after, and on its way, it gives what an
     undisturbed run gives."""

@@ -160,7 +160,7 @@ def test_unknown_fields_are_named_and_what_changes_nothing_is_taken(served):
         ({"lora": [{"id": 99999, "scale": 1}]}, "lora[0]"),
         ({"lora": [], "alignment": {}}, "lora"),
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
-        ({"max_tokens": 100000}, "messages"),
+        ({"max_tokens": 100000}, "max_tokens"),
     ],
 )
 def test_faults_are_named_by_the_path_of_the_field(served, fields, param):

@@ -191,6 +191,11 @@ def test_an_answer_that_outgrows_its_room_is_an_error(fader, monkeypatch):
             r"\[1\]\.contrast\.plausible: needs a `top_k` of the base",
         ),
         ([{"kind": "proxy", "tuned": "own", "untuned": "own"}], "another vocabulary"),
+        (  # two guides whose models disagree
+            [GUIDE, {"kind": "realign", "aligned": {"model": "own"}}],
+            r"\[1\]\.realign\.aligned\.model: own has another vocabulary than .*"
+            r"; take a model of the same tokenizer",
+        ),
     ],
 )
 def test_what_another_tokenizer_cannot_do_is_refused(fader, guides, fault):

@@ -15,6 +15,7 @@ from test_cli import rows, run
 from transformers import AutoModelForCausalLM
 
 from fader import Fader, load
+from fader.cli.train import _measured
 from fader.data.records import LEVELS, Pair, pair_of, read_levels, read_pairs, split
 from fader.engine.builtin import fetch
 from fader.methods.prompt import conversation
@@ -571,6 +572,50 @@ def test_the_commands_train_and_say_what_was_measured(tmp_path, tiny_folder):
     assert [row["name"] for row in rows(done)] == ["one", "two"]
     assert Vector.load(tmp_path / "both" / "two").card["trained_with"] == ["one", "two"]
     assert found["effect"]["seen_in_training"]  # no record of the file is marked dev
+
+
+def test_what_is_measured_was_not_taught_and_is_found_without_comparing(tmp_path, monkeypatch):
+    pairs = read_pairs_of(SAYINGS, tmp_path)
+    by_split = {
+        name: [replace(pair, split=name) for pair in pairs] for name in ("train", "dev", "test")
+    }
+    items = [pair for some in by_split.values() for pair in some]
+
+    def compared(one, other):
+        raise AssertionError("each with each is too much for a large file")
+
+    monkeypatch.setattr(Pair, "__eq__", compared)
+    for taught, measured in (("train", "dev"), ("test", "dev"), ("dev", "test")):
+        found = _measured(items, by_split[taught])
+        assert [id(one) for one in found["items"]] == [id(one) for one in by_split[measured]]
+        assert not found["seen"]
+    found = _measured(by_split["train"], by_split["train"])
+    assert found["seen"]
+    assert found["items"] is by_split["train"]
+
+
+@warnings_of_the_trainer
+def test_train_personal_says_which_records_it_does_not_teach(tmp_path, tiny_folder):
+    file = tmp_path / "liked.jsonl"
+
+    def write(*splits):
+        records = [
+            {"preference": wish, "prompt": "a dog", "chosen": chosen, "rejected": rejected}
+            for wish, chosen, rejected in (("Bark.", "wuff", "miau"), ("Purr.", "miau", "wuff"))
+        ]
+        marked = [{**record, "split": split} for split in splits for record in records]
+        file.write_text("".join(json.dumps(row) + "\n" for row in marked))
+
+    command = ["train", "personal", "p", "--data", str(file), "--model", str(tiny_folder)]
+    command += ["--out", str(tmp_path / "p"), "--rank", "2", "--passes", "1", "--json"]
+    write("train", "dev", "test", "test")
+    done = run(*command)
+    assert rows(done)[-1]["not_taught"] == {"dev": 2, "test": 4}
+    assert f"{file}: 2 of 8 records are taught, not 2 of dev, 4 of test\n" in done.stderr
+    write("dev")
+    done = run(*command)
+    assert done.returncode == 2
+    assert "has no records of the split train (there are 2 of dev)" in done.stderr
 
 
 @pytest.mark.parametrize(

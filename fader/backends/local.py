@@ -7,7 +7,7 @@ program of the engine. What can be refused is refused while planning, all faults
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from fader.methods.structured import masks
 from fader.methods.tokens import stop_tokens, text_ids
 from fader.request import Lookahead, PolicySpec, Preferences, Request, Sampling, Search
 from fader.rewards.reward import NOTHING, Resources
-from fader.schema import Faults, Invalid, at, path_of, whole_characters
+from fader.schema import Faults, Invalid, at, path_of, short, whole_characters
 from fader.vectors.store import find
 from fader.vectors.vector import Vector, mixture
 
@@ -80,8 +80,9 @@ class Local:
 
     `model`: the built-in model's name, a folder, a GGUF file, a hub id, or a loaded `Backbone`.
     `models`: others by name, for guides. `vectors`: folders of vectors by name, beside those found
-    in the usual places. `resources`: what rewards may use, by name. `max_waiting`: how many
-    requests may wait for memory before others are refused with `Busy`.
+    in the usual places. `share_prompts`: whether requests that begin with the same tokens, under
+    the same vectors, read them once. `resources`: what rewards may use, by name. `max_waiting`: how
+    many requests may wait for memory before others are refused with `Busy`.
     """
 
     def __init__(
@@ -93,12 +94,14 @@ class Local:
         dtype: str | None = None,
         kv_bytes: int | None = None,
         token_budget: int = 512,
+        share_prompts: bool = True,
         resources: Resources = NOTHING,
         max_waiting: int | None = None,
     ) -> None:
+        _refuse_no_model(model, "model")
         self.model = model if isinstance(model, str) else model.name
         self._load = partial(load, device=device, dtype=dtype, kv_bytes=kv_bytes)
-        self.engine = Engine({}, token_budget, max_waiting)
+        self.engine = Engine({}, token_budget, max_waiting=max_waiting, share_prompts=share_prompts)
         for name, source in [(self.model, model), *(models or {}).items()]:
             self.add_model(name, source)
         self.resources = resources
@@ -130,7 +133,8 @@ class Local:
 
     def add_model(self, name: str, source: str | Path | Backbone) -> None:
         """Load another model (see `engine.loading.load`), which requests may name from now on.
-        Raises ValueError for a name that is taken."""
+        Raises ValueError for a name that is taken, and for what is no model."""
+        _refuse_no_model(source, path_of("models", name))
         self.engine.add(name, self._load(str(source)) if isinstance(source, str | Path) else source)
 
     # Vectors, while requests run
@@ -201,7 +205,7 @@ class Local:
 
     def needs(self, request: Request) -> Needs:
         """Rows and positions by model, for what a request takes at one time."""
-        return _needs(self.plan(request))
+        return self._needs(self.plan(request))
 
     def check(
         self, request: Request, answers: Sequence[str | Sequence[int]] | None = None
@@ -222,7 +226,7 @@ class Local:
     ) -> Running[Result]:
         """Start a request. Raises `Invalid` with all its faults before anything runs."""
         plan = self.plan(request)
-        return self.engine.run(_result(plan), _needs(plan), on_chunk)
+        return self.engine.run(_result(plan), self._needs(plan), on_chunk)
 
     def score(
         self, request: Request, answers: Sequence[str | Sequence[int]]
@@ -237,30 +241,52 @@ class Local:
     ) -> tuple[Plan, list[list[int]], int, Needs]:
         """What scoring takes: the plan, the answers' tokens, how many are read at a time, and the
         memory for these."""
-        if request.alignment.search is not None:
-            said = "chooses what is written, and a given answer is only read; leave it out to score"
-            raise Invalid(said, "alignment.search")
-        plan = self.plan(request, writes=False)
+        faults, plan = Faults(), None
+        with faults.at("alignment", "search"):
+            if request.alignment.search is not None:
+                raise Invalid(
+                    "chooses what is written, and a given answer is only read; leave it out to"
+                    " score"
+                )
+        with faults.at():
+            plan = self.plan(request, writes=False)
+        reader = self.backbones.get(request.model or self.model)
+        written = []
         for answer in answers:
-            if not isinstance(answer, Sequence):
-                raise Invalid(f"must be a text to score (got {answer!r})", "answer")
-        with at("answer"):
-            written = [
-                text_ids(answer, plan.backbone.tokenizer, continuing=_goes_on(request))
-                if isinstance(answer, str)
-                else list(answer)
-                for answer in answers
-            ]
-        if not all(written):
-            raise Invalid("has no tokens; give a text to score", "answer")
-        with at("answer"):
-            plan.backbone.check_tokens([token for ids in written for token in ids])
+            with faults.at("answer"):
+                written.append(_answer_ids(answer, reader, _goes_on(request)))
+        faults.raise_any()
+        assert plan is not None
         longest, size = max(map(len, written), default=0), max(len(written), 1)
         while size > 1 and not self.engine.fits(plan.needs(longest, size)):
             size = -(-size // 2)
-        needs = plan.needs(longest, size)
-        self.engine.check(needs)
-        return plan, written, size, needs
+        return plan, written, size, self._room(plan, longest, size, "answer")
+
+    def _room(self, plan: Plan, length: int, samples: int, field: str) -> Needs:
+        """What `samples` answers of up to `length` tokens need. Raises `Invalid` where that can
+        never be had, under the field that asks for too much; `field` is what says the length."""
+        needs = plan.needs(length, samples)
+        try:
+            self.engine.check(needs)
+        except Invalid as fault:
+            raise Invalid(fault.said, self._too_much(plan, length, field)) from None
+        return needs
+
+    def _too_much(self, plan: Plan, length: int, field: str) -> str:
+        """The first field without which one could run: the number of answers, the search, the
+        alignment as a whole; else the longer one of prompt and answer."""
+        unsearched = replace(plan, objective=None)
+        bare = replace(unsearched, guided=GuidedPolicy(plan.guided.base, ()))
+        for without, needs in (
+            ("sampling.n", plan.needs(length, _rows(plan))),
+            ("alignment.search", unsearched.needs(length, 1)),
+            ("alignment", bare.needs(length, 1)),
+        ):
+            if self.engine.fits(needs):
+                return without
+        if length > len(plan.guided.base.prompt):
+            return field
+        return "messages" if plan.request.raw is None else "raw"
 
     def plan(self, request: Request, writes: bool = True) -> Plan:
         """Find the request's model, vectors and policies. Raises `Invalid` with every fault: names
@@ -280,7 +306,7 @@ class Local:
             base, terms(alignment.guides, resolve, faults.inside("alignment", "guides"))
         )
         aim = None
-        if alignment.search is not None:
+        if writes and alignment.search is not None:
             with faults.at("sampling"):
                 _drawn_as_searched(request.sampling, alignment.search)
             asked = request.messages[-1].content if request.messages else request.raw or ""
@@ -292,8 +318,15 @@ class Local:
         faults.raise_any()
         plan = Plan(request, guided, backbone, _task(request, base, backbone), aim)
         if writes:
-            self.engine.check(_needs(plan))
+            self._needs(plan)
         return plan
+
+    def _needs(self, plan: Plan) -> Needs:
+        """What all answers that a request writes at one time need."""
+        sampling = plan.request.sampling
+        return self._room(
+            plan, sampling.max_tokens, sampling.n * _rows(plan), "sampling.max_tokens"
+        )
 
     def model_named(self, name: str | None, field: str) -> Backbone:
         """The loaded model of that name, by default the first. Raises `Invalid` under `field`."""
@@ -407,11 +440,27 @@ class _Resolver:
         return tuple(ids)
 
 
-def _needs(plan: Plan) -> dict[str, tuple[int, int]]:
-    """Rows and positions on each backbone for all answers that a request writes at one time."""
+def _rows(plan: Plan) -> int:
+    """Answers that are written side by side for one."""
     wanted = plan.request.alignment.search
-    samples = plan.request.sampling.n * (rows(wanted) if wanted else 1)
-    return plan.needs(plan.request.sampling.max_tokens, samples)
+    return rows(wanted) if wanted else 1
+
+
+def _answer_ids(answer: object, reader: Backbone | None, continuing: bool) -> list[int]:
+    """The tokens of an answer that is to be scored, a text or token ids; none where no model is
+    there to read them. Raises `Invalid` for what cannot be scored."""
+    if not isinstance(answer, Sequence):
+        raise Invalid(f"must be a text to score (got {answer!r})")
+    if reader is None:
+        return []
+    if isinstance(answer, str):
+        ids = text_ids(answer, reader.tokenizer, continuing=continuing)
+    else:
+        ids = list(answer)
+    if not ids:
+        raise Invalid("has no tokens; give a text to score")
+    reader.check_tokens(ids)
+    return ids
 
 
 def _task(request: Request, base: Policy, backbone: Backbone) -> Task:
@@ -512,6 +561,16 @@ def _drawn_as_searched(sampling: Sampling, wanted: Search) -> None:
             f"0 draws the same answer every time; {wanted.kind} needs a temperature above 0, such"
             " as 0.8",
             "temperature",
+        )
+
+
+def _refuse_no_model(source: Any, field: str) -> None:
+    """Raises `Invalid` under `field` for what can be no model."""
+    if not isinstance(source, str | Path | Backbone):
+        raise Invalid(
+            "must be a model's name, folder, GGUF file or hub id, or a loaded Backbone (got"
+            f" {short(source)})",
+            field,
         )
 
 

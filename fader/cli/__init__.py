@@ -6,7 +6,7 @@ from io import TextIOWrapper
 
 import typer
 
-from fader.cli import data, evaluate, serve, train, vectors
+from fader.cli import data, evaluate, serve, teacher, train, vectors
 from fader.cli.answers import app
 
 app.command("eval", epilog="Example: `fader eval levels --split test --json`")(evaluate.evaluate)
@@ -15,6 +15,21 @@ vectors.app.command(
 )(evaluate.tune)
 app.command("serve", epilog="Example: `fader serve --align pirate`")(serve.serve)
 app.add_typer(serve.app, name="keys")
+data.app.command(
+    "levels",
+    epilog=(
+        "Example: `fader data levels tax-law --count 120 --out tax.jsonl --endpoint"
+        " http://localhost:8000/v1 --teacher some-model --dry-run`"
+    ),
+)(teacher.levels)
+data.app.command(
+    "preferences",
+    epilog=(
+        "Example: `fader data preferences home-cooking --family 'length=short answers/thorough"
+        " answers' --out cooking.jsonl --endpoint http://localhost:8000/v1 --teacher some-model"
+        " --dry-run`"
+    ),
+)(teacher.preferences)
 app.add_typer(vectors.app, name="vectors")
 app.add_typer(train.app, name="train")
 app.add_typer(data.app, name="data")

@@ -198,7 +198,11 @@ def _command(
     return alignment
 
 
-_TOO_LONG = ("messages", "alignment")  # what does not fit the model, or its KV memory
+# where a request says too much for the model or its KV memory; a shorter conversation may fit
+_TOO_LONG = (
+    *("messages", "alignment", "alignment.search"),
+    *("sampling.n", "sampling.max_tokens"),
+)
 
 
 def _turn(
@@ -291,7 +295,12 @@ def schema() -> None:
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help="A script under benchmarks/: decode, guide, pad, vectors, knob, deal."),
+        typer.Argument(
+            help=(
+                "A script under benchmarks/: decode, guide, pad, vectors, knob, prompts, shape,"
+                " deal."
+            )
+        ),
     ],
     case: Annotated[str | None, typer.Option(help="Only this case of it; left out: all.")] = None,
     as_json: AsJson = False,

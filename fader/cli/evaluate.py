@@ -32,11 +32,23 @@ from fader.request import Alignment
 from fader.starter.shipped import DOMAINS, STYLES, starter_levels
 from fader.vectors.store import available
 
+PERSONAL = frozenset(
+    (
+        "personalized",
+        "personalized-baselines",
+        "personalized-sweep",
+        "personalized-economies",
+    )
+)
+"""The tasks of a personalised model, which are measured by themselves or with each other."""
 Moved = Annotated[
     list[str] | None,
     typer.Option(
         "--vector",
-        help="DOMAIN=NAME: another vector for a domain. Repeatable. For pairs: its name alone.",
+        help=(
+            "DOMAIN=NAME: another vector for a domain. Repeatable. For pairs: its name alone, as"
+            " for personalized and its like (left out: personal)."
+        ),
     ),
 ]
 Levels = Annotated[
@@ -45,8 +57,8 @@ Levels = Annotated[
         "--data",
         help=(
             "DOMAIN=FILE: another level file for a domain; without a dev split, the shipped one"
-            " serves. Repeatable. For pairs: FILE alone, in any common form. For judges: a folder"
-            " of public data; left out: the one that FADER_DATA names."
+            " serves. Repeatable. For pairs: FILE alone, in any common form. For judges and"
+            " personalized: a folder of public data; left out: the one that FADER_DATA names."
         ),
     ),
 ]
@@ -74,8 +86,9 @@ def evaluate(
             metavar="TASK...",
             help=(
                 "levels, curve, prompting, generation, spillover, fluency, ability, styles; or,"
-                " by themselves: pairs, of your own data, and judges, how right the judges of"
-                " helpful, harmless and humorous are."
+                " by themselves: pairs, of your own data; judges, how right the judges of"
+                " helpful, harmless and humorous are; personalized, personalized-baselines,"
+                " personalized-sweep, personalized-economies, of a personalised reward model."
             ),
         ),
     ],
@@ -124,13 +137,15 @@ def evaluate(
     for task in tasks:
         if task not in TASKS:
             raise ValueError(f"TASK: no task {task!r}; known: {', '.join(TASKS)}")
-    for task in ("pairs", "judges"):
-        if task in tasks and len(tasks) > 1:
+    for task in ("pairs", "judges", *PERSONAL):
+        if task in tasks and len(tasks) > 1 and not {*tasks} <= PERSONAL:
             raise ValueError(f"TASK: {task} is measured by itself (got {' '.join(tasks)})")
     if tasks == ["pairs"]:
         chosen = _of_pairs(vector, data, rating, skip_bad)
     elif tasks == ["judges"]:
         chosen = _of_judges(vector, data)
+    elif {*tasks} <= PERSONAL:
+        chosen = _of_personal(vector, data)
     else:
         chosen = _chosen(domain or DOMAINS, vector, data)
     at = re.fullmatch(r"(https?://[^#]+)#(.+)", judge or "")
@@ -267,6 +282,18 @@ def _of_pairs(
     for line in [*found.notes(), found.summary()]:
         typer.echo(line, err=True)
     return {"pairs": as_pairs(found.items), "levels": {}, "vectors": {name: name}}
+
+
+def _of_personal(vector: Sequence[str] | None, data: Sequence[str] | None) -> dict[str, Any]:
+    """The vector of the personalised model, and the folder of public data that judges learn
+    from."""
+    if len(vector or ()) > 1 or len(data or ()) > 1:
+        raise ValueError(
+            "personalized: takes one vector and one folder, as in `fader eval personalized --vector"
+            " mine --data FOLDER`"
+        )
+    named = {"personal": vector[0]} if vector else {}
+    return {"public": Path(data[0]) if data else None, "levels": {}, "vectors": {}, **named}
 
 
 def _of_judges(vector: Sequence[str] | None, data: Sequence[str] | None) -> dict[str, Any]:

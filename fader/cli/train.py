@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -31,10 +32,11 @@ from fader.engine import builtin
 from fader.starter.shipped import starter_families, starter_rows
 from fader.training.lessons import at_one, lessons_of
 from fader.training.lessons import cotrain as side_by_side
-from fader.vectors.store import vector_folder
+from fader.vectors.store import open_vector, vector_folder
 from fader.vectors.vector import Vector
 
 if TYPE_CHECKING:
+    from fader.training.personal_head import PreferenceWeights
     from fader.training.vector import Recipe
 
 
@@ -43,6 +45,14 @@ class Loss(StrEnum):
 
     simpo = "simpo"
     dpo = "dpo"
+
+
+class Stage(StrEnum):
+    """The stages of `train personal`; the second has two arms."""
+
+    backbone = "backbone"
+    map = "map"
+    weights = "weights"
 
 
 Force = Annotated[
@@ -248,6 +258,20 @@ def personal(
     ] = None,
     out: Out = None,
     model: Model = builtin.NAME,
+    stage: Annotated[
+        Stage,
+        typer.Option(
+            help=(
+                "`backbone`: stage 1, the model under preferences; `map`, `weights`: stage 2, a"
+                " part before the head of the model that --start names. `map` gives a vector,"
+                " `weights` only what is measured."
+            )
+        ),
+    ] = Stage.backbone,
+    start: Annotated[
+        str | None,
+        typer.Option(help="Vector to go on from, by name or folder; stage 2 needs one."),
+    ] = None,
     passes: Annotated[
         int, typer.Option(min=1, help="Passes over the pairs, each in other wordings.")
     ] = 2,
@@ -263,14 +287,27 @@ def personal(
     for the preferences that ship, on two cores."""
     with needing("training", "train,eval"):
         from fader.training.personal import PERSONAL, train_personal
+        from fader.training.personal_head import RECIPES, train_personal_head
         from fader.training.told import taught_flips
 
+    others: Counter[str] = Counter()
+    if stage is not Stage.backbone and start is None:
+        raise ValueError(
+            f"--start: the stage {stage.value} goes on from a trained model; give the vector of"
+            " stage 1, by name or folder"
+        )
+    begun = [open_vector(start)] if start else []
     if data is None:
         flips: list[tuple[Judged, ...]] = [*taught_flips(starter_families(), seed)]
     else:
-        records = [one for one in read_judged(data) if one.split == "train"]
+        found = read_judged(data)
+        records = [one for one in found if one.split == "train"]
+        others = Counter(one.split for one in found if one.split != "train")
+        said = ", ".join(f"{count} of {split}" for split, count in others.items())
         if not records:
-            raise ValueError(f"--data: {data} has no records of the split train")
+            raise ValueError(f"--data: {data} has no records of the split train (there are {said})")
+        if others:
+            _say(f"{data}: {len(records)} of {len(found)} records are taught, not {said}")
         flips = flips_of(records)
         if alone := unflipped(records):
             _say(
@@ -278,29 +315,42 @@ def personal(
                 " them the model can learn what is liked without reading a preference"
             )
     idle = [row["text"] for row in starter_rows("preferences/irrelevant", "train")]
-    recipe = _with(
-        PERSONAL,
-        rank=rank,
-        beta=beta,
-        learning_rate=learning_rate,
-        max_length=max_length,
-        seed=seed,
-    )
+    given: dict[str, Any] = {
+        "rank": rank,
+        "beta": beta,
+        "learning_rate": learning_rate,
+        "max_length": max_length,
+        "seed": seed,
+    }
     folder = vector_folder(name, Path(out) if out else None, "NAME")
     _say(f"Taught: {len(flips)} pairs, {passes} times.")
-    trained = train_personal(name, flips, idle, folder, recipe, passes, model=model, force=force)
+    trained: Vector | PreferenceWeights
+    if stage is Stage.backbone:
+        recipe = _with(PERSONAL, **given)
+        trained = train_personal(
+            name, flips, idle, folder, recipe, passes, model=model, start=begun, force=force
+        )
+    else:
+        part = _with(RECIPES[stage.value], **given)
+        trained = train_personal_head(
+            name, begun[0], flips, idle, folder, part, passes, model=model, force=force
+        )
     row = {
         "name": trained.name,
         "folder": str(folder),
         **{key: trained.card[key] for key in ("lessons", "retained", "seconds")},
+        "not_taught": dict(others),
     }
     print_json(row) if as_json else screen.print(row)
 
 
-def _with(recipe: Recipe, rank: int | None = None, **settings: Any) -> Recipe:
+Settings = TypeVar("Settings", bound="Recipe")
+
+
+def _with(recipe: Settings, rank: int | None = None, **settings: Any) -> Settings:
     """A recipe with the settings that were given, not None; alpha goes with the rank."""
     if rank is not None:
-        settings |= {"rank": rank, "alpha": 2 * rank}
+        settings |= {"rank": rank, "alpha": recipe.alpha * rank // recipe.rank}
     return replace(recipe, **{key: value for key, value in settings.items() if value is not None})
 
 
@@ -321,9 +371,10 @@ def _taught(items: Sequence[Item]) -> list[Item]:
 
 
 def _measured(items: Sequence[Item], taught: Sequence[Item]) -> dict[str, Any]:
-    """What a trained vector is measured on: the items marked dev that were not taught, else those
-    marked test; where there are none, the taught ones."""
-    unseen = [item for item in items if item.split != "train" and item not in taught]
+    """What a trained vector is measured on: the items of dev, else those of test, unless they were
+    taught; where there are none, the taught ones. What is taught of a split is taught whole."""
+    used = {"train", *(item.split for item in taught)}
+    unseen = [item for item in items if item.split not in used]
     chosen = [item for item in unseen if item.split == "dev"] or unseen
     return {
         "items": chosen or taught,

@@ -212,6 +212,13 @@ def language_faults(text: str, language: str) -> list[Fault]:
     return []
 
 
+def refusal_faults(text: str, language: str) -> list[Fault]:
+    """A fault if an English text declines to answer."""
+    if language == "en" and (refusal := _REFUSAL.search(text.replace("\u2019", "'"))):
+        return [Fault("refusal", f"it declines ({refusal[0]!r}); answer the question")]
+    return []
+
+
 def answer_faults(
     level: Level, text: str, others: Mapping[Level, str], query: str, language: str
 ) -> list[Fault]:
@@ -228,8 +235,8 @@ def answer_faults(
             faults.append(
                 Fault("referral", "it neither declines nor names who should answer instead")
             )
-    elif english and (refusal := _REFUSAL.search(plain)):
-        faults.append(Fault("refusal", f"it declines ({refusal[0]!r}); answer the question"))
+    else:
+        faults += refusal_faults(text, language)
     if level == "expert" and not (
         _FIGURE.search(plain) or _NAME.search(plain) or _NUMBER_WORD.search(plain)
     ):

@@ -77,9 +77,17 @@ ROLES = {
     "model": "assistant",
     "developer": "system",
 }
+SPEAKERS = {
+    *("user", "assistant", "system", *ROLES),
+    *("function", "function_call", "ipython", "observation", "tool"),
+}
+"""Who speaks in conversations, also in those that are refused."""
 UNRATED = ("none", "n/a", "na", "nan", "null", "")
 """What stands for a rating that was not given."""
 _SCORE = re.compile(r"score|rating|reward")
+_PRINTED = re.compile(
+    r"\s*\[\s*{\s*'(role'.*?'content|content'.*?'role|from'.*?'value|value'.*?'from)'\s*:", re.S
+)
 _TURN = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
 _MARKED = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
@@ -103,6 +111,8 @@ class Rated:
 
     messages: Turns
     answers: tuple[tuple[str, float], ...]
+    unrated: int = 0
+    """Answers that nobody has rated; they are not among the others."""
 
 
 def is_rated(row: Row) -> bool:
@@ -162,19 +172,23 @@ def rated(row: Row, where: str, rating: str | None) -> Rated:
     prompts = _prompts(row, where)
     if not prompts:
         raise ValueError(f"{where}: prompt: must be a text or messages (there is none)")
+    found = [
+        (field, text, _rating(value, f"{where}: {field}: its {rating}"))
+        for field, text, value in _rated_answers(row, where, rating)
+    ]
     answers = tuple(
         (_text(text, f"{where}: {field}"), score)
-        for field, text, value in _rated_answers(row, where, rating)
-        if not math.isnan(score := _rating(value, f"{where}: {field}: its {rating}"))
+        for field, text, score in found
+        if not math.isnan(score)
     )
     history = _agreed(prompts, [None], (), answers[0][0] if answers else "", where)
-    return Rated(_under_system(history, row, where), answers)
+    return Rated(_under_system(history, row, where), answers, len(found) - len(answers))
 
 
 def best_and_worst(found: Rated) -> Comparison:
     """The best-rated answer over the worst-rated one. Raises NoPreference where no two differ."""
     if len(found.answers) < 2:
-        raise NoPreference("there is one rated answer, and nothing to compare it with")
+        raise NoPreference("there are no two rated answers to compare")
     best, worst = (pick(found.answers, key=lambda answer: answer[1]) for pick in (max, min))
     if best[1] == worst[1]:
         raise NoPreference("its answers are rated alike")
@@ -286,7 +300,7 @@ def _parts(parts: Sequence[Any], where: str) -> str:
 def _transcript(text: str, where: str) -> Turns | str:
     """The turns of a text that holds a conversation: JSON of messages, as in tables, or a
     transcript; any other text as it is."""
-    if re.match(r"\s*\[\s*{\s*'(role|from|content|value)'", text):
+    if _PRINTED.match(text):
         raise ValueError(f"{where}: holds messages as Python prints them; write them as JSON")
     if re.match(r"\s*[\[{]\s*[\[{\"]", text):
         try:
@@ -294,9 +308,11 @@ def _transcript(text: str, where: str) -> Turns | str:
         except (ValueError, RecursionError):  # ValueError also for integers of too many digits
             return text
         first = found[0] if isinstance(found, list) and found else found
-        if isinstance(first, dict) and {"role", "from", "messages"} & first.keys():
-            read = _openai_input(found, where) if "messages" in first else _turns(found, where)
-            return read if read is not None else text
+        if _is_turn(first):
+            return _turns(found, where) or text
+        messages = first.get("messages") if isinstance(first, dict) else None
+        if isinstance(messages, list) and any(map(_is_turn, messages)):
+            return _openai_input(found, where) or text
         return text
     if _MARKED.search(text):
         first, *rest = _MARKED.split(text)
@@ -321,6 +337,15 @@ def _transcript(text: str, where: str) -> Turns | str:
     return tuple(
         parse(Message, {"role": roles[who], "content": said.strip()}, f"{where}.{place}")
         for place, (who, said) in enumerate(turns)
+    )
+
+
+def _is_turn(value: Any) -> bool:
+    """Whether JSON in a text is a turn: somebody who speaks in conversations, or just who and what
+    was said. Any other object may have these fields too, such as a letter `from` somebody."""
+    return isinstance(value, Mapping) and any(
+        isinstance(value.get(who), str) and (value[who] in SPEAKERS or value.keys() == {who, said})
+        for who, said in (("role", "content"), ("from", "value"))
     )
 
 
@@ -538,6 +563,32 @@ def _rating(value: Any, where: str) -> float:
     return number
 
 
+def _two_responses(row: Row, where: str, rating: str) -> list[tuple[str, Any, Any]]:
+    """The same of a record with two responses. The rating is a column that says which of them is
+    better (it has 1, the other 0), or `response_0_RATING` and `response_1_RATING`."""
+    columns = [f"{name}_{rating}" for name in RESPONSES]
+    if all(name in row for name in columns):
+        values = [row[name] for name in columns]
+    elif rating in PREFERENCES and rating in row:
+        picked = row[rating]
+        if picked is not None and str(picked) not in ("0", "1"):
+            raise ValueError(f"{where}: {rating}: must be 0 or 1 (got {short(picked)})")
+        values = [None if picked is None else int(int(picked) == place) for place in (0, 1)]
+    else:
+        known = [name for name in PREFERENCES if name in row]
+        starts, ends = (f"{name}_" for name in RESPONSES)
+        known += [
+            rest
+            for name in row
+            if str(name).startswith(starts)
+            and f"{ends}{(rest := str(name).removeprefix(starts))}" in row
+        ]
+        raise ValueError(
+            f"{where}: {rating}: there is no such rating (there are {', '.join(known) or 'none'})"
+        )
+    return [(name, row.get(name), value) for name, value in zip(RESPONSES, values, strict=True)]
+
+
 def _ratings(row: Row) -> list[str]:
     """The columns of a rated record that could say which answer is better."""
     if "response" not in row and (completions := _completions(row)):
@@ -561,6 +612,8 @@ def _annotations(completion: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _rated_answers(row: Row, where: str, rating: str) -> list[tuple[str, Any, Any]]:
     """Field, text and rating of every answer of a record."""
+    if "response" not in row and RESPONSES[0] in row:
+        return _two_responses(row, where, rating)
     for name in ("completions", "generations"):
         if name in row and "response" not in row and not isinstance(row[name], list):
             raise ValueError(f"{where}: {name}: must be a list of answers (got {short(row[name])})")

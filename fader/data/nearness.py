@@ -46,9 +46,13 @@ def of_nearness(families: Sequence[Family], seed: int = 0) -> Mapping[str, list[
         if not family.held_out:
             groups["seen"].append(family)
             continue
-        value = distances[family.name][0]
-        groups["near" if value > NEAR else "far" if value < FAR else "between"].append(family)
+        groups[near_or_far(distances[family.name][0])].append(family)
     return groups
+
+
+def near_or_far(value: float) -> str:
+    """What a held-out family of this nearness is: near, between or far."""
+    return "near" if value > NEAR else "far" if value < FAR else "between"
 
 
 def _signed(seen: Family, others: Sequence[Family], seed: int) -> dict[str, float]:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fader.data import sources, splits
 from fader.data.conversations import NoPreference
@@ -43,6 +43,8 @@ class Judged:
 
 Flip = tuple[Judged, Judged]
 """A pair under either of two opposite preferences."""
+Records = TypeVar("Records", bound=tuple[Judged, ...])
+"""Records of one pair, such as a flip."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Family:
     """The first pole likes their chosen answers, the second their rejected ones."""
     held_out: bool = False
     """Kept from training as a whole."""
+    source: str = "shipped"
+    """Where its pairs come from."""
 
     def flips(self, split: str, unseen: bool = False) -> list[Flip]:
         """Each pair of a split under either pole, with the wordings that may be taught, or with
@@ -68,19 +72,39 @@ class Family:
         for pair in self.pairs:
             if pair.split == split:
                 first, second = (
-                    Judged(side, texts[pole], self.name, self.poles[pole], "shipped")
+                    Judged(side, texts[pole], self.name, self.poles[pole], self.source)
                     for pole, side in enumerate((pair, pair.swapped))
                 )
                 found.append((first, second))
         return found
 
+    def records(self) -> list[Judged]:
+        """All its pairs under either pole: those of train with the wordings that may be taught,
+        the others with the unseen ones."""
+        return [
+            judged
+            for split in splits.NAMES
+            for flip in self.flips(split, unseen=split != "train")
+            for judged in flip
+        ]
+
 
 def read_judged(source: Path | str) -> list[Judged]:
     """The records of a file. Raises ValueError naming the record and the field that is wrong."""
-    found = [_judged(row) for row in sources.rows(source)]
+    return [judged for _, judged in numbered(source)]
+
+
+def numbered(source: Path | str) -> list[tuple[int, Judged]]:
+    """The records of a file, each with its line, or its number from 1. Raises as `read_judged`."""
+    found = [(row.place, _judged(row)) for row in sources.rows(source)]
     if not found:
         raise ValueError(f"{source}: no records")
     return found
+
+
+def is_judged(source: Path | str) -> bool:
+    """Whether the first sound record of a file says a preference."""
+    return next(("preference" in row.fields for row in sources.rows(source) if row.fields), False)
 
 
 def row_of(judged: Judged) -> dict[str, Any]:
@@ -113,6 +137,44 @@ def flips_of(records: Iterable[Judged]) -> list[tuple[Judged, ...]]:
     return [tuple(group) for group in found.values()]
 
 
+def families_of(records: Iterable[Judged]) -> list[Family]:
+    """The families that records make up, of those that have two poles. One without a record of the
+    split train is held out."""
+    named: dict[str, list[Judged]] = {}
+    for judged in records:
+        named.setdefault(judged.family, []).append(judged)
+    found = []
+    for name, group in named.items():
+        poles = tuple(dict.fromkeys(judged.pole for judged in group))
+        if len(poles) == 2:
+            found.append(_made_of(name, (poles[0], poles[1]), group))
+    return found
+
+
+def _made_of(name: str, poles: tuple[str, str], records: Sequence[Judged]) -> Family:
+    def both(taught: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        first, second = (
+            tuple(
+                dict.fromkeys(
+                    text
+                    for judged in records
+                    if judged.pole == pole and (judged.split == "train") == taught
+                    for text in judged.wordings
+                )
+            )
+            for pole in poles
+        )
+        return first, second
+
+    pairs = [
+        judged.pair if judged.pole == poles[0] else judged.pair.swapped
+        for judged, *_ in flips_of(records)
+    ]
+    held_out = all(judged.split != "train" for judged in records)
+    source = records[0].source
+    return Family(name, poles, both(True), both(False), tuple(pairs), held_out, source)
+
+
 def unflipped(records: Iterable[Judged]) -> list[str]:
     """The answers that are chosen more or less often than they are rejected: from those a model
     could learn what is liked without reading a preference."""
@@ -123,9 +185,19 @@ def unflipped(records: Iterable[Judged]) -> list[str]:
     return [text for text, more in counts.items() if more]
 
 
+def apart(flips: Sequence[Records]) -> list[Records]:
+    """The flips without those whose question another split holds too, or nearly: of train none that
+    dev or test holds, of dev none that test holds."""
+    train, dev, test = ([flip for flip in flips if flip[0].split == name] for name in splits.NAMES)
+    return [*without_leaks(train, [*dev, *test]), *without_leaks(dev, test), *test]
+
+
 def without_leaks(
-    taught: Iterable[Flip], kept: Iterable[Flip], size: int = 20, share: float = 0.5
-) -> list[Flip]:
+    taught: Iterable[Records],
+    kept: Iterable[tuple[Judged, ...]],
+    size: int = 20,
+    share: float = 0.5,
+) -> list[Records]:
     """The taught flips whose question is none of the `kept` ones, nor nearly so: less than `share`
     of a kept question's pieces of `size` characters stand in it."""
     pieces = [_pieces(question, size) for question in dict.fromkeys(map(_question, kept))]
@@ -143,7 +215,7 @@ def without_leaks(
     return [flip for flip in taught if not leaks(_question(flip))]
 
 
-def _question(flip: Flip) -> str:
+def _question(flip: tuple[Judged, ...]) -> str:
     return flip[0].pair.messages[-1].content
 
 

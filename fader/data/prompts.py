@@ -1,21 +1,22 @@
-"""What a teacher is told when it makes level data: the guideline of each level, and what keeps
-people, questions and answers different.
+"""What a teacher is told when it makes data: how the answers are to be, and what keeps people,
+questions and answers different.
 
-The paper's prompts (Alignment Vectors, arXiv 2410.19206) are not public; these are ours. A change
-here makes every kept reply count as another one.
+The prompts of the papers are not public; these are ours. A change here makes every kept reply count
+as another one.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 from fader.data.records import Level
 
 SYSTEM = (
-    "You write training data that teaches a language model to answer questions about {domain} at a"
-    " chosen level of detail. Write only what is asked for, as plain text: no heading, no list"
-    " marks, no label, no quotation marks around it, no remark before or after it. Write in the"
-    " language with the ISO 639-1 code {language}."
+    "You write training data that teaches a language model to answer questions about {domain} in a"
+    " chosen way. Write only what is asked for, as plain text: no heading, no list marks, no label,"
+    " no quotation marks around it, no remark before or after it. Write in the language with the"
+    " ISO 639-1 code {language}."
 )
 
 PERSONA = """Invent {batch} people who could have a question about {domain}. One per line, 10 to 25
@@ -116,9 +117,61 @@ AGAIN = """
 
 Attempt {number}. The attempt before could not be used: {faults}. Write a different one."""
 
-PROMPTS = (SYSTEM, PERSONA, USED, *ANGLES, QUERY, *KINDS, *GUIDE.values(), *OPENINGS, ANSWER, AGAIN)
+FAMILIES = """Name {count} ways in which two good answers to the same question about {domain} can
+differ, such that some people like the one and others the opposite: their form, tone, length, angle
+or what they dwell on, not whether they are right.
+
+One per line, as: name: what some want / what the others want
+For example: length: a short answer / a long and thorough answer{used}"""
+
+USED_FAMILIES = """
+
+These are taken already. Choose others:
+{names}"""
+
+WORDINGS = """Somebody who asks about {domain} wants answers of this kind: {pole}. Not of the
+opposite kind: {other}.
+
+Write {count} texts from which an assistant can tell that, one per line, 4 to 25 words each. In
+turn: a request to the assistant in the imperative; a sentence about the user in the third person; a
+fact about the user's life or situation from which it follows, which does not name it. All must
+differ in their words, and none may fit the opposite kind."""
+
+PREFERRED = """A person asks: {query}
+
+Answer the question, correctly and helpfully, for somebody who wants: {pole}. It must be plain to
+see that the answer is of this kind and not of the opposite kind ({other}). 30 to 90 words, unless
+the kind asks for fewer or more; never over 150."""
+
+OPPOSITE = """A person asks: {query}
+
+This is an answer for somebody who wants {other}:
+
+{answer}
+
+Rewrite it for somebody who wants the opposite: {pole}. Say the same things as far as that allows
+and change nothing else, so that the two answers differ in this alone. About as long ({words}
+words), unless the kind asks for fewer or more; never over 150 words."""
+
+PREFERENCE_SYSTEM = (
+    "You write training data that teaches a language model to answer questions about {domain} the"
+    " way each user likes. Write only what is asked for: no label, no quotation marks around it, no"
+    " remark before or after it. Write in the language with the ISO 639-1 code {language}."
+)
+
+QUESTION_PROMPTS = (SYSTEM, PERSONA, USED, *ANGLES, QUERY, *KINDS, AGAIN)
+LEVEL_PROMPTS = (*QUESTION_PROMPTS, *GUIDE.values(), *OPENINGS, ANSWER)
+PREFERENCE_PROMPTS = (
+    *QUESTION_PROMPTS,
+    FAMILIES,
+    USED_FAMILIES,
+    WORDINGS,
+    PREFERRED,
+    OPPOSITE,
+    PREFERENCE_SYSTEM,
+)
 
 
-def prompts_hash() -> str:
-    """A short hash of all prompts, so that data sets can be told apart."""
-    return hashlib.sha256("\n".join(PROMPTS).encode()).hexdigest()[:16]
+def prompts_hash(prompts: Iterable[str]) -> str:
+    """A short hash of some prompts, so that data sets can be told apart."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]

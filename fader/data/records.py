@@ -79,6 +79,8 @@ class Reading:
     """Why records teach nothing, and the places of those."""
     ignored: tuple[str, ...]
     """Columns that nothing was taken from."""
+    unrated: tuple[int, ...]
+    """Of each answer that was left out since nobody has rated it, its place."""
     bad: tuple[str, ...]
     """What is wrong with the lines that were passed over."""
 
@@ -94,6 +96,12 @@ class Reading:
             found.append(f"{self.source}: columns that are ignored: {', '.join(self.ignored)}")
         for why, places in self.left_out.items():
             found.append(f"{self.source}: {len(places)} left out: {why} ({_few(places)})")
+        if self.unrated:
+            places = tuple(dict.fromkeys(self.unrated))
+            found.append(
+                f"{self.source}: {len(self.unrated)} answers left out: they have no rating"
+                f" ({_few(places)})"
+            )
         return found
 
     def summary(self) -> str:
@@ -101,6 +109,7 @@ class Reading:
         parts = [f"{count} {name}" for name, count in self.splits.items()]
         gone = sum(map(len, self.left_out.values()))
         parts += [f"{gone} left out"] if gone else []
+        parts += [f"{len(self.unrated)} answers unrated"] if self.unrated else []
         parts += [f"{len(self.bad)} passed over"] if self.bad else []
         kind = "level items" if isinstance(self.items[0], LevelItem) else "pairs"
         return (
@@ -125,6 +134,7 @@ def read(source: Path | str, rating: str | None = None, skip_bad: int = 0) -> Re
     groups: dict[tuple[object, str], tuple[int, Rated]] = {}
     left_out: dict[str, list[int]] = {}
     ignored: dict[str, None] = {}
+    unrated: list[int] = []
     bad: list[str] = []
     for row in rows:
         try:
@@ -142,15 +152,14 @@ def read(source: Path | str, rating: str | None = None, skip_bad: int = 0) -> Re
                 found.append((row.place, _pair(compared, mark)))
                 continue
             rated = conversations.rated(fields, row.where, rating)
+            unrated += [row.place] * rated.unrated
             place, before = groups.get((rated.messages, mark), (row.place, None))
             answers = (*(before.answers if before else ()), *rated.answers)
             groups[rated.messages, mark] = (place, replace(rated, answers=answers))
         except NoPreference as why:
             left_out.setdefault(str(why), []).append(row.place)
         except ValueError as error:
-            bad.append(str(error).replace("\n", "; "))
-            if len(bad) > skip_bad:
-                raise ValueError(_too_bad(bad, skip_bad)) from None
+            bad_record(bad, error, skip_bad)
     for (_, mark), (place, rated) in groups.items():
         try:
             found.append((place, _pair(conversations.best_and_worst(rated), mark)))
@@ -166,6 +175,7 @@ def read(source: Path | str, rating: str | None = None, skip_bad: int = 0) -> Re
         tuple(place for place, _ in found),
         left_out,
         tuple(ignored),
+        tuple(unrated),
         tuple(bad),
     )
 
@@ -175,10 +185,13 @@ def _few(places: Sequence[int]) -> str:
     return f"record{'s' * (len(places) > 1)} {first}"
 
 
-def _too_bad(bad: Sequence[str], skip_bad: int) -> str:
-    if not skip_bad:
-        return bad[0]
-    return f"{bad[-1]}; it is bad record {len(bad)}, --skip-bad passes over {skip_bad}"
+def bad_record(bad: list[str], error: ValueError, skip_bad: int) -> None:
+    """Add what is wrong with a record to `bad`. Raises ValueError where these are more than
+    `skip_bad`."""
+    bad.append(str(error).replace("\n", "; "))
+    if len(bad) > skip_bad:
+        more = f"; it is bad record {len(bad)}, --skip-bad passes over {skip_bad}"
+        raise ValueError(bad[-1] + (more if skip_bad else "")) from None
 
 
 def read_any(source: Path | str, rating: str | None = None, skip_bad: int = 0) -> list[Item]:

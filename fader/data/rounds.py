@@ -10,26 +10,29 @@ by hand are not written over.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
 from fader.data.check import Fault, Seen
 from fader.data.prompts import AGAIN
-from fader.endpoint import Advice, Client, Reply, together
-from fader.files import SCRATCH, write_whole
+from fader.data.splits import NAMES
+from fader.endpoint import Advice, Client, Endpoint, Reply, run, together
+from fader.files import SCRATCH, json_lines, write_whole
 
 Messages = list[dict[str, str]]
 Checker = Callable[[int, str], list[Fault]]
 """check(place, text): what is wrong with the text at a place."""
 Tell = Callable[[str, int, int], None]  # (stage, replies so far, replies expected)
+Asked = tuple[Messages, int]
+"""A request, and the words of the reply to it, for an estimate."""
+TOKENS_PER_WORD = 1.4  # of English; other languages need up to three times that
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,46 @@ class Cost:
             prices,
         )
 
+    @staticmethod
+    def estimated(asked: Sequence[Asked], prices: Prices | None) -> Cost:
+        """What some requests will cost."""
+        read = sum(len(message["content"].split()) for messages, _ in asked for message in messages)
+        written = sum(words for _, words in asked)
+        return Cost.of(
+            len(asked), round(read * TOKENS_PER_WORD), round(written * TOKENS_PER_WORD), prices
+        )
 
-class Paid(NamedTuple):
-    """What a run took: `now` was paid in this run, `cached` of all replies were kept ones, `days`
-    are the first and the last on which they were given."""
 
+class WithSplit(Protocol):
+    """An item of data that is marked train, dev or test."""
+
+    @property
+    def split(self) -> str:
+        """One of the three."""
+
+
+Item = TypeVar("Item", bound=WithSplit, covariant=True)
+
+
+@dataclass(frozen=True)
+class Made(Generic[Item]):
+    """What was made. `dropped` are items given up, `refused` replies that broke a rule, both by
+    stage and rule; `now` was paid in this run, `cached` of all replies were kept ones, `days` are
+    the first and the last on which they were given."""
+
+    items: tuple[Item, ...]
+    dropped: dict[str, int]
+    refused: dict[str, int]
     now: Cost
     whole: Cost
     cached: int
     days: tuple[str, str]
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Items per split."""
+        found = Counter(item.split for item in self.items)
+        return {name: found[name] for name in NAMES}
 
 
 @dataclass(frozen=True)
@@ -130,7 +164,7 @@ class Place:
         """The records and their datasheet, each whole or as it was before. Raises ValueError where
         somebody has changed one of them meanwhile."""
         self._unchanged()
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text = json_lines(rows)
         new = {_digest(text.encode()), _digest(sheet.encode())}
         # remembered first: a run that is killed before the files are there has lost nothing
         write_whole(self.part / "written", "\n".join(sorted(self._written() | new)))
@@ -168,20 +202,20 @@ class Rounds:
         client: Client,
         seed: int,
         tries: int,
-        stages: Sequence[str],
         expected: int,
+        prices: Prices | None,
         tell: Tell,
     ) -> None:
         self.client, self.seed, self.tries, self.tell = client, seed, tries, tell
-        self.stages, self.expected, self.replies = stages, expected, list[Reply]()
+        self.expected, self.prices, self.replies = expected, prices, list[Reply]()
         self.dropped: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
 
     async def settle(
-        self, stage: str, prompts: Mapping[int, Messages], check: Checker
+        self, stage: str, prompts: Mapping[int, Messages], check: Checker, after: int
     ) -> dict[int, str]:
         """A usable text for every prompt, in rounds; those without one after the last round are
-        dropped, and not asked for in the stages that follow."""
+        dropped. `after`: the requests that each of them leads to in the stages that follow."""
         found: dict[int, str] = {}
         faults: dict[int, list[Fault]] = {place: [] for place in prompts}
         seen = Seen()
@@ -197,7 +231,7 @@ class Rounds:
                     seen.add(reply.text)
         lost = [place for place in prompts if place not in found]
         self.dropped.update(f"{stage}: {faults[place][0].rule}" for place in lost)
-        self.expected -= len(lost) * (len(self.stages) - 1 - self.stages.index(stage))
+        self.expected -= len(lost) * after
         return found
 
     async def ask(self, stage: str, asked: Sequence[Messages], attempt: int = 0) -> list[Reply]:
@@ -212,16 +246,51 @@ class Rounds:
 
         return await together(one(messages) for messages in asked)
 
-    def paid(self, prices: Prices | None) -> Paid:
-        """What it took so far."""
+    def made(self, items: Sequence[Item]) -> Made[Item]:
+        """The items, with what became of the others and what it took."""
         new = [reply for reply in self.replies if not reply.kept]
         days = sorted(reply.asked for reply in self.replies)
-        return Paid(
-            Cost.of_replies(new, prices),
-            Cost.of_replies(self.replies, prices),
+        return Made(
+            tuple(items),
+            dict(sorted(self.dropped.items())),
+            dict(sorted(self.refused.items())),
+            Cost.of_replies(new, self.prices),
+            Cost.of_replies(self.replies, self.prices),
             len(self.replies) - len(new),
             (days[0], days[-1]),
         )
+
+
+def make_at(
+    place: Place,
+    endpoint: Endpoint,
+    count: int,
+    begin: Callable[[Client], Rounds],
+    work: Callable[[Rounds], Awaitable[Sequence[Item]]],
+    written: Callable[[Made[Item]], tuple[Sequence[Mapping[str, Any]], str]],
+) -> Made[Item]:
+    """Data of any kind, made by `work` and put at `place` as `written` says: records and datasheet.
+    `count`: the items that are asked for.
+
+    Raises ValueError where the endpoint refuses, for files whose changes would be lost, or if
+    nothing usable came of it; ConnectionError where it fails; OSError where files cannot be
+    written. In each case the data is as it was before, and the replies so far are kept.
+    """
+
+    async def whole() -> Made[Item]:
+        async with Client(replace(endpoint, folder=place.part), ADVICE) as client:
+            rounds = begin(client)
+            return rounds.made(await work(rounds))
+
+    with place.held():
+        made = run(whole())
+        if not made.items:
+            raise ValueError(
+                f"teacher: no item of {count} could be used (dropped: {made.dropped}, refused:"
+                f" {made.refused}); look at the replies in {place.part} or take a stronger model"
+            )
+        place.write(*written(made))
+    return made
 
 
 _ON = "Replies so far are kept: the same command goes on from here"
@@ -272,15 +341,3 @@ def _again(messages: Messages, attempt: int, faults: Sequence[Fault]) -> Message
             "content": messages[-1]["content"] + AGAIN.format(number=attempt + 1, faults=reason),
         },
     ]
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows as a table in Markdown; a row of "none" where there are none."""
-    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join(
-        [
-            f"| {' | '.join(head)} |",
-            "|" + "---|" * len(head),
-            *(lines or ["| none |" + " 0 |" * (len(head) - 1)]),
-        ]
-    )

@@ -6,14 +6,15 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fader.data.records import Item, LevelItem
 
 NAMES = ("train", "dev", "test")
+Marked = TypeVar("Marked", bound=Item)
 
 
-def marked(items: Sequence[Item], shares: Sequence[float]) -> list[Item]:
+def marked(items: Sequence[Marked], shares: Sequence[float]) -> list[Marked]:
     """The items with their splits, which depend on the questions alone, not on their order.
 
     Raises ValueError for shares that are no three parts of a whole, and for items that are marked

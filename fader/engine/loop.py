@@ -19,19 +19,27 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fader.answer import Usage
-from fader.engine.prefix import CacheSlot, Policy, Prefix, find_or_allocate
+from fader.engine.prefix import (
+    WORTH_WAITING,
+    CacheSlot,
+    Policy,
+    Prefix,
+    PromptTrie,
+    find_or_allocate,
+)
 from fader.engine.program import (
     Ask,
     Emit,
     NextLogits,
     Program,
+    Remember,
     Reward,
     Score,
     SequenceLogits,
@@ -88,29 +96,45 @@ class _Row:
     def total(self) -> int:
         return len(self.policy.prompt) + self.prefix.length
 
-    def tokens(self, count: int) -> list[int]:
+    @property
+    def start(self) -> int:
+        """The first position whose logits are asked for: from here on it is read in any case."""
+        return self.total - self.keep
+
+    @cached_property
+    def text(self) -> tuple[int, ...]:
+        """All its tokens, the prompt's included."""
+        return (*self.policy.prompt, *self.prefix.tokens)
+
+    def tokens(self, count: int) -> Sequence[int]:
         """The next `count` tokens to read."""
         left = self.total - self.done
         if left <= self.prefix.length:
             return self.prefix.ending(left)[:count]
-        return [*self.policy.prompt, *self.prefix.tokens][self.done : self.done + count]
+        return self.text[self.done : self.done + count]
 
 
 class Engine:
     """Runs many programs at once on some backbones, in a thread of its own that starts with the
-    first job."""
+    first job.
+
+    `token_budget`: how many tokens a forward pass reads at most; `max_waiting`: how many jobs may
+    wait at most; `share_prompts`: whether a job gets from memory what others have read.
+    """
 
     def __init__(
         self,
         backbones: Mapping[str, Backbone],
         token_budget: int = 512,
         max_waiting: int | None = None,
+        share_prompts: bool = True,
     ) -> None:
         if token_budget < 1:
             raise ValueError(f"token_budget: must be at least 1 (got {token_budget})")
         self.backbones = dict(backbones)
         self.token_budget = token_budget
         self.max_waiting = max_waiting
+        self.share_prompts = share_prompts
         self._unstarted = 0  # jobs that were taken up and have neither started nor ended
         self._meter = Meter()
         self._inbox: deque[_Job | Callable[[], None]] = deque()
@@ -119,6 +143,7 @@ class Engine:
         self._rows: dict[str, dict[tuple[Policy, Prefix, int], _Row]] = {
             name: {} for name in self.backbones
         }
+        self._prompts = {name: PromptTrie(one.memory) for name, one in self.backbones.items()}
         self._away: dict[
             Score, Reward
         ] = {}  # what slow rewards are being asked; one call of each at a time
@@ -137,14 +162,16 @@ class Engine:
                 raise ValueError(f"models: there is one of the name {name!r} already; give another")
             backbone.name = name
             self._rows = {**self._rows, name: {}}  # anew: the engine's thread may read the old
+            self._prompts = {**self._prompts, name: PromptTrie(backbone.memory)}
             self.backbones = {**self.backbones, name: backbone}
 
     def fits(self, needs: Needs) -> bool:
-        """Whether there could ever be memory for a job of these needs."""
-        return all(
-            self.backbones[name].memory.area(*wanted) <= self.backbones[name].memory.budget
-            for name, wanted in needs.items()
-        )
+        """Whether a job of these needs could ever run."""
+        try:
+            self.check(needs)
+        except ValueError:
+            return False
+        return True
 
     def check(self, needs: Needs) -> None:
         """Raises ValueError if a job of these needs could never run."""
@@ -204,7 +231,8 @@ class Engine:
     def forget(self, vector: Delta) -> None:
         """Let every backbone drop what it holds for `vector`, between two forwards. Rows that still
         use it bring it back."""
-        for backbone in self.backbones.values():
+        for name, backbone in self.backbones.items():
+            self._send(partial(self._prompts[name].forget, vector))
             self._send(partial(backbone.forget, vector))
 
     def stats(self) -> Stats:
@@ -219,6 +247,7 @@ class Engine:
             sum(memory.used for memory in memories),
             sum(memory.reserved for memory in memories),
             share,
+            sum(prompts.nbytes for prompts in self._prompts.values()),
         )
 
     def close(self) -> None:
@@ -247,6 +276,8 @@ class Engine:
                 closed = self._receive(busy)
                 self._drop_cancelled(all_of_them=closed)
                 if closed:
+                    for prompts in self._prompts.values():
+                        prompts.shrink(0)
                     return
                 try:
                     busy = any(
@@ -317,10 +348,12 @@ class Engine:
         for name in job.needs:
             needs = [other.needs[name] for other in (*self._live, job) if name in other.needs]
             wanted[name] = sum(rows for rows, _ in needs), max(length for _, length in needs)
-            if not self.backbones[name].memory.fits(*wanted[name]):
+            if self.backbones[name].memory.room(*wanted[name]) < 0:
                 return False
         for name, (rows, length) in wanted.items():
-            self.backbones[name].memory.reserve(rows, length)
+            memory, prompts = self.backbones[name].memory, self._prompts[name]
+            prompts.shrink(memory.room(rows, length))  # what is remembered makes room for what runs
+            memory.reserve(rows, length, prompts.positions)
         return True
 
     def _resume(self, job: _Job, answer: Any) -> None:
@@ -353,6 +386,9 @@ class Engine:
         elif isinstance(ask, UsageSoFar):
             job.usage.seconds = time.perf_counter() - job.started
             job.answers[index] = replace(job.usage)
+        elif isinstance(ask, Remember):
+            for policy in ask.policies:
+                self._remember_answer(policy, ask.prefix)
         elif isinstance(ask, Score):
             job.missing += 1
         elif isinstance(ask, (NextLogits, SequenceLogits)) and ask.policy.backbone in job.needs:
@@ -360,7 +396,7 @@ class Engine:
         else:
             raise ValueError(
                 f"a program asked for {ask!r}; it may ask NextLogits or SequenceLogits of the"
-                " backbones in its needs, Score, Emit, or UsageSoFar"
+                " backbones in its needs, Score, Emit, UsageSoFar, or Remember"
             )
 
     def _queue_rows(self, job: _Job, index: int, ask: NextLogits | SequenceLogits) -> None:
@@ -421,10 +457,16 @@ class Engine:
             mine = [entry for entry in asked if entry[2].reward is reward]
             asks = [ask for _, _, ask in mine]
             if any(ask.slow for ask in asks):
-                self._away |= dict.fromkeys(asks, reward)
-                threading.Thread(
+                thread = threading.Thread(
                     target=self._score_beside, args=(reward, mine), name="fader-reward", daemon=True
-                ).start()
+                )
+                try:
+                    thread.start()
+                except RuntimeError as error:  # as many threads as the system allows
+                    ended = RuntimeError(f"reward {reward}: its thread could not start ({error})")
+                    self._scored(mine, [ended] * len(mine))
+                else:
+                    self._away |= dict.fromkeys(asks, reward)
             else:
                 self._scored(mine, _scores(reward, asks))
         return answered or bool(rewards)
@@ -471,7 +513,7 @@ class Engine:
         """The rows to read next, and how much of each, within the token budget."""
         for row in list(queue.values()):
             if row.jobs:  # the jobs of a row may end on the way
-                self._place(row, backbone)
+                self._place(row, queue, backbone)
         picked: list[tuple[_Row, Segment]] = []
         slots: set[int] = set()
         budget = min(self.token_budget, backbone.max_batch_tokens)
@@ -498,22 +540,75 @@ class Engine:
             budget -= len(tokens)
         return picked
 
-    def _place(self, row: _Row, backbone: Backbone) -> None:
-        """Give a row its slot. It begins after the positions that the slot holds already."""
-        start = row.total - row.keep  # positions whose logits are asked for are read in any case
+    def _place(
+        self,
+        row: _Row,
+        queue: Mapping[tuple[Policy, Prefix, int], _Row],
+        backbone: Backbone,
+    ) -> None:
+        """Give a row its slot, unless it is worth waiting for what another row is reading. It
+        begins after the positions that the slot holds already."""
         if row.slot is None:
+            if self._waits(row, queue, backbone):
+                return None
             try:
                 row.slot, held, is_new = find_or_allocate(backbone.memory, row.policy, row.prefix)
             except MemoryError as error:
                 return self._end_row(row, error.with_traceback(None))
-            row.done = min(held, start)
+            if is_new and not held and self.share_prompts:
+                prompts, mixture = self._prompts[row.policy.backbone], row.policy.vectors
+                held = prompts.restore(mixture, row.text[: row.start], row.slot)
+                for job in dict.fromkeys(row.jobs):
+                    job.usage.cached_tokens += held
+            row.done = min(held, row.start)
             if is_new:
                 prompt = len(row.policy.prompt)
                 self._meter.count_prompt(prompt, min(row.done, prompt))
         elif row.slot.held < row.done:  # meanwhile a row of this slot began farther back
-            row.done = min(row.slot.held, start)
+            row.done = min(row.slot.held, row.start)
             row.pieces.clear()
         return None
+
+    def _waits(
+        self,
+        row: _Row,
+        queue: Mapping[tuple[Policy, Prefix, int], _Row],
+        backbone: Backbone,
+    ) -> bool:
+        """Whether another row is about to read much of the prompt that this one begins with."""
+        if not self.share_prompts or any(row.policy in node.memo for node in row.prefix.line()):
+            return False
+        mixture = row.policy.vectors
+        known = self._prompts[row.policy.backbone].known(mixture, row.text[: row.start])
+        end = known + WORTH_WAITING
+        if end > min(row.start, backbone.memory.room(0, 0)):  # or it could not be remembered
+            return False
+        return any(
+            other.slot is not None
+            and other.done < end
+            and other.policy.vectors == mixture
+            and other.policy.prompt[known:end] == row.text[known:end]
+            and other.policy.prompt[:known] == row.text[:known]
+            for other in queue.values()
+        )
+
+    def _remember(self, policy: Policy, tokens: tuple[int, ...], slot: CacheSlot) -> None:
+        """Keep what a slot holds of `tokens`, which policy has read, for later rows."""
+        if not self.share_prompts:
+            return
+        prompts = self._prompts[policy.backbone]
+        try:
+            prompts.add(policy.vectors, tokens, slot.index)
+        except (MemoryError, RuntimeError) as error:  # as torch says it: no job needs this
+            logging.getLogger("fader").warning("no memory to remember prompts in: %s", error)
+            prompts.shrink(0)
+
+    def _remember_answer(self, policy: Policy, prefix: Prefix) -> None:
+        """Keep what a policy has read of a prefix."""
+        node = next((node for node in prefix.line() if policy in node.memo), None)
+        if node is not None:
+            slot = node.memo[policy]
+            self._remember(policy, (*policy.prompt, *node.tokens)[: slot.held], slot)
 
     def _read(
         self, picked: Sequence[tuple[_Row, Segment]], backbone: Backbone
@@ -560,6 +655,7 @@ class Engine:
             return
         for (row, _), found in zip(picked, logits, strict=True):
             if found is not None and not bool(found.amax(-1).isfinite().all()):
+                self._prompts[row.policy.backbone].forget_mixture(row.policy.vectors)
                 self._end_row(row, _not_finite(row.policy))
 
     def _end_row(self, row: _Row, error: Exception) -> None:
@@ -581,6 +677,9 @@ class Engine:
             if found is None or not row.jobs:
                 continue
             row.done += len(segment.tokens)
+            if segment.start < len(row.policy.prompt):
+                assert row.slot is not None
+                self._remember(row.policy, row.policy.prompt[: row.done], row.slot)
             if segment.keep:
                 row.pieces.append(found)
             if row.done == row.total:

@@ -9,9 +9,29 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from fader.engine.protocols import Kept
+
+
+@dataclass(frozen=True, eq=False)
+class KeptTensors:
+    """A `Kept` of tensors: keys and values as [layers, kv heads, positions, head dim]."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it takes."""
+        return int(self.keys.nbytes + self.values.nbytes)
+
+    def part(self, start: int, end: int) -> KeptTensors:
+        """A copy of its positions start:end."""
+        return KeptTensors(self.keys[:, :, start:end].clone(), self.values[:, :, start:end].clone())
 
 
 class TorchMemory:
@@ -51,20 +71,20 @@ class TorchMemory:
             return max(slots, self.slots), max(capacity, self.capacity)
         return slots, capacity
 
-    def fits(self, slots: int, length: int) -> bool:
-        """Whether the budget has room for `slots` rows in all, the longest of `length` positions,
-        beside the rows in use."""
+    def room(self, slots: int, length: int) -> int:
+        """Positions of the budget that are left beside `slots` rows in all, the longest of `length`
+        positions, and the rows in use; below 0 if there is no room for them."""
         slots, capacity = self._rectangle(slots, length)
-        return slots * capacity <= self.budget
+        return self.budget - slots * capacity
 
-    def reserve(self, slots: int, length: int) -> None:
-        """Make room for `slots` rows in all, the longest of `length` positions. Moves the memory
-        only to grow it."""
+    def reserve(self, slots: int, length: int, beside: int = 0) -> None:
+        """Make room for `slots` rows in all, the longest of `length` positions, where copies take
+        `beside` positions of the budget. Moves the memory only to grow it."""
         slots, capacity = self._rectangle(slots, length)
         if slots <= self.slots and capacity <= self.capacity:
             return
         if slots > self.slots:  # some room ahead, so that growing is rare
-            slots = max(slots, min(2 * self.slots, self.budget // capacity))
+            slots = max(slots, min(2 * self.slots, (self.budget - beside) // capacity))
         if len(self._free) == self.slots:  # nothing to keep: the old goes before the new is asked
             self._free, self.slots, self.capacity = [], 0, 0
             self.keys, self.values = (
@@ -139,3 +159,17 @@ class TorchMemory:
             memory[:, copy, :, :length] = memory[:, slot, :, :length]
         self.judge(copy, slot not in self._unsound)
         return copy
+
+    def keep(self, slot: int, start: int, end: int) -> KeptTensors:
+        """A copy of what positions start:end of a slot hold."""
+        where = slice(start, end)
+        return KeptTensors(
+            self.keys[:, slot, :, where].clone(), self.values[:, slot, :, where].clone()
+        )
+
+    def restore(self, slot: int, start: int, kept: Kept, count: int) -> None:
+        """Write the first `count` positions of a copy into a slot, from position `start` on."""
+        assert isinstance(kept, KeptTensors)
+        self.keys[:, slot, :, start : start + count] = kept.keys[:, :, :count]
+        self.values[:, slot, :, start : start + count] = kept.values[:, :, :count]
+        self.judge(slot, is_sound=False)  # until logits that are computed from it tell

@@ -60,7 +60,17 @@ class UsageSoFar:
     """Asks what the job has cost until now: a `Usage`, at once."""
 
 
-Ask = NextLogits | SequenceLogits | Score | Emit | UsageSoFar
+@dataclass(frozen=True, eq=False)
+class Remember:
+    """Says that a later job may go on from this prefix, as the next turn of a conversation does:
+    what these policies have read of it is kept while memory lasts. Answered with None at once.
+    (Prompts are kept without being asked for.)"""
+
+    policies: Sequence[Policy]
+    prefix: Prefix
+
+
+Ask = NextLogits | SequenceLogits | Score | Emit | UsageSoFar | Remember
 Program = Generator[Ask | list[Ask], Any, Any]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,17 @@ class Segment:
     vectors: Mixture
 
 
+class Kept(Protocol):
+    """A copy of what some consecutive positions of a slot held. It stays when the slot is freed."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it takes."""
+
+    def part(self, start: int, end: int) -> Kept:
+        """A copy of its positions start:end. It does not keep the whole alive."""
+
+
 class Memory(Protocol):
     """The KV memory of a backbone: slots, each of which holds the beginning of one row."""
 
@@ -67,12 +78,13 @@ class Memory(Protocol):
         """Positions of the budget that `slots` rows of up to `length` positions take. More than
         `budget` for rows that can never be there together."""
 
-    def fits(self, slots: int, length: int) -> bool:
-        """Whether there is room for `slots` rows in all, the longest of `length` positions, beside
-        the slots in use."""
+    def room(self, slots: int, length: int) -> int:
+        """Positions of the budget that are left beside `slots` rows in all, the longest of `length`
+        positions, and the slots in use; below 0 if there is no room for them."""
 
-    def reserve(self, slots: int, length: int) -> None:
-        """Make room for `slots` rows in all, the longest of `length` positions."""
+    def reserve(self, slots: int, length: int, beside: int = 0) -> None:
+        """Make room for `slots` rows in all, the longest of `length` positions. `beside`: how many
+        positions of the budget are taken by copies."""
 
     def allocate(self) -> int:
         """A free slot, which holds nothing yet. Raises MemoryError if none is free."""
@@ -84,7 +96,15 @@ class Memory(Protocol):
         """A new slot that holds the first `length` positions of `slot`. Raises MemoryError if none
         is free."""
 
+    def keep(self, slot: int, start: int, end: int) -> Kept:
+        """A copy of what positions start:end of a slot hold."""
 
+    def restore(self, slot: int, start: int, kept: Kept, count: int) -> None:
+        """Write the first `count` positions of a copy into a slot, from position `start` on: where
+        they were when it was made."""
+
+
+@runtime_checkable
 class Backbone(Protocol):
     """A causal language model as the engine sees it."""
 

@@ -29,6 +29,9 @@ class Stats:
     prompt_share_from_memory: float
     """Of the prompt tokens that new rows began with, the share that was in memory already, since
     the engine began; 0 before the first."""
+    kv_remembered: int = 0
+    """Bytes of keys and values that are kept beside the rows, for later requests that begin with
+    the same tokens."""
 
 
 class Meter:

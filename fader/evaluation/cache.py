@@ -158,7 +158,7 @@ def _written(result: Result) -> Measurement:
         0.0,
         len(answer.token_ids),
         result.prompt_tokens,
-        round(usage.seconds, 3),
+        round(usage.seconds, 6),
         answer.finish_reason,
         usage.rows,
         reward,

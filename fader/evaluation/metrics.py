@@ -128,6 +128,54 @@ def paired_difference(
     return _metric(task, method, case, metric, difference.mean(), low, high, one.size, seed)
 
 
+def ratio(
+    task: str,
+    method: str,
+    case: str,
+    metric: str,
+    values: Sequence[float],
+    others: Sequence[float],
+    seed: int = 0,
+) -> Metric:
+    """The mean of `values` over that of `others`: two measures of the same items in the same order,
+    which are drawn together. `others` must be above 0."""
+    one, two = np.asarray(values, dtype=float), np.asarray(others, dtype=float)
+    if one.size != two.size or not one.size:
+        raise ValueError(
+            f"{task}: {case} {metric} needs the same items twice (got {one.size} and {two.size})"
+        )
+    draws = np.random.default_rng(seed).integers(0, one.size, (RESAMPLES, one.size))
+    low, high = np.quantile(one[draws].mean(axis=1) / two[draws].mean(axis=1), [0.025, 0.975])
+    return _metric(task, method, case, metric, one.mean() / two.mean(), low, high, one.size, seed)
+
+
+def part_over_all(
+    task: str,
+    method: str,
+    case: str,
+    metric: str,
+    values: Sequence[float],
+    part: Sequence[bool],
+    seed: int = 0,
+    prompts: Sequence[Hashable] | None = None,
+) -> Metric:
+    """How much more the mean of some items is than that of all. `part`: which; at least one, and
+    `n` counts them. Whole prompts are drawn where they are given."""
+    found, inside = np.asarray(values, dtype=float), np.asarray(part, dtype=float)
+    named = range(found.size) if prompts is None else prompts
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(named))}
+    of_each = np.array([places[prompt] for prompt in named])
+    counts = np.array(
+        [np.bincount(of_each, one) for one in (found * inside, inside, found, np.ones(found.size))]
+    )  # [4, prompts]
+    draws = np.random.default_rng(seed).integers(0, len(places), (RESAMPLES, len(places)))
+    sums = counts[:, draws].sum(axis=2)  # [4, resamples]
+    sums = sums[:, sums[1] > 0]
+    low, high = np.quantile(sums[0] / sums[1] - sums[2] / sums[3], [0.025, 0.975])
+    value = found[inside > 0].mean() - found.mean()
+    return _metric(task, method, case, metric, value, low, high, int(inside.sum()), seed)
+
+
 def beside_first(
     task: str,
     method: str,

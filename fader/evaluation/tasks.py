@@ -6,12 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from fader.evaluation.aims import judges
+from fader.evaluation.economies import personalized_economies
 from fader.evaluation.general import ability, fluency, styles
 from fader.evaluation.generation import generation
 from fader.evaluation.levels import curve, levels, prompting, spillover
 from fader.evaluation.metrics import Metric
 from fader.evaluation.pairs import pairs
-from fader.evaluation.personal import personalized
+from fader.evaluation.personal import (
+    personalized,
+    personalized_baselines,
+    personalized_sweep,
+)
 from fader.evaluation.suite import Suite
 
 TASKS: Mapping[str, Callable[[Suite], Iterator[Metric]]] = {
@@ -25,5 +30,8 @@ TASKS: Mapping[str, Callable[[Suite], Iterator[Metric]]] = {
     "styles": styles,
     "pairs": pairs,
     "personalized": personalized,
+    "personalized-baselines": personalized_baselines,
+    "personalized-sweep": personalized_sweep,
+    "personalized-economies": personalized_economies,
     "judges": judges,
 }

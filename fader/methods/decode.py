@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fader.answer import Answer, Chunk, FinishReason, TokenLogprob
 from fader.engine.prefix import Prefix
-from fader.engine.program import Emit, Program
+from fader.engine.program import Emit, Program, Remember
 from fader.methods.guidance import Choice, GuidedLogits, GuidedPolicy, next_scores
 from fader.methods.sampling import draw, uniform, without
 from fader.methods.structured import Mask
@@ -86,6 +86,7 @@ def decode(guided: GuidedPolicy, root: Prefix, task: Task, index: int = 0) -> Pr
         )
         logprobs += found
         yield Emit(Chunk(index, piece, (token,), found, finish))
+    yield Remember(guided.policies, prefix)
     return Answer(
         text.emitted, tuple(written), finish, None if sampling.logprobs is None else tuple(logprobs)
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from fader.answer import Answer, Chunk, FinishReason, SearchReport, TokenLogprob
 from fader.engine.prefix import Prefix
-from fader.engine.program import Emit, Program
+from fader.engine.program import Emit, Program, Remember
 from fader.methods.decode import IncrementalDetokenizer, Task, first_stop
 from fader.methods.guidance import GuidedPolicy
 from fader.methods.objective import Objective
@@ -101,8 +101,10 @@ class SearchContext:
 class Output:
     """Hands out the tokens that are decided, each as a `Chunk`, and the `Answer` at the end."""
 
-    def __init__(self, task: Task, index: int) -> None:
-        self.task, self.index = task, index
+    def __init__(self, context: SearchContext) -> None:
+        task = context.task
+        self.task, self.index = task, context.index
+        self._policies = context.guided.policies
         self.written: list[int] = []
         self._text = IncrementalDetokenizer(task.decode, task.sampling.stop, task.context)
 
@@ -128,6 +130,7 @@ class Output:
         was cut short by the budget."""
         finish: FinishReason = hypothesis.finish or "budget"
         yield from self._hand_out(hypothesis, hypothesis.prefix.tokens, finish)
+        yield Remember(self._policies, hypothesis.prefix)
         logprobs = None if self.task.sampling.logprobs is None else hypothesis.reports
         return Answer(self._text.emitted, tuple(self.written), finish, logprobs, report)
 

@@ -96,7 +96,7 @@ class Entry:
 def lookahead(spec: Lookahead, context: SearchContext) -> Program:
     """Write one answer, emitting a `Chunk` for each token as it is committed; returns the
     `Answer`."""
-    tree, out = Tree(spec, context), Output(context.task, context.index)
+    tree, out = Tree(spec, context), Output(context)
     beams = [tree.root()]
     exhausted: str | None = None
     while any(beam.hypothesis.finish is None for beam in beams):

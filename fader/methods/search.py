@@ -79,7 +79,7 @@ def propose_score_keep(
 ) -> Program:
     """The core. When the budget is used up, the best hypothesis so far is the answer, a finished
     one if there is one."""
-    out = Output(context.task, context.index)
+    out = Output(context)
     kept = [Hypothesis(context.root)]
     exhausted: str | None = None
     while any(hypothesis.finish is None for hypothesis in kept) and not exhausted:

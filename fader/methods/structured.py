@@ -14,13 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from fader.engine.protocols import Backbone
 from fader.schema import Invalid
-
-COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""How the JSON is laid out; free white space would let a model write it for ever."""
 
 
 class Mask:
@@ -54,7 +50,11 @@ def masks(schema: Mapping[str, Any], backbone: Backbone) -> Callable[[], Mask]:
         raise Invalid("needs llguidance: pip install 'fader[json]'") from None
     ends, size = tuple(sorted(backbone.end_tokens)), backbone.vocabulary
     reader = _reader(backbone.tokenizer, size, ends)
-    grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), None, COMPACT)
+    # laid out in one way: free white space would let a model write it for ever
+    grammar = LLMatcher.grammar_from_json_schema(
+        json.dumps(schema),
+        overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+    )
     first = LLMatcher(reader, grammar)
     if first.is_error():
         raise Invalid(f"cannot be enforced: {str(first.get_error())[:500]}")
@@ -62,7 +62,7 @@ def masks(schema: Mapping[str, Any], backbone: Backbone) -> Callable[[], Mask]:
 
 
 @lru_cache(maxsize=8)
-def _reader(tokenizer: PreTrainedTokenizerBase, size: int, ends: tuple[int, ...]) -> Any:
+def _reader(tokenizer: Any, size: int, ends: tuple[int, ...]) -> Any:
     from llguidance.hf import from_tokenizer
 
     try:

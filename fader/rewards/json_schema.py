@@ -35,12 +35,15 @@ def json_schema(spec: JsonSchemaSpec, resources: Resources) -> Reward:
     """1 for JSON that is valid by the schema, 0.5 for other JSON, 0 for what is none."""
     jsonschema = package("jsonschema")
     dialect = spec.of.get("$schema") if isinstance(spec.of, dict) else None
-    if dialect is not None and (not isinstance(dialect, str) or "draft-03" in dialect):
-        raise ValueError(
-            f"of.$schema {short(dialect)}: no dialect that is read; leave it out, or give the"
-            " address of draft 4 or later"
-        )
-    kind = jsonschema.validators.validator_for(spec.of, default=jsonschema.Draft202012Validator)
+    kind = jsonschema.Draft202012Validator
+    if dialect is not None:
+        known = isinstance(dialect, str)
+        kind = jsonschema.validators.validator_for(spec.of, default=None) if known else None
+        if kind is None or kind is jsonschema.Draft3Validator:
+            raise ValueError(
+                f"of.$schema {short(dialect)}: no dialect that is read; leave it out, or give the"
+                " address of draft 4 or later"
+            )
     with at("of"):
         try:
             # no formats: the check of `regex` would be another dialect's, and without bounds

@@ -55,8 +55,11 @@ class LengthSpec(_Weighted):
 
     kind: Literal["length"]
     unit: Literal["words", "sentences", "characters"] = "words"
+    """What is counted. Characters are Unicode's."""
     at_most: Count | None = None
+    """The most there may be."""
     at_least: Count | None = None
+    """The least there may be."""
     about: Count | None = None
     """Exactly this long is best."""
     hard: bool = False
@@ -85,7 +88,7 @@ class RegexSpec(_Weighted):
 
     kind: Literal["regex"]
     pattern: Text = Field(max_length=1000)
-    """In the syntax of the Python package `regex`."""
+    """In the syntax of the Python package `regex`, at most 1000 characters."""
     match: Literal["search", "fullmatch"] = "search"
     """`search`: somewhere in the text; `fullmatch`: the whole text."""
 
@@ -114,6 +117,7 @@ class SentimentSpec(_Weighted):
 
     kind: Literal["sentiment"]
     toward: Literal["positive", "negative", "neutral"] = "positive"
+    """Which sentiment is rewarded."""
 
 
 class SimilaritySpec(_Weighted):
@@ -122,6 +126,7 @@ class SimilaritySpec(_Weighted):
 
     kind: Literal["similarity"]
     to: Text
+    """The text to be near to."""
     model: Text | None = None
     """The declared name of a sentence-embedding model. Left out: character counts."""
 

@@ -188,6 +188,8 @@ class _Frame:
         """The response object at the end."""
         [answer] = result.answers
         cost = usage([result])
+        # of all policies together, where OpenAI's are part of the one prompt
+        cached = min(cost["alignment"]["cached_tokens"], cost["prompt_tokens"])
         why = None if answer.finish_reason == "stop" else {"reason": "max_output_tokens"}
         return self.response(
             _status(answer.finish_reason),
@@ -195,7 +197,7 @@ class _Frame:
             output=[self.item(_status(answer.finish_reason), [self._whole(answer)])],
             usage={
                 "input_tokens": cost["prompt_tokens"],
-                "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+                "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
                 "output_tokens": cost["completion_tokens"],
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": cost["total_tokens"],

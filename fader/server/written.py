@@ -100,6 +100,7 @@ def usage(results: Sequence[Result], read: int | None = None) -> dict[str, Any]:
             "rows": sum(result.usage.rows for result in results),
             "forward_passes": sum(result.usage.forward_passes for result in results),
             "tokens_read": sum(result.usage.tokens_read for result in results),
+            "cached_tokens": sum(result.usage.cached_tokens for result in results),
             "lookahead_tokens": sum(found.explored for found in searches),
             "reward_calls": sum(result.usage.reward_calls for result in results),
             "rewards": [

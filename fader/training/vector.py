@@ -10,7 +10,13 @@ of an answer under the weights at λ,
 
 where s is the log-probability per token (the sum without `length_normalized`). With the loss `dpo`
 (DPO, arXiv 2305.18290) the base model's is subtracted from it; with `simpo` (SimPO, arXiv
-2405.14734) it is not. That is the default, since levels are ranked by likelihood itself. Retained
+2405.14734) it is not. That is the default, since levels are ranked by likelihood itself. With
+`flip`, for lessons of one pair under two opposite preferences p and p', the sigmoid takes both
+margins together:
+
+    s(a | p) - s(b | p) + s(b | p') - s(a | p').
+
+What makes an answer likely whatever is told cancels there, the base model's share too. Retained
 lessons have the loss retain_weight * |change of log pi per token| for both answers instead, smooth
 below 0.2 nats.
 """
@@ -20,12 +26,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from datasets import Dataset
@@ -67,6 +73,7 @@ format are not taken for what the same data and settings give."""
 DATED = ("base_identity", "format")
 """Where a card differs in nothing but these, its vector is out of date: the same command trains it
 anew, without --force."""
+SAVE = 25  # steps after which a run is saved
 log = logging.getLogger(__name__)
 
 
@@ -82,9 +89,10 @@ class Recipe:
     those of whole answers."""
     length_normalized: bool = True
     """Compare log-probabilities per token (length-normalised); off: of whole answers."""
-    loss: Literal["dpo", "simpo"] = "simpo"
+    loss: Literal["dpo", "simpo", "flip"] = "simpo"
     """`dpo` compares log-probabilities less the base model's, which are computed once before
-    training; `simpo` compares log-probabilities as they are."""
+    training; `simpo` compares log-probabilities as they are; `flip` does so for two lessons at
+    once, one after the other, that prefer opposite answers under opposite preferences."""
     reference: Literal["told", "untold"] = "told"
     """Whether the base model of `dpo` reads the lesson's preferences too. Untold, what the prompt
     alone does counts for the preference, as where the guide's reference is untold."""
@@ -100,6 +108,9 @@ class Recipe:
     preferences."""
     in_order: bool = False
     """Teach the lessons in their order; off: in one that is drawn by the seed."""
+    upper: float = 1.0
+    """The share of the layers, from the top, that are changed. Those below need no gradient, so
+    that training goes faster."""
     max_length: int = 1024
     """Lessons with more tokens, prompt and answer together, are left out."""
     seed: int = 0
@@ -108,6 +119,10 @@ class Recipe:
         for name, least in (("rank", 1), ("batch", 1), ("max_length", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: must be at least {least} (got {getattr(self, name)})")
+        if not 0 < self.upper <= 1:
+            raise ValueError(f"upper: must be above 0 and at most 1 (got {self.upper})")
+        if self.loss == "flip" and (self.batch % 2 or not self.in_order):
+            raise ValueError("loss: flip takes lessons two by two; give an even batch and in_order")
         if self.seed >= 2**32:
             raise ValueError(f"seed: must be below 2**32 (got {self.seed})")
         for name in ("alpha", "beta", "learning_rate", "epochs"):
@@ -172,69 +187,31 @@ def _trained(
     force: bool,
 ) -> list[Vector]:
     base, tokenizer = load(model)
-    base_print = fingerprint(base)
     _check_targets(base, recipe.targets)
     given = len(lessons)
-    fits_the_template(tokenizer, (_conversation(lesson) for lesson in lessons))
-    lessons, rows = _short_enough(lessons, tokenizer, base, recipe)
+    lessons, rows, run = prepared(base, tokenizer, lessons, recipe, list(folders), start)
     first = next(iter(folders.values()))
     work = first.with_name("." + "+".join(folder.name for folder in folders.values()) + ".part")
-    run = {
-        "vectors": list(folders),
-        "data": content_hash(lessons),
-        "recipe": asdict(recipe),
-        "base_fingerprint": base_print,
-        "start": [vector.digest for vector in start],
-        "base_identity": identity(base, tokenizer),
-        "format": FORMAT,
-    }
     numbers = getattr(torch, dtype)
     there = _there(folders)
-    if len(there) == len(folders) and all(_as_asked(one, run, numbers) for one in there):
+    if len(there) == len(folders) and all(
+        as_asked(one.card, one.base, run) and _in(numbers, one) for one in there
+    ):
         return there
     for one in there:
-        if not (force or _as_asked(one, {**run, **{key: one.card.get(key) for key in DATED}})):
-            raise ValueError(
-                f"out: {folders[one.name]} holds a vector of other data, settings or model; replace"
-                " it with --force, or give another folder"
-            )
-        if not force:
-            log.warning(
-                "%s is trained anew: since it was, the model's tokenizer, chat template or settings"
-                " or the way of training have changed",
-                folders[one.name],
-            )
-    same_run_or_fresh(work, run)
-    checkpoint = last_checkpoint(work)
-    clock = Clock(checkpoint)
-    with progress_bar(progress) as bar:
+        refuse_another(folders[one.name], one.card, one.base, run, force)
+
+    def make(bar: Progress) -> LineTrainer:
         trainer = _trainer(recipe, base, tokenizer, rows, len(folders), work, bar)
-        trainer.add_callback(clock)
         if start:
-            _go_on(trainer.model, start)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else False)
-    weights = cast("nn.Module", trainer.model).parameters()
-    if not all(torch.isfinite(weight).all() for weight in weights):
-        drop(work)
-        raise ValueError(
-            f"learning_rate: {recipe.learning_rate} is too high; the weights became infinite"
-        )
+            go_on(trainer.model, start)
+        return trainer
+
+    trainer, seconds = fitted(make, recipe, run, work, progress)
     trainer.save_model(str(work / "final"))
     card = {
         "kind": "alignment vector",
-        "base_model": model,
-        "trained_with": list(folders),
-        "lessons": len(lessons),
-        "retained": sum(lesson.retained for lesson in lessons),
-        "too_long": given - len(lessons),
-        **{key: run[key] for key in ("data", "recipe", "start", "base_identity", "format")},
-        "started_from": _histories(start),
-        "seconds": round(clock.seconds, 1),
-        "curve": [
-            {key: row[key] for key in ("step", *CURVE) if key in row}
-            for row in trainer.state.log_history
-            if "loss" in row
-        ],
+        **trained_card(model, run, lessons, given, start, trainer, seconds),
     }
     factors = Vector.load(work / "final").factors
     found = []
@@ -244,7 +221,7 @@ def _trained(
             Vector(
                 name,
                 {m: (a[mine].to(numbers), b[:, mine].to(numbers)) for m, (a, b) in factors.items()},
-                base_print,
+                run["base_fingerprint"],
                 card,
             )
         )
@@ -260,18 +237,116 @@ def _there(folders: Mapping[str, Path]) -> list[Vector]:
     ]
 
 
-def _as_asked(vector: Vector, run: Mapping[str, Any], numbers: torch.dtype | None = None) -> bool:
-    """Whether a vector is the one that this run gives; with `numbers`, in that dtype too."""
-    card = {
-        **vector.card,
-        "vectors": vector.card.get("trained_with"),
-        "base_fingerprint": vector.base,
+def _in(numbers: torch.dtype, vector: Vector) -> bool:
+    """Whether a vector's factors are stored in this dtype."""
+    return all(factor.dtype == numbers for pair in vector.factors.values() for factor in pair)
+
+
+def prepared(
+    base: Any,
+    tokenizer: Any,
+    lessons: Sequence[Lesson],
+    recipe: Recipe,
+    names: Sequence[str],
+    start: Sequence[Vector],
+) -> tuple[list[Lesson], list[dict[str, Any]], dict[str, Any]]:
+    """The lessons that are short enough, the rows of token ids that they are taught by, and all
+    that tells this run from others. Raises ValueError for lessons that the model cannot be
+    taught."""
+    base_print = fingerprint(base)
+    fits_the_template(tokenizer, (_conversation(lesson) for lesson in lessons))
+    lessons, rows = _short_enough(lessons, tokenizer, base, recipe)
+    run = {
+        "vectors": list(names),
+        "data": content_hash(lessons),
+        "recipe": asdict(recipe),
+        "base_fingerprint": base_print,
+        "start": [vector.digest for vector in start],
+        "base_identity": identity(base, tokenizer),
+        "format": FORMAT,
     }
-    return all(
-        card.get(key) == value for key, value in json.loads(json.dumps(run)).items()
-    ) and not any(
-        numbers and factor.dtype != numbers for pair in vector.factors.values() for factor in pair
+    return lessons, rows, run
+
+
+def as_asked(card: Mapping[str, Any], base: str | None, run: Mapping[str, Any]) -> bool:
+    """Whether what has this card and this base model is what the run gives."""
+    known = {**card, "vectors": card.get("trained_with"), "base_fingerprint": base}
+    return all(known.get(key) == value for key, value in json.loads(json.dumps(run)).items())
+
+
+def refuse_another(
+    folder: Path, card: Mapping[str, Any], base: str | None, run: Mapping[str, Any], force: bool
+) -> None:
+    """Raises ValueError for a folder that holds what another run gives, unless `force`. What is
+    merely out of date may be written anew, and a word is said."""
+    if force:
+        return
+    if not as_asked(card, base, {**run, **{key: card.get(key) for key in DATED}}):
+        raise ValueError(
+            f"out: {folder} holds a vector of other data, settings or model; replace"
+            " it with --force, or give another folder"
+        )
+    log.warning(
+        "%s is trained anew: since it was, the model's tokenizer, chat template or settings"
+        " or the way of training have changed",
+        folder,
     )
+
+
+T = TypeVar("T", bound="LineTrainer")
+
+
+def fitted(
+    make: Callable[[Progress], T],
+    recipe: Recipe,
+    run: dict[str, Any],
+    work: Path,
+    progress: bool,
+) -> tuple[T, float]:
+    """A trainer that has trained, from the run's last checkpoint in `work` if there is one; and the
+    seconds that it took in all. Raises ValueError where the weights became infinite."""
+    same_run_or_fresh(work, run)
+    checkpoint = last_checkpoint(work)
+    clock = Clock(checkpoint)
+    with progress_bar(progress) as bar:
+        trainer = make(bar)
+        trainer.add_callback(clock)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else False)
+    weights = cast("nn.Module", trainer.model).parameters()
+    if not all(torch.isfinite(weight).all() for weight in weights):
+        drop(work)
+        raise ValueError(
+            f"learning_rate: {recipe.learning_rate} is too high; the weights became infinite"
+        )
+    return trainer, round(clock.seconds, 1)
+
+
+def trained_card(
+    model: str,
+    run: Mapping[str, Any],
+    lessons: Sequence[Lesson],
+    given: int,
+    start: Sequence[Vector],
+    trainer: LineTrainer,
+    seconds: float,
+) -> dict[str, Any]:
+    """What the card of a training says: of which model, from what, how long, and its curve.
+    `given`: lessons before those that are too long were left out."""
+    return {
+        "base_model": model,
+        "trained_with": run["vectors"],
+        "lessons": len(lessons),
+        "retained": sum(lesson.retained for lesson in lessons),
+        "too_long": given - len(lessons),
+        **{key: run[key] for key in ("data", "recipe", "start", "base_identity", "format")},
+        "started_from": _histories(start),
+        "seconds": seconds,
+        "curve": [
+            {key: row[key] for key in ("step", *CURVE) if key in row}
+            for row in trainer.state.log_history
+            if "loss" in row
+        ],
+    }
 
 
 def _conversation(lesson: Lesson) -> list[dict[str, str]]:
@@ -305,6 +380,10 @@ def _short_enough(
         for row in rows
     ]
     kept = [place for place, length in enumerate(lengths) if length <= limit]
+    if recipe.loss == "flip":
+        _check_flips(lessons)
+        short = set(kept)
+        kept = [place for place in kept if place ^ 1 in short]
     if not kept:
         raise ValueError(
             f"max_length: all {len(lessons)} lessons are longer than {limit} tokens (the longest"
@@ -321,6 +400,18 @@ def _short_enough(
     return [lessons[place] for place in kept], [rows[place] for place in kept]
 
 
+def _check_flips(lessons: Sequence[Lesson]) -> None:
+    """Raises ValueError unless the lessons come two by two, of one pair of answers either way."""
+    for place in range(0, len(lessons), 2):
+        one, other = lessons[place], lessons[min(place + 1, len(lessons) - 1)]
+        swapped = (other.rejected, other.chosen) if not one.retained else (one.chosen, one.rejected)
+        if (one.chosen, one.rejected, one.retained) != (*swapped, other.retained):
+            raise ValueError(
+                f"loss: flip takes lessons two by two, which prefer opposite answers; lessons"
+                f" {place + 1} and {place + 2} do not; use dpo"
+            )
+
+
 def _histories(vectors: Sequence[Vector]) -> list[dict[str, Any]]:
     """How the vectors were trained, for the cards of those that go on from them. Vectors that were
     co-trained have one entry."""
@@ -334,7 +425,7 @@ def _histories(vectors: Sequence[Vector]) -> list[dict[str, Any]]:
     return [history for place, history in enumerate(found) if history not in found[:place]]
 
 
-def _go_on(model: Any, vectors: Sequence[Vector]) -> None:
+def go_on(model: Any, vectors: Sequence[Vector]) -> None:
     """Put these vectors into the LoRA layers in place of its fresh factors. Raises ValueError where
     they are of another rank or of other layers."""
     found = {
@@ -377,8 +468,11 @@ def _trainer(
     bar: Progress,
 ) -> LineTrainer:
     data = Dataset.from_list([dict(row) for row in rows])
+    layers = base.config.get_text_config().num_hidden_layers
+    changed = math.ceil(layers * recipe.upper)
     lora = LoraConfig(
         r=recipe.rank * vectors,
+        layers_to_transform=list(range(layers - changed, layers)) if changed < layers else None,
         lora_alpha=recipe.alpha * vectors,
         target_modules=list(recipe.targets),
         lora_dropout=0.0,
@@ -386,36 +480,41 @@ def _trainer(
     )
     if recipe.sft_epochs:
         base = _supervised(base, tokenizer, data, lora, recipe, work, Watch(bar, "supervised"))
-    settings = DPOConfig(
+    return LineTrainer(
+        recipe,
+        base,
+        settings(recipe, len(data), work),
+        tokenizer,
+        train_dataset=data,
+        peft_config=None if recipe.sft_epochs else lora,
+        callbacks=[Watch(bar, "preferences")],
+    )
+
+
+def settings(recipe: Recipe, lessons: int, work: Path) -> DPOConfig:
+    """The trainer's settings, for so many lessons; checkpoints go to `work`."""
+    return DPOConfig(
         output_dir=str(work),
         max_length=None,
         num_train_epochs=recipe.epochs,
         precompute_ref_log_probs=recipe.loss == "dpo",
         precompute_ref_batch_size=8,
         save_strategy="steps",
-        save_steps=25,
+        save_steps=SAVE,
         save_total_limit=2,
         train_sampling_strategy="sequential" if recipe.in_order else "random",
         **shared(
             recipe.batch,
             recipe.learning_rate,
             recipe.seed,
-            steps(len(data), recipe.batch, recipe.epochs),
+            steps(lessons, recipe.batch, recipe.epochs),
         ),
-    )
-    watch = Watch(bar, "preferences")
-    return LineTrainer(
-        recipe,
-        base,
-        settings,
-        tokenizer,
-        train_dataset=data,
-        peft_config=None if recipe.sft_epochs else lora,
-        callbacks=[watch],
     )
 
 
 SIDES = ("chosen", "rejected")
+GIVEN = ("strengths", "retained", "ref_chosen_logps", "ref_rejected_logps", "told", "shares")
+"""What a row says of its lesson, in numbers."""
 SMALL = 0.2  # nats per token
 CURVE = ("loss", "accuracy", "margin", "drift")
 """The training curve on a card: the loss, the share of preferences that hold, their mean margin,
@@ -482,7 +581,12 @@ class LineTrainer(DPOTrainer):
         """The base model's log-probabilities of both answers [lessons] each; TRL keeps them with
         the data."""
         with torch.no_grad(), self.accelerator.autocast():
-            return answer_logprobs(model, inputs, torch.zeros_like(inputs["strengths"])).chunk(2)
+            return self.read(model, inputs, torch.zeros_like(inputs["strengths"])).chunk(2)
+
+    def read(self, model: Any, inputs: Mapping[str, Tensor], strengths: Tensor) -> Tensor:
+        """`answer_logprobs` of a batch at these strengths; for subclasses with a part of their
+        own."""
+        return answer_logprobs(model, inputs, strengths)
 
     def compute_loss(
         self,
@@ -493,20 +597,23 @@ class LineTrainer(DPOTrainer):
     ) -> Tensor:
         """The loss in the module docstring, averaged over the lessons of the batch."""
         recipe, retained, lengths = self.recipe, inputs["retained"], inputs["lengths"]
-        logprobs = answer_logprobs(
-            model, inputs, inputs["strengths"]
-        )  # [2 lessons]: the chosen ones, then the rejected
+        # [2 lessons]: the chosen ones, then the rejected
+        logprobs = self.read(model, inputs, inputs["strengths"])
         if recipe.loss == "dpo":
             reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-        elif retained.any():
-            with torch.no_grad():
-                reference = answer_logprobs(model, inputs, torch.zeros_like(inputs["strengths"]))
         else:
             reference = torch.zeros_like(logprobs)
+            if retained.any():
+                some = only(inputs, retained.nonzero()[:, 0])
+                with torch.no_grad():
+                    found = self.read(model, some, torch.zeros_like(some["strengths"]))
+                reference[torch.cat([retained, retained]) == 1] = found
         scores = (logprobs - reference if recipe.loss == "dpo" else logprobs) / (
             lengths if recipe.length_normalized else 1
         )
         margins = torch.sub(*scores.chunk(2))
+        if recipe.loss == "flip":
+            margins = margins.view(-1, 2).sum(1).repeat_interleave(2)
         likelihood = (logprobs / lengths).chunk(2)[0]
         drifts = ((logprobs - reference) / lengths).chunk(2)
         taught = -functional.logsigmoid(recipe.beta * margins) - recipe.sft_weight * likelihood
@@ -568,29 +675,51 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
         "answer": torch.tensor(answer),
         "lengths": torch.tensor([len(parts[side]) for side in (1, 2) for parts in texts]),
     }
-    given = ("strengths", "retained", "ref_chosen_logps", "ref_rejected_logps")
     return {
         **batch,
         **{
             name: torch.tensor([row[name] for row in rows], dtype=torch.float32)
-            for name in given
+            for name in GIVEN
             if name in rows[0]
         },
     }
 
 
-def answer_logprobs(model: Any, inputs: Mapping[str, Tensor], strengths: Tensor) -> Tensor:
+def only(inputs: Mapping[str, Tensor], lessons: Tensor) -> dict[str, Tensor]:
+    """The batch with these of its lessons alone [lessons], as `answer_logprobs` reads it."""
+    count, width = inputs["input_ids"].shape
+    new = torch.full((count,), -1, device=lessons.device)
+    new[lessons] = torch.arange(len(lessons), device=lessons.device)
+    side, lesson = inputs["answer"] // count, inputs["answer"] % count
+    here = new[lesson] >= 0
+    place = inputs["source"] % width
+    of_lessons = ("input_ids", "position_ids", "attention_mask", *GIVEN)
+    return {
+        **{name: inputs[name][lessons] for name in of_lessons if name in inputs},
+        "source": (new[lesson] * width + place)[here],
+        "target": inputs["target"][here],
+        "answer": (side * len(lessons) + new[lesson])[here],
+    }
+
+
+def answer_logprobs(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    strengths: Tensor,
+    between: Callable[[Tensor], Tensor] = lambda hidden: hidden,
+) -> Tensor:
     """Log-probability of both answers of each lesson [2 lessons], the chosen ones first, at each
-    lesson's strengths [lessons, vectors]."""
+    lesson's strengths [lessons, vectors]. `between`: what is done to the last hidden states
+    [lessons, tokens, hidden] before the head."""
     causal: Any = model.get_base_model()
     with _at(model, strengths):
         body = causal.base_model(
             **{name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask")},
             use_cache=False,
         )
-    logits = causal.get_output_embeddings()(
-        body.last_hidden_state.flatten(0, 1)[inputs["source"]]
-    )  # [answer tokens, vocabulary]
+    hidden = between(body.last_hidden_state).flatten(0, 1)
+    # [answer tokens, vocabulary]
+    logits = causal.get_output_embeddings()(hidden[inputs["source"]])
     said = -functional.cross_entropy(logits.float(), inputs["target"], reduction="none")
     return said.new_zeros(2 * len(strengths)).index_add(0, inputs["answer"], said)
 
@@ -602,10 +731,12 @@ def _at(model: nn.Module, strengths: Tensor) -> Iterator[None]:
     layers: list[Any] = [
         module.lora_A["default"] for module in model.modules() if isinstance(module, LoraLayer)
     ]
-    ranks = strengths.repeat_interleave(layers[0].out_features // strengths.shape[1], dim=1)[
-        :, None
-    ]  # [rows, 1, ranks]
-    hooks = [layer.register_forward_hook(lambda _, __, y: y * ranks.to(y)) for layer in layers]
+
+    def scaled(layer: Any, _: Any, y: Tensor) -> Tensor:
+        ranks = layer.out_features // strengths.shape[1]
+        return y * strengths.repeat_interleave(ranks, dim=1)[:, None].to(y)  # [rows, 1, ranks]
+
+    hooks = [layer.register_forward_hook(scaled) for layer in layers]
     try:
         yield
     finally:

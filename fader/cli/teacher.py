@@ -1,0 +1,261 @@
+"""Commands that make data with a teacher: level data, preference data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fader.cli.data import Language, messages, shares
+from fader.cli.show import AsJson, needing, print_json, screen
+from fader.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from fader.data.rounds import Cost, Made, Prices, Tell
+
+Out = Annotated[
+    str,
+    typer.Option(
+        help=(
+            "JSONL file to write. The datasheet goes beside it, replies into a hidden folder beside"
+            " it."
+        )
+    ),
+]
+Address = Annotated[str, typer.Option(help="Base address of an OpenAI-compatible server.")]
+Teacher = Annotated[str, typer.Option(help="Model that the endpoint serves.")]
+KeyEnv = Annotated[
+    str,
+    typer.Option(
+        help=(
+            "Environment variable that holds the endpoint's key; may be unset where none is needed."
+        )
+    ),
+]
+Concurrency = Annotated[int, typer.Option(help="Most requests at once.")]
+Timeout = Annotated[float, typer.Option(help="Seconds that one try may take.")]
+Retries = Annotated[int, typer.Option(help="Further tries of a request that fails on the way.")]
+MostTokens = Annotated[int, typer.Option(help="Most tokens of one reply, its thoughts included.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="Of the teacher; left out: the endpoint's own.")
+]
+Tries = Annotated[int, typer.Option(help="Most attempts at a text that breaks a rule.")]
+Seed = Annotated[int, typer.Option(help="Another seed, other data.")]
+PriceIn = Annotated[float | None, typer.Option(help="Price of a million tokens read.")]
+PriceOut = Annotated[float | None, typer.Option(help="Price of a million tokens written.")]
+Splits = Annotated[str, typer.Option(help="Shares of train, dev and test.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only estimate requests, tokens and cost.")]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Write over a file that was not made here, or was changed since."),
+]
+
+
+def levels(
+    domain: Annotated[str, typer.Argument(help="What the questions are about, such as tax-law.")],
+    out: Out,
+    endpoint: Address,
+    teacher: Teacher,
+    count: Annotated[int, typer.Option(help="Items to ask for.")] = 120,
+    key_env: KeyEnv = "OPENAI_API_KEY",
+    concurrency: Concurrency = 8,
+    timeout: Timeout = 120.0,
+    retries: Retries = 5,
+    most_tokens: MostTokens = 4096,
+    temperature: Temperature = None,
+    tries: Tries = 4,
+    language: Language = "en",
+    seed: Seed = 0,
+    personas: Annotated[
+        str | None,
+        typer.Option(help="Your own personas: a text file, one a line, or JSONL with `persona`."),
+    ] = None,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
+    splits: Splits = "0.6,0.15,0.25",
+    dry_run: DryRun = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make level data in any domain with a teacher model: questions of invented people, each
+    answered at three levels. Resumable."""
+    with _needing_data():
+        from fader.data.levels import estimate, make
+        from fader.data.questions import Plan, read_texts
+
+    plan = Plan(domain, count, language, seed, tries, shares(splits))
+    prices = _prices(price_in, price_out)
+    people = read_texts(personas, "persona") if personas else []
+    key = os.environ.get(key_env)
+    reached = Endpoint(
+        endpoint, teacher, key, timeout, retries, concurrency, temperature, most_tokens
+    )
+    expected = estimate(plan, people, prices)
+    if dry_run:
+        _say_estimate(expected, as_json)
+        return
+    with _bar(expected) as tell:
+        made = make(plan, reached, Path(out), people, prices, tell, force)
+    _show(made, Path(out), as_json)
+
+
+def preferences(
+    subject: Annotated[
+        str, typer.Argument(help="What the questions are about, such as home-cooking.")
+    ],
+    out: Out,
+    endpoint: Address,
+    teacher: Teacher,
+    family: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                "NAME=WISH/OPPOSITE, such as 'length=short answers/thorough answers'; may be"
+                " repeated. Left out: the teacher is asked."
+            )
+        ),
+    ] = None,
+    families: Annotated[
+        int, typer.Option(help="Families to ask the teacher for, where none is given.")
+    ] = 6,
+    count: Annotated[int, typer.Option(help="Questions a family.")] = 60,
+    wordings: Annotated[
+        int, typer.Option(help="Wordings of each wish; the last quarter is not taught.")
+    ] = 8,
+    held_out: Annotated[
+        int, typer.Option(help="Families, the last ones, that are kept from training.")
+    ] = 0,
+    questions: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Your own questions: a text file, one a line, or JSONL with `question`; they are"
+                " dealt to the families in turn."
+            )
+        ),
+    ] = None,
+    key_env: KeyEnv = "OPENAI_API_KEY",
+    concurrency: Concurrency = 8,
+    timeout: Timeout = 120.0,
+    retries: Retries = 5,
+    most_tokens: MostTokens = 4096,
+    temperature: Temperature = None,
+    tries: Tries = 4,
+    language: Language = "en",
+    seed: Seed = 0,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
+    splits: Splits = "0.6,0.15,0.25",
+    dry_run: DryRun = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make preference data with a teacher model: opposite wishes in several wordings, and questions
+    with an answer for either wish. Resumable."""
+    with _needing_data():
+        from fader.data.families import (
+            PreferencePlan,
+            estimate_preferences,
+            make_preferences,
+            read_axis,
+        )
+        from fader.data.questions import Plan, read_texts
+
+    own = read_texts(questions, "question") if questions else []
+    axes = tuple(map(read_axis, family or ()))
+    total = len(own) if own else count * max(1, len(axes) or families)
+    asked = Plan(subject, total, language, seed, tries, shares(splits))
+    plan = PreferencePlan(asked, axes, families, wordings, held_out)
+    prices = _prices(price_in, price_out)
+    key = os.environ.get(key_env)
+    reached = Endpoint(
+        endpoint, teacher, key, timeout, retries, concurrency, temperature, most_tokens
+    )
+    expected = estimate_preferences(plan, own, prices)
+    if dry_run:
+        _say_estimate(expected, as_json)
+        return
+    with _bar(expected) as tell:
+        made = make_preferences(plan, reached, Path(out), own, prices, tell, force)
+    _show(made, Path(out), as_json)
+
+
+@contextmanager
+def _needing_data() -> Iterator[None]:
+    with needing("making data", "data"):
+        import openai  # noqa: F401  (missed here, before anything is made)
+
+        yield
+
+
+def _prices(price_in: float | None, price_out: float | None) -> Prices | None:
+    from fader.data.rounds import Prices
+
+    if (price_in is None) != (price_out is None):
+        raise ValueError("price-in, price-out: give both or neither")
+    return None if price_in is None or price_out is None else Prices(price_in, price_out)
+
+
+def _say_estimate(expected: Cost, as_json: bool) -> None:
+    if as_json:
+        print_json(_money(expected))
+    else:
+        screen.print(f"A run from nothing would be {_spoken(expected)}.", highlight=False)
+
+
+@contextmanager
+def _bar(expected: Cost) -> Iterator[Tell]:
+    """A progress bar while data is made, under what it will be about."""
+    messages.print(
+        f"About {_spoken(expected)}, less what is kept from an earlier run.", highlight=False
+    )
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=messages,
+    ) as bar:
+        task = bar.add_task("begin", total=expected.calls)
+        yield lambda stage, done, total: bar.update(
+            task, description=stage, completed=done, total=total
+        )
+
+
+def _show(made: Made[Any], file: Path, as_json: bool) -> None:
+    from fader.data.rounds import Place
+
+    row = {
+        "file": str(file),
+        "datasheet": str(Place(file).sheet),
+        "items": len(made.items),
+        "splits": made.splits,
+        "dropped": made.dropped,
+        "refused": made.refused,
+        **_money(made.now),
+        "cached": made.cached,
+        "whole": _money(made.whole),
+    }
+    print_json(row) if as_json else screen.print(row)
+
+
+def _money(cost: Cost) -> dict[str, float | None]:
+    return {
+        "calls": cost.calls,
+        "tokens_in": cost.tokens_in,
+        "tokens_out": cost.tokens_out,
+        "cost": cost.money,
+    }
+
+
+def _spoken(cost: Cost) -> str:
+    money = "" if cost.money is None else f", {cost.money:.2f} at these prices"
+    return (
+        f"{cost.calls} requests, {cost.tokens_in} tokens read and {cost.tokens_out} written{money},"
+        " without what must be asked again"
+    )
