@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DOCS := .venv-docs
 
-.PHONY: install model demo test test-wheel quick coverage check docs clean
+.PHONY: install model demo serve test test-wheel quick coverage check docs clean
 
 install: $(VENV)/.installed
 
@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): some minutes, once"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet -c constraints.txt torch > $(VENV)/pip.log 2>&1 \
-		&& $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,train,data,eval,rewards]' >> $(VENV)/pip.log 2>&1 \
+		&& $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,train,data,eval,rewards,server,json]' >> $(VENV)/pip.log 2>&1 \
 		|| { cat $(VENV)/pip.log; exit 1; }
 	@touch $@
 
@@ -22,6 +22,10 @@ model: install
 
 demo: model
 	@HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/demo.py
+
+# OpenAI's API on the built-in model, at http://127.0.0.1:8000/v1
+serve: model
+	@$(BIN)/fader serve
 
 check: install
 	$(BIN)/ruff format --check .

@@ -94,6 +94,8 @@ class TokenLogprob:
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens as (id, logprob)."""
+    base: float = 0.0
+    """Its log-probability under the policy that is guided, without the guides."""
     guides: dict[str, float] = field(default_factory=dict)
     """What each guide added to this token's score."""
     advantage: float = 0.0

@@ -49,7 +49,15 @@ class Fader:
         resources: Resources = NOTHING,
     ) -> None:
         self.backend = Local(
-            model, models, vectors, device, dtype, kv_bytes, token_budget, share_prompts, resources
+            model,
+            models,
+            vectors,
+            device,
+            dtype,
+            kv_bytes,
+            token_budget,
+            share_prompts=share_prompts,
+            resources=resources,
         )
         self._places = Places()  # what requests gave by place
         self._stamps: dict[str, int] = {}  # when the folders of vectors were written

@@ -56,7 +56,7 @@ class Places:
     """What was given by place so far."""
 
     vectors: Names = field(default_factory=lambda: Names(_is_vector))
-    models: Names = field(default_factory=lambda: Names(_is_model))
+    models: Names = field(default_factory=lambda: Names(is_model))
 
 
 def resolve(prompts: Iterable[RequestLike], places: Places, **fields: Any) -> list[Request]:
@@ -131,7 +131,8 @@ def _is_vector(place: Path) -> bool:
     return is_file(place / CONFIG) and str(place) not in available()
 
 
-def _is_model(place: Path) -> bool:
+def is_model(place: Path) -> bool:
+    """Whether a model's folder or GGUF file lies there."""
     return is_file(place / "config.json") or (place.suffix == ".gguf" and is_file(place))
 
 

@@ -132,7 +132,7 @@ def _without_twins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def profile_file(name: str) -> Path:
     """Where a profile of that name is kept in the project. Raises ValueError for what is no
     name."""
-    if not re.fullmatch(r"[\w-]+", name):
+    if not is_name(name):
         raise ValueError(f"profile: {name!r} is not a name; use letters, digits, - and _")
     return profile_folders()[0] / f"{name}.yaml"
 
@@ -144,3 +144,24 @@ def save_profile(name: str, alignment: Alignment) -> Path:
     said = alignment.model_dump(mode="json", exclude_defaults=True)
     write_whole(file, yaml.safe_dump(said, sort_keys=False))
     return file
+
+
+def find_profile(name: str) -> Alignment:
+    """The profile of that name, for a request from anywhere: paths and links that lead out of the
+    folders are no names, and nothing of them is opened. Raises `Invalid` naming those there are."""
+    known = profiles()
+    if name not in known or not is_name(name) or not _inside(known[name]):
+        there = ", ".join(known) or "none yet"
+        raise Invalid(f"there is no profile {short(name)}; there are: {there}")
+    _, value = _read_alignment(name)
+    return parse(Alignment, _told_by_name(value, name), name)
+
+
+def is_name(name: str) -> bool:
+    """Whether a profile may be called so."""
+    return re.fullmatch(r"[\w-]+", name) is not None
+
+
+def _inside(file: Path) -> bool:
+    """Whether a file lies where its name says, not behind a link that leads out."""
+    return file.resolve().is_relative_to(file.parent.resolve())

@@ -27,6 +27,16 @@ from fader.schema import (
     short,
 )
 
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _not_nothing(written: str | tuple[int, ...]) -> str | tuple[int, ...]:
+    if not written or (isinstance(written, str) and not written.strip()):
+        raise ValueError("must not be empty; leave the field out instead")
+    return written
+
+
+Written = Annotated[str | tuple[Token, ...], AfterValidator(_not_nothing)]
 Rendering = Literal["meta", "tiers", "system", "principle"]
 
 
@@ -67,6 +77,23 @@ class Sampling(Frozen):
     logprobs: int | None = Field(None, ge=0, le=100)
     """Report each token's log-probability under the aligned distribution, and this many
     alternatives."""
+    min_tokens: int = Field(0, ge=0)
+    """Before so many tokens no end token is written; a stop string still ends the answer. At most
+    `max_tokens`. Not with a search."""
+    ignore_eos: bool = False
+    """Whether the answer goes on after the model's end token. Not with a search."""
+    logit_bias: dict[Token, Finite] = Field(default_factory=dict)
+    """Added to the scores of these token ids, in nats, before a token is drawn. Not with a
+    search."""
+
+    @model_validator(mode="after")
+    def _ends(self) -> Sampling:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens ({self.min_tokens}) must not be more than max_tokens"
+                f" ({self.max_tokens})"
+            )
+        return self
 
 
 class Choice(Frozen):
@@ -455,8 +482,12 @@ def _as_messages(value: Any) -> Any:
 class Request(Frozen):
     """One question and how it is to be answered."""
 
-    messages: Annotated[tuple[Message, ...], Field(min_length=1), BeforeValidator(_as_messages)]
-    """The conversation; a plain text is one user turn."""
+    messages: Annotated[tuple[Message, ...], BeforeValidator(_as_messages)] = ()
+    """The conversation; a plain text is one user turn. Either this or `raw` is given."""
+    raw: Written | None = None
+    """Instead of messages: a text, or token ids, that the model continues as it is, without a chat
+    template. Control tokens that are spelled in the text are control tokens; preferences stand as a
+    paragraph above it."""
     sampling: Sampling = Sampling()
     """How tokens are drawn; left out: the likeliest each time, 256 at most."""
     alignment: Alignment = Alignment()
@@ -465,9 +496,23 @@ class Request(Frozen):
     """The model that answers, by the name it was loaded under; left out: the one that was loaded
     first. In Python's `Fader` and in a line of `--input` it may also be a model's folder or GGUF
     file."""
-    prefill: Text | None = None
-    """The assistant's answer is forced to begin with this text. The result holds only what was
-    written after it."""
+    prefill: Written | None = None
+    """The assistant's answer is forced to begin with this text, or with these token ids. The result
+    holds only what was written after it."""
+    json_schema: dict[str, Any] | None = None
+    """The answer is JSON that this JSON Schema allows (`pip install 'fader[json]'`). The mask is
+    laid over the guided scores; reported log-probabilities are those before it. A schema with what
+    cannot be enforced is refused. Not with a search, `prefill`, `min_tokens` or `ignore_eos`."""
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Request:
+        if not self.messages and self.raw is None:
+            raise ValueError("give `messages`, or `raw`: what is to be answered")
+        if self.messages and self.raw is not None:
+            raise ValueError("`messages` and `raw` are both given; give one of the two")
+        if self.raw is not None and self.prefill is not None:
+            raise ValueError("`prefill` begins an answer to messages; put it at the end of `raw`")
+        return self
 
     @classmethod
     def of(cls, prompt: RequestLike, **fields: Any) -> Request:

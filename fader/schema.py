@@ -151,7 +151,8 @@ def parse(schema: type[Schema], value: Any, where: str = "") -> Schema:
     """`value` as `schema`. Raises `Invalid` with each faulty field's path (under `where`), what is
     wrong with it and the value given."""
     try:
-        _refuse_halves(value, [where] if where else [])
+        whole = where or (schema.__name__.lower() if not isinstance(value, Mapping) else "")
+        _refuse_halves(value, [whole] if whole else [])
         return schema.model_validate(value)
     except RecursionError:
         raise Invalid("nested too deeply, or within itself", where) from None
@@ -212,7 +213,7 @@ def _fields(value: Any, location: Sequence[str | int]) -> list[str | int]:
             branch = False
             continue
         branch = True
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and (part in value or _is_field(part)):
             path.append(part)
             value = value.get(part)
         elif isinstance(value, list | tuple) and isinstance(part, int):
@@ -221,9 +222,14 @@ def _fields(value: Any, location: Sequence[str | int]) -> list[str | int]:
         elif isinstance(value, BaseModel) and part in type(value).model_fields:
             path.append(part)
             value = getattr(value, str(part))
-        elif isinstance(part, int) or (part.isidentifier() and part not in _TYPES):
+        elif isinstance(part, int) or _is_field(part):
             path.append(part)  # of what a validator has made of the value
     return path
+
+
+def _is_field(part: str | int) -> bool:
+    """Whether a part of pydantic's location may be a field, and no branch of a union."""
+    return isinstance(part, str) and part.isidentifier() and part not in _TYPES
 
 
 def short(value: Any) -> str:

@@ -20,6 +20,10 @@ EXTRAS = {
         "pytest",
         "hypothesis",
         "accelerate",
+        "fastapi",
+        "llguidance",
+        "uvicorn",
+        "prometheus_client",
     ),
 }
 SCRIPT = f"""
@@ -63,7 +67,10 @@ def test_the_extras_are_what_is_left_out():
     names = {
         one.partition(">")[0] for name, needs in extras.items() if name != "dev" for one in needs
     }
-    assert {name.replace("scikit-learn", "sklearn") for name in names} <= EXTRAS
+    assert {
+        name.replace("scikit-learn", "sklearn").replace("prometheus-client", "prometheus_client")
+        for name in names
+    } <= EXTRAS
 
 
 def test_import_requests_and_help_need_no_extra():

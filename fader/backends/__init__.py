@@ -6,14 +6,28 @@ server speak to one of these and know no engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from fader.answer import Chunk, Likelihood, Result
 from fader.engine.running import Running
 from fader.engine.stats import Stats
 from fader.request import Request
 from fader.schema import Invalid
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of a model from outside."""
+
+    name: str
+    max_length: int
+    """Tokens that it reads at most, prompt and answer together."""
+    vocabulary: int
+    end_tokens: tuple[int, ...]
+    tokenizer: Mapping[str, Any]
+    """The tokenizer's own settings: its class, control tokens, chat template."""
 
 
 class Backend(Protocol):
@@ -31,7 +45,23 @@ class Backend(Protocol):
     def vectors(self) -> list[str]:
         """Names of the vectors in use so far; others are found when a request names them."""
 
-    def check(self, request: Request, answers: Sequence[str] | None = None) -> list[Invalid]:
+    def about(self, model: str) -> About:
+        """What is known of a model. Raises `Invalid` for one that is not loaded."""
+
+    def encode(self, model: str, request: Request | str, begin: bool = True) -> list[int]:
+        """The token ids of a text, in which control tokens are tokens, after the tokenizer's own
+        begin tokens or without; or those that a request's own policy reads."""
+
+    def decode(self, model: str, tokens: Sequence[int], special: bool = False) -> str:
+        """The text of token ids; control tokens are left out of it, or spelled."""
+
+    def needs(self, request: Request) -> Mapping[str, tuple[int, int]]:
+        """What a request takes at one time: for each model that reads for it, how many rows, and
+        the positions of the longest. Raises `Invalid` with all its faults."""
+
+    def check(
+        self, request: Request, answers: Sequence[str | Sequence[int]] | None = None
+    ) -> list[Invalid]:
         """Every fault for which the request would be refused, each with its path; an empty list if
         it can run. With `answers`: for which scoring them would be refused. Runs nothing."""
 
@@ -39,8 +69,11 @@ class Backend(Protocol):
         """Start a request; `on_chunk` is called with each piece as it is decided, from the
         backend's thread. Raises `Invalid` with all faults before anything runs."""
 
-    def score(self, request: Request, answers: Sequence[str]) -> Running[list[Likelihood]]:
-        """How likely each of some given answers is. Raises `Invalid` before anything runs."""
+    def score(
+        self, request: Request, answers: Sequence[str | Sequence[int]]
+    ) -> Running[list[Likelihood]]:
+        """How likely each of some given answers is, texts or token ids. Raises `Invalid` before
+        anything runs."""
 
     def identity(self, model: str) -> str:
         """A hash of all that a model's answers depend on besides the request."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fader.answer import Chunk, Likelihood, Result
+from fader.backends import About
 from fader.engine import builtin
 from fader.engine.loading import load
 from fader.engine.loop import Engine, Needs
@@ -30,13 +31,14 @@ from fader.methods.guidance import (
     told_to_base,
 )
 from fader.methods.objective import Objective, objective
-from fader.methods.prompt import prompt_ids
+from fader.methods.prompt import prompt_ids, raw_ids
 from fader.methods.search import rows, search
 from fader.methods.spans import ROOM, Spans
+from fader.methods.structured import masks
 from fader.methods.tokens import stop_tokens, text_ids
 from fader.request import Lookahead, PolicySpec, Preferences, Request, Sampling, Search
 from fader.rewards.reward import NOTHING, Resources
-from fader.schema import Faults, Invalid, at, path_of, short
+from fader.schema import Faults, Invalid, at, path_of, short, whole_characters
 from fader.vectors.store import find
 from fader.vectors.vector import Vector, mixture
 
@@ -79,7 +81,8 @@ class Local:
     `model`: the built-in model's name, a folder, a GGUF file, a hub id, or a loaded `Backbone`.
     `models`: others by name, for guides. `vectors`: folders of vectors by name, beside those found
     in the usual places. `share_prompts`: whether requests that begin with the same tokens, under
-    the same vectors, read them once. `resources`: what rewards may use, by name.
+    the same vectors, read them once. `resources`: what rewards may use, by name. `max_waiting`: how
+    many requests may wait for memory before others are refused with `Busy`.
     """
 
     def __init__(
@@ -93,11 +96,12 @@ class Local:
         token_budget: int = 512,
         share_prompts: bool = True,
         resources: Resources = NOTHING,
+        max_waiting: int | None = None,
     ) -> None:
         _refuse_no_model(model, "model")
         self.model = model if isinstance(model, str) else model.name
         self._load = partial(load, device=device, dtype=dtype, kv_bytes=kv_bytes)
-        self.engine = Engine({}, token_budget, share_prompts=share_prompts)
+        self.engine = Engine({}, token_budget, max_waiting=max_waiting, share_prompts=share_prompts)
         for name, source in [(self.model, model), *(models or {}).items()]:
             self.add_model(name, source)
         self.resources = resources
@@ -168,7 +172,44 @@ class Local:
 
     # From a request to a program
 
-    def check(self, request: Request, answers: Sequence[str] | None = None) -> list[Invalid]:
+    def about(self, model: str) -> About:
+        """What is known of a model. Raises `Invalid` for one that is not loaded."""
+        backbone = self.model_named(model, "model")
+        tokenizer = backbone.tokenizer
+        return About(
+            model,
+            backbone.max_length,
+            backbone.vocabulary,
+            tuple(sorted(backbone.end_tokens)),
+            {
+                "tokenizer_class": type(tokenizer).__name__,
+                **{name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+                "chat_template": tokenizer.chat_template,
+            },
+        )
+
+    def encode(self, model: str, request: Request | str, begin: bool = True) -> list[int]:
+        """Token ids: those of a text, or those that a request's own policy reads."""
+        backbone = self.model_named(model, "model")
+        if isinstance(request, str):
+            whole_characters(request)
+            return list(backbone.tokenizer(request, add_special_tokens=begin)["input_ids"])
+        return list(_Resolver(self, request, backbone, ()).base.prompt)
+
+    def decode(self, model: str, tokens: Sequence[int], special: bool = False) -> str:
+        """The text of token ids. Raises `Invalid` for one that the model does not have."""
+        backbone = self.model_named(model, "model")
+        with at("tokens"):
+            backbone.check_tokens(tokens)
+        return str(backbone.tokenizer.decode(list(tokens), skip_special_tokens=not special))
+
+    def needs(self, request: Request) -> Needs:
+        """Rows and positions by model, for what a request takes at one time."""
+        return self._needs(self.plan(request))
+
+    def check(
+        self, request: Request, answers: Sequence[str | Sequence[int]] | None = None
+    ) -> list[Invalid]:
         """Every fault of a request; none: it can run. With `answers`: whether these can be
         scored."""
         try:
@@ -185,16 +226,18 @@ class Local:
     ) -> Running[Result]:
         """Start a request. Raises `Invalid` with all its faults before anything runs."""
         plan = self.plan(request)
-        return self.engine.run(_result(plan), self.needs(plan), on_chunk)
+        return self.engine.run(_result(plan), self._needs(plan), on_chunk)
 
-    def score(self, request: Request, answers: Sequence[str]) -> Running[list[Likelihood]]:
+    def score(
+        self, request: Request, answers: Sequence[str | Sequence[int]]
+    ) -> Running[list[Likelihood]]:
         """How likely given answers are under the request's guided policy. The prompt is read once
         for as many of them as memory allows. Raises `Invalid` before anything runs."""
         plan, written, size, needs = self._scored(request, answers)
         return self.engine.run(_likelihoods(plan, written, size), needs)
 
     def _scored(
-        self, request: Request, answers: Sequence[str]
+        self, request: Request, answers: Sequence[str | Sequence[int]]
     ) -> tuple[Plan, list[list[int]], int, Needs]:
         """What scoring takes: the plan, the answers' tokens, how many are read at a time, and the
         memory for these."""
@@ -211,7 +254,7 @@ class Local:
         written = []
         for answer in answers:
             with faults.at("answer"):
-                written.append(_answer_ids(answer, reader, request.prefill is not None))
+                written.append(_answer_ids(answer, reader, _goes_on(request)))
         faults.raise_any()
         assert plan is not None
         longest, size = max(map(len, written), default=0), max(len(written), 1)
@@ -241,7 +284,9 @@ class Local:
         ):
             if self.engine.fits(needs):
                 return without
-        return field if length > len(plan.guided.base.prompt) else "messages"
+        if length > len(plan.guided.base.prompt):
+            return field
+        return "messages" if plan.request.raw is None else "raw"
 
     def plan(self, request: Request, writes: bool = True) -> Plan:
         """Find the request's model, vectors and policies. Raises `Invalid` with every fault: names
@@ -262,9 +307,10 @@ class Local:
         )
         aim = None
         if writes and alignment.search is not None:
-            with faults.at():
+            with faults.at("sampling"):
                 _drawn_as_searched(request.sampling, alignment.search)
-            question, begun = request.messages[-1].content, request.prefill or ""
+            asked = request.messages[-1].content if request.messages else request.raw or ""
+            question, begun = _text(asked, backbone), _text(request.prefill or "", backbone)
             place = faults.inside("alignment", "search", "rewards")
             aim = objective(
                 alignment.search.rewards, resolve, self.resources, question, begun, place
@@ -272,10 +318,10 @@ class Local:
         faults.raise_any()
         plan = Plan(request, guided, backbone, _task(request, base, backbone), aim)
         if writes:
-            self.needs(plan)
+            self._needs(plan)
         return plan
 
-    def needs(self, plan: Plan) -> Needs:
+    def _needs(self, plan: Plan) -> Needs:
         """What all answers that a request writes at one time need."""
         sampling = plan.request.sampling
         return self._room(
@@ -348,7 +394,7 @@ class _Resolver:
         reader, mine = self._local.backbones[policy.backbone], self._backbone
         if reader is mine or reader.tokenizer.get_vocab() == mine.tokenizer.get_vocab():
             return None
-        begun = self._request.prefill is not None
+        begun = _goes_on(self._request)
         context = list(self.base.prompt[-8:]) if begun else []
         start = len(mine.decode(context))
 
@@ -377,9 +423,17 @@ class _Resolver:
 
     def _read(self, preferences: Sequence[Preferences], reader: Backbone) -> tuple[int, ...]:
         """The token ids of the conversation under these preferences."""
-        request = self._request
-        with at("messages"):
-            ids = prompt_ids(request.messages, preferences, reader.tokenizer, request.prefill)
+        request, mine = self._request, self._backbone
+        raw, begun = request.raw, request.prefill
+        if reader.tokenizer.get_vocab() != mine.tokenizer.get_vocab():  # ids mean nothing to it
+            raw, begun = raw and _text(raw, mine), begun and _text(begun, mine)
+        with at("messages" if raw is None else "raw"):
+            if raw is not None:
+                ids = raw_ids(raw, preferences, reader.tokenizer)
+            elif begun is None or isinstance(begun, str):
+                ids = prompt_ids(request.messages, preferences, reader.tokenizer, begun)
+            else:
+                ids = [*prompt_ids(request.messages, preferences, reader.tokenizer), *begun]
             if not ids:
                 raise ValueError("the prompt has no tokens; write something")
             reader.check_tokens(ids)
@@ -393,13 +447,16 @@ def _rows(plan: Plan) -> int:
 
 
 def _answer_ids(answer: object, reader: Backbone | None, continuing: bool) -> list[int]:
-    """The tokens of an answer that is to be scored; none where no model is there to read them.
-    Raises `Invalid` for what cannot be scored."""
-    if not isinstance(answer, str):
+    """The tokens of an answer that is to be scored, a text or token ids; none where no model is
+    there to read them. Raises `Invalid` for what cannot be scored."""
+    if not isinstance(answer, Sequence):
         raise Invalid(f"must be a text to score (got {answer!r})")
     if reader is None:
         return []
-    ids = text_ids(answer, reader.tokenizer, continuing=continuing)
+    if isinstance(answer, str):
+        ids = text_ids(answer, reader.tokenizer, continuing=continuing)
+    else:
+        ids = list(answer)
     if not ids:
         raise Invalid("has no tokens; give a text to score")
     reader.check_tokens(ids)
@@ -410,15 +467,48 @@ def _task(request: Request, base: Policy, backbone: Backbone) -> Task:
     def encode(text: str, continuing: bool) -> list[int]:
         return text_ids(text, backbone.tokenizer, continuing=continuing)
 
-    ends = backbone.end_tokens | stop_tokens(request.sampling.stop, backbone.tokenizer)
+    sampling = request.sampling
+    ends = stop_tokens(sampling.stop, backbone.tokenizer)
+    ends |= frozenset() if sampling.ignore_eos else backbone.end_tokens
+    masking = None
+    if request.json_schema is not None:
+        with at("json_schema"):
+            _only_plain(request)
+            masking = masks(request.json_schema, backbone)
+    with at("sampling.logit_bias"):
+        backbone.check_tokens(list(sampling.logit_bias))
     return Task(
         request.sampling,
         frozenset(token for token in ends if token < backbone.vocabulary),
         backbone.decode,
         seen=base.prompt if request.sampling.repetition_penalty != 1 else (),
         encode=encode,
-        context=base.prompt[-8:] if request.prefill else (),
+        masks=masking,
+        context=base.prompt[-8:] if _goes_on(request) else (),
     )
+
+
+def _only_plain(request: Request) -> None:
+    """Raises ValueError for what does not go with JSON by a schema."""
+    beside = {
+        "a search": request.alignment.search is not None,
+        "prefill": request.prefill is not None,
+        "min_tokens": request.sampling.min_tokens > 0,
+        "ignore_eos": request.sampling.ignore_eos,
+    }
+    for name, given in beside.items():
+        if given:
+            raise ValueError(f"does not go with {name}; leave one of them out")
+
+
+def _goes_on(request: Request) -> bool:
+    """Whether what is written continues a text that the caller gave."""
+    return request.prefill is not None or request.raw is not None
+
+
+def _text(written: str | Sequence[int], backbone: Backbone) -> str:
+    """What was given as a text or as token ids, as a text."""
+    return written if isinstance(written, str) else backbone.decode(written)
 
 
 def _result(plan: Plan) -> Program:
@@ -439,7 +529,10 @@ def _likelihoods(plan: Plan, written: Sequence[list[int]], size: int) -> Program
 
     def report(root: Prefix, ids: list[int]) -> Program:
         logits = yield from sequence_scores(plan.guided, root.then(*ids), len(ids))
-        return Likelihood.of(token_logprobs(logits, ids, 0, plan.backbone.decode))
+        alternatives = plan.request.sampling.logprobs or 0
+        return Likelihood.of(
+            token_logprobs(plan.guided, logits, ids, alternatives, plan.backbone.decode)
+        )
 
     root = Prefix()
     if len(written) > 1:  # the prompt is read once, for all of them
@@ -452,19 +545,22 @@ def _likelihoods(plan: Plan, written: Sequence[list[int]], size: int) -> Program
 
 
 def _drawn_as_searched(sampling: Sampling, wanted: Search) -> None:
-    """Raises `Invalid` for a temperature that a search cannot use or would ignore."""
+    """Raises `Invalid` for settings that a search cannot use or would ignore."""
+    for name in ("min_tokens", "ignore_eos", "logit_bias"):
+        if getattr(sampling, name):
+            raise Invalid("has no effect on a search; leave it out, or the search", name)
     if isinstance(wanted, Lookahead) and wanted.rollout == "greedy":
         if sampling.temperature > 0:
             raise Invalid(
                 f"{sampling.temperature:g} has no effect on a greedy look-ahead search; set it to"
                 " 0, or the search's `rollout` to `sampled`",
-                "sampling.temperature",
+                "temperature",
             )
     elif sampling.temperature == 0:
         raise Invalid(
             f"0 draws the same answer every time; {wanted.kind} needs a temperature above 0, such"
             " as 0.8",
-            "sampling.temperature",
+            "temperature",
         )
 
 

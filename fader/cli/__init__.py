@@ -6,13 +6,15 @@ from io import TextIOWrapper
 
 import typer
 
-from fader.cli import data, evaluate, teacher, train, vectors
+from fader.cli import data, evaluate, serve, teacher, train, vectors
 from fader.cli.answers import app
 
 app.command("eval", epilog="Example: `fader eval levels --split test --json`")(evaluate.evaluate)
 vectors.app.command(
     "tune", epilog="Example: `fader vectors tune medical=expert,legal=avoidance --profile clinic`"
 )(evaluate.tune)
+app.command("serve", epilog="Example: `fader serve --align pirate`")(serve.serve)
+app.add_typer(serve.app, name="keys")
 data.app.command(
     "levels",
     epilog=(

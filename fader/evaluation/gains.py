@@ -230,7 +230,7 @@ def costs(comparison: Comparison, found: Written, asking: Asking) -> Iterator[Me
     held = [
         float(sum(backend.backbones[name].memory.area(*needed) for name, needed in needs.items()))
         for request in requests(comparison, asking, found.aims)
-        for needs in (backend.needs(backend.plan(request)),)
+        for needs in (backend.needs(request),)
     ]
     yield average(task, method, case, "kv_positions", held, seed)
 

@@ -13,7 +13,8 @@ from fader.answer import Answer, Chunk, FinishReason, TokenLogprob
 from fader.engine.prefix import Prefix
 from fader.engine.program import Emit, Program, Remember
 from fader.methods.guidance import Choice, GuidedLogits, GuidedPolicy, next_scores
-from fader.methods.sampling import draw, uniform
+from fader.methods.sampling import draw, uniform, without
+from fader.methods.structured import Mask
 from fader.request import Sampling
 
 
@@ -30,6 +31,8 @@ class Task:
     encode: Callable[[str, bool], list[int]] = lambda text, continuing: []
     """encode(text, continuing): the token ids of a text that a search proposes, at the beginning of
     the answer or continuing it."""
+    masks: Callable[[], Mask] | None = None
+    """Makes an answer's mask of the tokens that may come next, where the request asks for one."""
     context: tuple[int, ...] = ()
     """The prompt's last tokens where the answer continues a forced beginning: they decide whether
     it starts with a space."""
@@ -44,18 +47,28 @@ def decode(guided: GuidedPolicy, root: Prefix, task: Task, index: int = 0) -> Pr
     written: list[int] = []
     logprobs: list[TokenLogprob] = []
     finish: FinishReason | None = None
-    choice: Choice | None = None  # a report needs all scores
-    if sampling.logprobs is None:
+    mask = task.masks() if task.masks else None
+    choice: Choice | None = None  # a report needs all scores, and so does what changes them
+    plain = not sampling.logit_bias and not sampling.min_tokens and mask is None
+    if sampling.logprobs is None and plain:
         greedy = sampling.temperature == 0 and sampling.repetition_penalty == 1
         choice = "greedy" if greedy else "drawn"
     while finish is None:
         reading = yield from next_scores(guided, [prefix], choice=choice)
+        scores = reading.scores[0]
+        if len(written) < sampling.min_tokens:
+            scores = without(scores, task.end_tokens, reading.logits[guided.base][0])
+        if mask is not None:
+            banned = mask.banned(len(scores))
+            scores = without(scores, banned, reading.logits[guided.base][0])
         token = draw(
-            reading.scores[0],
+            scores,
             sampling,
             (*task.seen, *written),
             uniform(sampling.seed, index, len(written)),
         )
+        if mask is not None:
+            mask.add(token)
         written.append(token)
         prefix = prefix.then(token)
         ended = token in task.end_tokens
@@ -69,7 +82,7 @@ def decode(guided: GuidedPolicy, root: Prefix, task: Task, index: int = 0) -> Pr
         found = (
             ()
             if sampling.logprobs is None
-            else tuple(token_logprobs(reading, [token], sampling.logprobs, task.decode))
+            else tuple(token_logprobs(guided, reading, [token], sampling.logprobs, task.decode))
         )
         logprobs += found
         yield Emit(Chunk(index, piece, (token,), found, finish))
@@ -80,6 +93,7 @@ def decode(guided: GuidedPolicy, root: Prefix, task: Task, index: int = 0) -> Pr
 
 
 def token_logprobs(
+    guided: GuidedPolicy,
     reading: GuidedLogits,
     tokens: Sequence[int],
     alternatives: int,
@@ -90,6 +104,7 @@ def token_logprobs(
     log: Tensor = reading.scores.log_softmax(-1)  # [positions, vocabulary]
     chosen = torch.tensor(tokens, device=log.device)[:, None]
     values, ids = (found.tolist() for found in log.topk(min(alternatives, log.shape[-1])))
+    own: Tensor = reading.logits[guided.base].log_softmax(-1).gather(1, chosen)
     added = {
         label: scores.gather(1, chosen)[:, 0].tolist() for label, scores in reading.added.items()
     }
@@ -103,13 +118,15 @@ def token_logprobs(
                 for i, value in zip(ids[place], values[place], strict=True)
                 if value > float("-inf")
             ),
+            base,
             {label: scores[place] for label, scores in added.items()},
             advantage,
         )
-        for place, (token, logprob, advantage) in enumerate(
+        for place, (token, logprob, base, advantage) in enumerate(
             zip(
                 tokens,
                 log.gather(1, chosen)[:, 0].tolist(),
+                own[:, 0].tolist(),
                 reading.advantage.tolist(),
                 strict=True,
             )

@@ -341,7 +341,11 @@ class Tree:
             sampling = self.context.task.sampling
             reports = (
                 token_logprobs(
-                    node.reading, [step[0]], sampling.logprobs or 0, self.context.task.decode
+                    self.context.guided,
+                    node.reading,
+                    [step[0]],
+                    sampling.logprobs or 0,
+                    self.context.task.decode,
                 )
                 if node.reading
                 else ()

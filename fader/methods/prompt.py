@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from fader.methods.lookalikes import change_brackets, folded
 from fader.methods.tokens import marked, template_ids, text_ids
 from fader.request import Message, Preferences
+from fader.schema import whole_characters
 
 CONFLICT_RULE = (
     "If these instructions disagree: avoiding harm to anyone comes first, then the provider's"
@@ -109,6 +110,28 @@ def prompt_ids(
     ]
     text = _written(turns, tokenizer) + marked(prefill or "", marks, tokenizer)
     return template_ids(text, marks, tokenizer)
+
+
+def raw_ids(
+    raw: str | Sequence[int],
+    preferences: Sequence[Preferences],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[int]:
+    """A text that the model continues as it is, or its token ids, as token ids: begin tokens first,
+    preferences as a paragraph above it. Control tokens that are spelled in it are control tokens:
+    whoever writes the whole text writes its turns too."""
+    told = [one for one in preferences if not one.empty]
+    above = text_ids("".join(f"{render(one)}\n\n" for one in told), tokenizer)
+    begin = list(tokenizer("")["input_ids"]) if tokenizer.bos_token_id is not None else []
+    begin = [token for token in begin if token == tokenizer.bos_token_id]
+    if isinstance(raw, str):
+        whole_characters(raw)
+        ids = list(tokenizer(raw, add_special_tokens=False)["input_ids"])
+        ids = ids if ids[: len(begin)] == begin else [*begin, *ids]
+    else:
+        ids = list(raw)
+    start = len(begin) if ids[: len(begin)] == begin else 0
+    return [*ids[:start], *above, *ids[start:]]
 
 
 def ending_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,14 +1,14 @@
 """Pure functions on logits: penalties, truncations, and draws that depend on (seed, position)
 alone.
 
-The order is transformers': repetition penalty, temperature, top-k, top-p, min-p. Scores are
+The order is transformers': bias, repetition penalty, temperature, top-k, top-p, min-p. Scores are
 float32.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -64,10 +64,26 @@ def uniform(seed: int, stream: int, position: int) -> float:
     return (int.from_bytes(digest) >> 11) / 2**53
 
 
+def without(scores: Tensor, banned: Collection[int], otherwise: Tensor) -> Tensor:
+    """Scores [vocab] with -inf for banned tokens. Where that leaves none, those of `otherwise`
+    [vocab]: the plausible tokens of guides may all be banned."""
+    index = torch.tensor(sorted(banned), dtype=torch.long, device=scores.device)
+    left = scores.index_fill(0, index, float("-inf"))
+    return left if bool(left.amax().isfinite()) else otherwise.index_fill(0, index, float("-inf"))
+
+
+def biased(scores: Tensor, bias: Mapping[int, float]) -> Tensor:
+    """Scores [vocab] with these added."""
+    if not bias:
+        return scores
+    index = torch.tensor(list(bias), device=scores.device)
+    return scores.index_add(0, index, torch.tensor(list(bias.values())).to(scores))
+
+
 def draw(scores: Tensor, how: Sampling, seen: Sequence[int], chance: float) -> int:
     """One token id from `scores` [vocab]: the likeliest at temperature 0, else where `chance` in
     [0, 1) falls in the distribution."""
-    scores = penalize(scores, seen, how.repetition_penalty)
+    scores = penalize(biased(scores, how.logit_bias), seen, how.repetition_penalty)
     if how.temperature == 0:
         return int(scores.argmax())
     # shifted first, and in doubles: a temperature near 0 must neither overflow nor become 0

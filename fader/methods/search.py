@@ -231,7 +231,9 @@ def write(
         reports = (
             ()
             if sampling.logprobs is None
-            else token_logprobs(reading, [token], sampling.logprobs, context.task.decode)
+            else token_logprobs(
+                context.guided, reading, [token], sampling.logprobs, context.task.decode
+            )
         )
         hypothesis = hypothesis.then(token, context.task, reports)
         context.spent.pay(rows=len(context.guided.policies), tokens=1)

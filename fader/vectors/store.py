@@ -57,7 +57,7 @@ def find(name: str) -> Vector:
     and links that lead out of the folders are no names, and nothing of them is opened. Raises
     ValueError naming the known vectors."""
     known = available()
-    if not re.fullmatch(NAME, name) or name not in known or not _inside(known[name]):
+    if not re.fullmatch(NAME, name) or name not in known or not is_inside(known[name]):
         raise Invalid(f"no such vector; known: {', '.join(known) or 'none'}", f"vectors.{name}")
     with at("vectors", name):
         return Vector.load(known[name], name)
@@ -75,7 +75,7 @@ def open_vector(source: str) -> Vector:
     return Vector.load(known.get(source, Path(source)), source)
 
 
-def _inside(folder: Path) -> bool:
+def is_inside(folder: Path) -> bool:
     """Whether a vector's folder and its files lie where their names say, not behind links that
     lead out."""
     root = folder.parent.resolve()

@@ -1,0 +1,102 @@
+"""Commands that serve: the server, and the API keys of its clients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fader.backends.local import Local
+from fader.cli.show import AsJson, Model, commands, needing, screen, show
+from fader.engine import builtin
+from fader.engine.loading import load
+from fader.given import is_model
+from fader.profiles import load_alignment
+
+app = commands("API keys of the server's clients.")
+KeyFile = Annotated[
+    Path | None, typer.Option("--keys", help="File of API keys; left out: the user's own.")
+]
+Name = Annotated[str, typer.Argument(help="Whose key it is.")]
+
+
+def serve(
+    model: Model = builtin.NAME,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at. One that others can reach needs API keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8000,
+    align: Annotated[
+        str | None,
+        typer.Option(help="The alignment of requests that say none: JSON, a file or a profile."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model; left out: as it is called.")
+    ] = None,
+    keys: KeyFile = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name by which clients may call it. Repeatable.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A web page elsewhere that may use it, as https://x.org. Repeatable."),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="How long a request may take, waiting included.")
+    ] = 600.0,
+    waiting: Annotated[
+        int, typer.Option(min=1, help="Requests that may wait for memory; others get 429.")
+    ] = 256,
+    per_key: Annotated[
+        int, typer.Option(min=1, help="Requests that one key may have under way.")
+    ] = 64,
+    rows: Annotated[int, typer.Option(min=1, help="Rows that one request may take.")] = 256,
+) -> None:
+    """Serve a model over OpenAI's API, every request under its own alignment."""
+    with needing("serving", "server"):
+        from fader.server.keys import Keys, key_file
+        from fader.server.limits import Limits
+        from fader.server.run import check_address, run
+    known = Keys(keys or key_file())
+    check_address(host, known)
+    default = load_alignment(align if align is not None else {})
+    limits = Limits(seconds=seconds, waiting=waiting, per_key=per_key, rows=rows)
+    called = name or (Path(model).stem if is_model(Path(model)) else model)
+    backbone = load(model)
+    backbone.name = called
+    backend = Local(backbone, max_waiting=limits.waiting)
+    try:
+        screen.print(f"{called} at http://{host}:{port}/v1", style="bold")
+        run(backend, host, port, known, default, limits, allow_host or (), allow_origin or ())
+    finally:
+        backend.close()
+
+
+@app.command("add", epilog="Example: `fader keys add clinic-ward-3`")
+def add(
+    name: Name,
+    admin: Annotated[bool, typer.Option("--admin", help="It may also write profiles.")] = False,
+    keys: KeyFile = None,
+) -> None:
+    """Make a key. It is shown this once: only its hash is kept."""
+    with needing("serving", "server"):
+        from fader.server.keys import Keys, key_file
+    typer.echo(Keys(keys or key_file()).add(name, admin))
+
+
+@app.command("list", epilog="Example: `fader keys list --json`")
+def list_keys(keys: KeyFile = None, as_json: AsJson = False) -> None:
+    """Whose keys there are."""
+    with needing("serving", "server"):
+        from fader.server.keys import Keys, key_file
+    rows = [{"name": one.name, "admin": one.admin} for one in Keys(keys or key_file()).known()]
+    show("Keys", rows, as_json, empty="no keys: none is needed on this machine")
+
+
+@app.command("revoke", epilog="Example: `fader keys revoke clinic-ward-3`")
+def revoke(name: Name, keys: KeyFile = None) -> None:
+    """Let a key work no more, at once, also in servers that run."""
+    with needing("serving", "server"):
+        from fader.server.keys import Keys, key_file
+    Keys(keys or key_file()).revoke(name)
