@@ -99,7 +99,10 @@ def rows(done: Done) -> list[dict]:
             "'medical=much' does not end with = and a number",
         ),
         (["vectors", "merge", "nope=1", "--out", "x"], "nope: no such vector"),
-        (["bench", "nope"], "no benchmark 'nope'; known: deal, decode, guide, knob, pad, vectors"),
+        (
+            ["bench", "nope"],
+            "no benchmark 'nope'; known: deal, decode, guide, knob, pad, prompts, shape, vectors",
+        ),
         (["score", "--input", "-"], "has no lines"),
     ],
 )
@@ -120,7 +123,7 @@ def test_bad_input_is_one_message_and_status_2(arguments, said, tmp_path):
         ),
         (
             ["generate", "x", "--max-tokens", "100000"],
-            "error: messages: prompt and answer may take",
+            "error: sampling.max_tokens: prompt and answer may take",
         ),
         (
             [

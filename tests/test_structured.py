@@ -44,12 +44,21 @@ def test_requests_with_and_without_a_schema_share_a_batch(tiny):
     assert found[1].answers[0].token_ids[:8] == plain.answers[0].token_ids
 
 
+def test_a_schema_is_refused_where_nothing_is_written(tiny):
+    with pytest.raises(Invalid, match=r"^json_schema: holds for what is written"):
+        tiny.score({"prompt": "a", "json_schema": {}}, "b")
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"json_schema": {"type": "nope"}}, "json_schema: cannot be enforced"),
         ({"json_schema": {"$ref": "http://x.org/a.json"}}, "does not fetch"),
         ({"json_schema": {"uniqueItems": True, "type": "array"}}, "json_schema: cannot"),
+        (
+            {"json_schema": {"type": "object", "x-guidance": {"lenient": True}}},
+            "json_schema: x-guidance is no keyword",
+        ),
         ({"json_schema": {}, "prefill": "a"}, "does not go with prefill"),
         ({"json_schema": {}, "sampling": {"min_tokens": 3}}, "does not go with min_tokens"),
     ],

@@ -248,6 +248,12 @@ class Local:
                     "chooses what is written, and a given answer is only read; leave it out to"
                     " score"
                 )
+        with faults.at("json_schema"):
+            if request.json_schema is not None:
+                raise Invalid(
+                    "holds for what is written, and a given answer is only read; leave it out to"
+                    " score"
+                )
         with faults.at():
             plan = self.plan(request, writes=False)
         reader = self.backbones.get(request.model or self.model)

@@ -52,6 +52,15 @@ def serve(
         int, typer.Option(min=1, help="Requests that one key may have under way.")
     ] = 64,
     rows: Annotated[int, typer.Option(min=1, help="Rows that one request may take.")] = 256,
+    share_prompts: Annotated[
+        bool,
+        typer.Option(
+            help=(
+                "Read once what requests begin with in common. A client can tell by the time that"
+                " another has sent the same beginning; turn it off where clients must not."
+            )
+        ),
+    ] = True,
 ) -> None:
     """Serve a model over OpenAI's API, every request under its own alignment."""
     with needing("serving", "server"):
@@ -65,7 +74,7 @@ def serve(
     called = name or (Path(model).stem if is_model(Path(model)) else model)
     backbone = load(model)
     backbone.name = called
-    backend = Local(backbone, max_waiting=limits.waiting)
+    backend = Local(backbone, max_waiting=limits.waiting, share_prompts=share_prompts)
     try:
         screen.print(f"{called} at http://{host}:{port}/v1", style="bold")
         run(backend, host, port, known, default, limits, allow_host or (), allow_origin or ())

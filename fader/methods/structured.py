@@ -48,6 +48,8 @@ def masks(schema: Mapping[str, Any], backbone: Backbone) -> Callable[[], Mask]:
         from llguidance import LLMatcher
     except ModuleNotFoundError:
         raise Invalid("needs llguidance: pip install 'fader[json]'") from None
+    if "x-guidance" in schema:  # its options could turn the refusals off
+        raise Invalid("x-guidance is no keyword of JSON Schema; leave it out")
     ends, size = tuple(sorted(backbone.end_tokens)), backbone.vocabulary
     reader = _reader(backbone.tokenizer, size, ends)
     # laid out in one way: free white space would let a model write it for ever
