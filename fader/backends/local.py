@@ -398,7 +398,7 @@ class _Resolver:
     def spans(self, policy: Policy) -> Spans | None:
         """How a policy of another tokenizer reads the answer; None for one of the same."""
         reader, mine = self._local.backbones[policy.backbone], self._backbone
-        if reader is mine or reader.tokenizer.get_vocab() == mine.tokenizer.get_vocab():
+        if _same_tokens(reader, mine):
             return None
         begun = _goes_on(self._request)
         context = list(self.base.prompt[-8:]) if begun else []
@@ -431,7 +431,7 @@ class _Resolver:
         """The token ids of the conversation under these preferences."""
         request, mine = self._request, self._backbone
         raw, begun = request.raw, request.prefill
-        if reader.tokenizer.get_vocab() != mine.tokenizer.get_vocab():  # ids mean nothing to it
+        if not _same_tokens(reader, mine):  # ids mean nothing to it
             raw, begun = raw and _text(raw, mine), begun and _text(begun, mine)
         with at("messages" if raw is None else "raw"):
             if raw is not None:
@@ -444,6 +444,16 @@ class _Resolver:
                 raise ValueError("the prompt has no tokens; write something")
             reader.check_tokens(ids)
         return tuple(ids)
+
+
+def _same_tokens(one: Backbone, two: Backbone) -> bool:
+    """Whether an id is the same token to both."""
+    return one is two or _equal_vocabularies(one.tokenizer, two.tokenizer)
+
+
+@lru_cache(maxsize=64)  # it takes 20 ms to make one
+def _equal_vocabularies(one: Any, two: Any) -> bool:
+    return bool(one.get_vocab() == two.get_vocab())
 
 
 def _rows(plan: Plan) -> int:
