@@ -66,6 +66,7 @@ def test_an_unknown_case_is_refused(name):
         next(bench.run(case="other"))
 
 
+@pytest.mark.long
 def test_the_command_line_runs_one_case_and_refuses_an_unknown_one(monkeypatch):
     monkeypatch.setattr(guide, "run", partial(guide.run, tokens=2, rounds=1))
     found = CliRunner().invoke(app, ["bench", "guide", "--case", "batch-8", "--json"])

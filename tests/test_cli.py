@@ -531,6 +531,7 @@ def test_help_has_an_example(command):
     assert "Example" in done.stdout
 
 
+@pytest.mark.long
 def test_as_a_process():
     done = subprocess.run(
         [

@@ -449,6 +449,7 @@ else:
 """
 
 
+@pytest.mark.long
 def test_a_program_can_always_end(server):
     """By Ctrl-C, or by reaching its end, while an endpoint is silent."""
     server.script.extend([hang, hang])

@@ -92,6 +92,7 @@ PAIR = '{"prompt": "Hi", "chosen": "Hello.", "rejected": "No."}\n'
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else value,
 )
+@pytest.mark.long
 def test_what_needs_an_extra_says_which(arguments, extra, tmp_path):
     (tmp_path / "pairs.jsonl").write_text(PAIR)
     done = run(*arguments, cwd=tmp_path)

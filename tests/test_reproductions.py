@@ -86,6 +86,7 @@ def test_every_task_of_the_evaluation_is_part_of_the_reproductions():
 
 
 @pytest.mark.parametrize("name", ["levels", "curve", "prompting", "generation", "general"])
+@pytest.mark.long
 def test_parts_that_ask_give_figures(suite, name, capsys):
     figures = list(PARTS[name](suite))
     assert {figure.task for figure in figures} == TASKS_OF[name]
@@ -98,6 +99,7 @@ def test_parts_that_ask_give_figures(suite, name, capsys):
 
 @warnings_of_the_trainer
 @pytest.mark.parametrize("name", ["joint", "transfer", "spillover"])
+@pytest.mark.long
 def test_parts_that_train_give_figures(suite, name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("reproductions.vectors.RUNS", tmp_path / "runs")
     for domain in (
@@ -131,6 +133,7 @@ def test_parts_that_train_give_figures(suite, name, tmp_path, monkeypatch, capsy
 
 
 @warnings_of_the_trainer
+@pytest.mark.long
 def test_the_plain_recipe_stands_beside_the_shipped_vectors(suite, tmp_path, monkeypatch):
     monkeypatch.setattr("reproductions.vectors.RUNS", tmp_path / "runs")
     monkeypatch.setattr("reproductions.vectors.GRID", (-1.0, 0.0, 1.0))
@@ -159,6 +162,7 @@ def test_the_plain_recipe_stands_beside_the_shipped_vectors(suite, tmp_path, mon
 
 
 @warnings_of_the_trainer
+@pytest.mark.long
 def test_the_forms_of_the_personalised_model_stand_beside_each_other(suite, tmp_path, monkeypatch):
     monkeypatch.setattr("reproductions.pad.RUNS", tmp_path / "runs")
     families = [
@@ -201,6 +205,7 @@ def search_suite(fader, tmp_path):
 
 
 @pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.long
 def test_every_part_on_searches_gives_figures(search_suite, name, monkeypatch):
     """With the searches as they are, but for fewer candidates a step where words are looked for:
     each look-ahead, to the end, with proposals, after words, lengths and implicit rewards."""

@@ -318,6 +318,7 @@ def test_what_eval_pairs_lacks_is_said(tmp_path, monkeypatch, words, said):
 
 
 @warnings_of_the_trainer
+@pytest.mark.long
 def test_the_five_commands_of_the_docs_run(tmp_path, tiny_folder, monkeypatch):
     """From 40 pairs in OpenAI's format to a measured vector, as the page says it."""
     page = (Path(__file__).parent.parent / "docs" / "vectors.md").read_text()

@@ -32,6 +32,7 @@ def start(folder, port, *more):
             time.sleep(0.2)
 
 
+@pytest.mark.long
 def test_a_server_survives_a_kill_and_ends_in_order(tiny_folder, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
