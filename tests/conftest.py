@@ -1,8 +1,10 @@
 """Tiny random models made here, and the built-in model for the few tests that need a real one."""
 
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -297,3 +299,18 @@ class Quiet(ThreadingHTTPServer):
 
     def handle_error(self, *_):
         """A client that went away is no news."""
+
+
+@contextmanager
+def scripted(handler: type[Speaking], **state: Any) -> Iterator[Any]:
+    """Within: a server that answers by a script, with this state, at its `url`."""
+    made: Any = Quiet(("127.0.0.1", 0), handler)
+    for name, value in state.items():
+        setattr(made, name, value)
+    made.url = f"http://127.0.0.1:{made.server_port}/v1"
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()

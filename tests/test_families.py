@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import Quiet, Speaking
+from conftest import Speaking, scripted
 from test_cli import rows, run
 from test_levels import LIVES, THINGS, TOWNS, endpoint, words_for
 
@@ -96,15 +96,8 @@ def environment(monkeypatch):
 
 @pytest.fixture
 def server():
-    made = Quiet(("127.0.0.1", 0), Script)
-    made.guard, made.wrong, made.asked = threading.Lock(), {}, Counter()
-    made.url = f"http://127.0.0.1:{made.server_port}/v1"
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    with scripted(Script, guard=threading.Lock(), wrong={}, asked=Counter()) as made:
+        yield made
 
 
 def plan(count=20, axes=(LENGTH, TONE), **changes):

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import Quiet, Speaking
+from conftest import Speaking, scripted
 from test_cli import rows, run
 
 from fader.data.check import NEAR, Seen, answer_faults, check, text_faults, word_pairs
@@ -237,22 +237,10 @@ def environment(monkeypatch):
 
 @pytest.fixture
 def server():
-    made = Quiet(("127.0.0.1", 0), Script)
-    made.guard, made.key, made.delay, made.wrong, made.latest = (
-        threading.Lock(),
-        "right",
-        0.0,
-        {},
-        "",
-    )
-    made.asked, made.bodies, made.running, made.most = Counter(), Counter(), 0, 0
-    made.url = f"http://127.0.0.1:{made.server_port}/v1"
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    state = {"key": "right", "delay": 0.0, "wrong": {}, "latest": "", "running": 0, "most": 0}
+    counts = {"asked": Counter(), "bodies": Counter()}
+    with scripted(Script, guard=threading.Lock(), **state, **counts) as made:
+        yield made
 
 
 def endpoint(server, **changes):

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import Quiet, Speaking
+from conftest import Speaking, scripted
 from test_cli import rows, run
 
 from fader.data.meta_builder import build_with_teacher
@@ -88,15 +88,8 @@ class Script(Speaking):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    made = Quiet(("127.0.0.1", 0), Script)
-    made.guard, made.wrong, made.asked = threading.Lock(), {}, Counter()
-    made.url = f"http://127.0.0.1:{made.server_port}/v1"
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    with scripted(Script, guard=threading.Lock(), wrong={}, asked=Counter()) as made:
+        yield made
 
 
 def arguments(server, out, *more):

@@ -600,8 +600,8 @@ def _fits(vector: Vector, backbone: Backbone) -> bool:
 
 def _same_vocabulary(one: Backbone, two: Backbone) -> None:
     """Raises ValueError unless each token means the same in both models."""
-    mine, yours = one.tokenizer.get_vocab(), two.tokenizer.get_vocab()
-    if mine != yours:
+    if not _same_tokens(one, two):
+        mine, yours = one.tokenizer.get_vocab(), two.tokenizer.get_vocab()
         differing = next(t for t in [*mine, *yours] if mine.get(t) != yours.get(t))
         raise ValueError(
             f"{two.name} has another vocabulary than {one.name} (token {differing!r} is"

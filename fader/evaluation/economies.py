@@ -32,7 +32,6 @@ from fader.evaluation.gains import (
 from fader.evaluation.metrics import Metric, exactly, share
 from fader.evaluation.suite import Suite
 from fader.methods.budget import SILENT, largest_advantage, threshold
-from fader.request import Request
 
 TASK = "personalized-economies"
 CLIP = 2.0  # nats
@@ -82,10 +81,7 @@ def budgets(comparison: Comparison) -> Iterator[Metric]:
     base = comparison.base
     fine = base.accepted[AIM] == 1
     silent = asking.personalized(suite.personal, when={"advantage": SILENT})
-    asked = [
-        Request.of({**request.model_dump(), "sampling": _reported(request)})
-        for request in requests(comparison, silent, (AIM,))
-    ]
+    asked = requests(comparison, lambda aims: {**silent(aims), "logprobs": 0}, (AIM,))
     most = np.array(
         [largest_advantage(result.answers[0]) for result in suite.cache.fader.batch(asked)]
     )
@@ -103,11 +99,6 @@ def budgets(comparison: Comparison) -> Iterator[Metric]:
         found = written(second, method, asks, (AIM,))
         yield from gains(second, found)
         yield from costs(second, found, asks)
-
-
-def _reported(request: Request) -> dict[str, Any]:
-    """The request's sampling, with a report on every token."""
-    return {**request.sampling.model_dump(), "logprobs": 0}
 
 
 def _part(comparison: Comparison, places: slice) -> Comparison:

@@ -48,6 +48,7 @@ def decode(guided: GuidedPolicy, root: Prefix, task: Task, index: int = 0) -> Pr
     logprobs: list[TokenLogprob] = []
     finish: FinishReason | None = None
     mask = task.masks() if task.masks else None
+    ends = torch.tensor(sorted(task.end_tokens), dtype=torch.long)
     choice: Choice | None = None  # a report needs all scores, and so does what changes them
     plain = not sampling.logit_bias and not sampling.min_tokens and mask is None
     if sampling.logprobs is None and plain:
@@ -57,7 +58,7 @@ def decode(guided: GuidedPolicy, root: Prefix, task: Task, index: int = 0) -> Pr
         reading = yield from next_scores(guided, [prefix], choice=choice)
         scores = reading.scores[0]
         if len(written) < sampling.min_tokens:
-            scores = without(scores, task.end_tokens, reading.logits[guided.base][0])
+            scores = without(scores, ends, reading.logits[guided.base][0])
         if mask is not None:
             banned = mask.banned(len(scores))
             scores = without(scores, banned, reading.logits[guided.base][0])

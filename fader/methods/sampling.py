@@ -8,7 +8,7 @@ float32.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -64,10 +64,10 @@ def uniform(seed: int, stream: int, position: int) -> float:
     return (int.from_bytes(digest) >> 11) / 2**53
 
 
-def without(scores: Tensor, banned: Collection[int], otherwise: Tensor) -> Tensor:
-    """Scores [vocab] with -inf for banned tokens. Where that leaves none, those of `otherwise`
-    [vocab]: the plausible tokens of guides may all be banned."""
-    index = torch.tensor(sorted(banned), dtype=torch.long, device=scores.device)
+def without(scores: Tensor, banned: Tensor, otherwise: Tensor) -> Tensor:
+    """Scores [vocab] with -inf for the banned token ids. Where that leaves none, those of
+    `otherwise` [vocab]: the plausible tokens of guides may all be banned."""
+    index = banned.to(scores.device)
     left = scores.index_fill(0, index, float("-inf"))
     return left if bool(left.amax().isfinite()) else otherwise.index_fill(0, index, float("-inf"))
 

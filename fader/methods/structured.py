@@ -27,13 +27,15 @@ class Mask:
         # one bit a token, in words of 32
         self._bits = torch.zeros(-(-vocabulary // 32), dtype=torch.int32)
 
-    def banned(self, size: int) -> list[int]:
-        """The ids below `size` of tokens that may not come next."""
+    def banned(self, size: int) -> Tensor:
+        """The ids of tokens that may not come next, of those below `size`."""
         bits = self._bits
         self._matcher.unsafe_compute_mask_ptr(bits.data_ptr(), 4 * len(bits))
         each = (bits[:, None] >> torch.arange(32, dtype=torch.int32)) & 1
-        allowed: Tensor = each.flatten()[:size]
-        return [*(allowed == 0).nonzero()[:, 0].tolist(), *range(len(allowed), size)]
+        allowed = torch.zeros(size, dtype=torch.int32)
+        known = each.flatten()[:size]
+        allowed[: len(known)] = known
+        return (allowed == 0).nonzero()[:, 0]
 
     def add(self, token: int) -> None:
         """The answer goes on with this token."""

@@ -46,6 +46,7 @@ from fader.data.records import Item as Other
 from fader.data.records import as_pairs
 from fader.request import Preferences, Rendering
 from fader.training.lessons import Lesson
+from fader.training.personal import FIRST_RATE, PERSONAL
 from fader.training.told import JOINT, NEUTRAL, neutral, taught_flips
 from fader.training.vector import Recipe, train_vector
 from fader.vectors.vector import Vector
@@ -58,19 +59,7 @@ GENERAL = 0.03
 """For each lesson that teaches: pairs on other subjects, each as two retained lessons."""
 SHORT = 100
 """Words of both answers of a past choice that is told."""
-META = Recipe(
-    rank=12,
-    alpha=24,
-    loss="flip",
-    beta=0.2,
-    length_normalized=False,
-    sft_weight=0.0,
-    retain_weight=1.0,
-    learning_rate=1e-3,
-    batch=8,
-    in_order=True,
-    upper=2 / 3,
-)
+META = replace(PERSONAL, rank=12, alpha=24, loss="flip", learning_rate=FIRST_RATE)
 """The settings of the second stage; the vector has 2.5 MB."""
 SUPERVISED = replace(META, loss="sft")
 """The settings of the first stage."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +45,7 @@ from fader.files import whole_folder
 from fader.methods.tokens import text_ids
 from fader.request import Preferences
 from fader.training.lessons import Lesson
-from fader.training.personal import personal_lessons
+from fader.training.personal import PERSONAL, personal_lessons
 from fader.training.run import Watch, drop, load, locked
 from fader.training.vector import (
     LineTrainer,
@@ -88,19 +88,8 @@ class HeadRecipe(Recipe):
             )
 
 
-MAP = HeadRecipe(
-    rank=16,
-    alpha=16,
-    loss="dpo",
-    reference="told",
-    beta=0.2,
-    length_normalized=False,
-    sft_weight=0.0,
-    retain_weight=1.0,
-    learning_rate=1e-3,
-    batch=8,
-    in_order=True,
-)
+_OWN = {"targets": ("lm_head",), "upper": 1.0, "alpha": 16, "learning_rate": 1e-3}
+MAP = HeadRecipe(**{**asdict(PERSONAL), **_OWN})
 WEIGHTED = replace(MAP, arm="weights", rank=64, alpha=64)
 RECIPES: Mapping[str, HeadRecipe] = {"map": MAP, "weights": WEIGHTED}
 """The settings of each arm; beta, loss and batches are those of stage 1."""
