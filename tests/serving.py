@@ -25,12 +25,16 @@ class Served:
     serving: Serving
     server: uvicorn.Server
     http: httpx.Client = field(init=False)
+    clients: list[openai.OpenAI] = field(default_factory=list)
 
     def __post_init__(self):
         self.http = httpx.Client(base_url=self.url, timeout=60)
 
     def client(self, key="none", kind=openai.OpenAI, **more):
-        return kind(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **more)
+        made = kind(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **more)
+        if kind is openai.OpenAI:  # closed with the server; else its socket is a warning somewhere
+            self.clients.append(made)
+        return made
 
     def chat(self, content="the sea", **fields):
         """An answer of /v1/chat/completions, by plain HTTP."""
@@ -64,7 +68,8 @@ def serve(backend, keys=Path("/nonexistent/keys.json"), limits=None, **how):
     try:
         yield served
     finally:
-        served.http.close()
+        for client in (served.http, *served.clients):
+            client.close()
         server.should_exit = True
         thread.join(15)
         assert not thread.is_alive()

@@ -69,6 +69,7 @@ def test_a_server_survives_a_kill_and_ends_in_order(tiny_folder, tmp_path):
         assert process.wait(30) in (0, -signal.SIGTERM)
         assert ends.count("length") == 3  # what ran has been answered
     finally:
+        client.close()
         process.kill()
 
 
