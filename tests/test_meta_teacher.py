@@ -116,7 +116,8 @@ def test_a_run_makes_all_parts_and_a_second_one_asks_nothing(server, tmp_path):
 def test_a_stopped_run_goes_on(server, tmp_path):
     out = tmp_path / "tiers.jsonl"
     server.wrong = {("answer", 5): "500"}
-    stopped = run(*arguments(server, out))
+    # one at a time: none is on its way when the run ends
+    stopped = run(*arguments(server, out, "--concurrency", "1"))
     assert stopped.returncode == 2
     assert not out.exists()
     kept = server.asked.total()
