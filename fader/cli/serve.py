@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fader.backends import Backend
 from fader.backends.local import Local
 from fader.cli.show import AsJson, Model, commands, needing, screen, show
 from fader.engine import builtin
@@ -61,6 +64,16 @@ def serve(
             )
         ),
     ] = True,
+    replicas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N or MIN-MAX",
+            help=(
+                "Serve by so many processes on Ray: the cluster that RAY_ADDRESS names, else this"
+                " machine. A range: by how much there is to do."
+            ),
+        ),
+    ] = None,
 ) -> None:
     """Serve a model over OpenAI's API, every request under its own alignment."""
     with needing("serving", "server"):
@@ -72,14 +85,36 @@ def serve(
     default = load_alignment(align if align is not None else {})
     limits = Limits(seconds=seconds, waiting=waiting, per_key=per_key, rows=rows)
     called = name or (Path(model).stem if is_model(Path(model)) else model)
-    backbone = load(model)
-    backbone.name = called
-    backend = Local(backbone, max_waiting=limits.waiting, share_prompts=share_prompts)
+    make = partial(_local, model, called, limits.waiting, share_prompts)
+    backend: Backend
+    if replicas is None:
+        backend = make()
+    else:
+        least, most = _bounds(replicas)
+        with needing("--replicas", "ray"):
+            from fader.backends.ray import Replicas
+        backend = Replicas(make, least, most, limits.waiting)
     try:
         screen.print(f"{called} at http://{host}:{port}/v1", style="bold")
         run(backend, host, port, known, default, limits, allow_host or (), allow_origin or ())
     finally:
         backend.close()
+
+
+def _local(model: str, called: str, waiting: int, share_prompts: bool) -> Backend:
+    """The backend of one process."""
+    backbone = load(model)
+    backbone.name = called
+    return Local(backbone, max_waiting=waiting, share_prompts=share_prompts)
+
+
+def _bounds(replicas: str) -> tuple[int, int]:
+    """The fewest and the most replicas, of `4` or `1-4`."""
+    found = re.fullmatch(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?", replicas)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if least > most:
+        raise ValueError(f"--replicas: must be a number, or a range such as 1-4 (got {replicas!r})")
+    return least, most
 
 
 @app.command("add", epilog="Example: `fader keys add clinic-ward-3`")
