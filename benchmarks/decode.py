@@ -21,17 +21,21 @@ def run(case: str | None = None, tokens: int = 64, rounds: int = 5) -> Iterator[
     """Answers in batches of 1, 8 and 16, in tokens per second."""
     cases = chosen(case, TARGETS)
     folder = builtin.fetch()
-    theirs = AutoModelForCausalLM.from_pretrained(
+    read: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa"
-    ).eval()
+    )
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     with Fader(share_prompts=False) as fader:
+        ours_on = fader.backend.backbones[fader.model]
+        theirs = read.eval().to(ours_on.device, ours_on.dtype)
         for name, target in cases.items():
             asked = prompts(int(name.removeprefix("batch-")))
             texts = [
                 conversation([Message(role="user", content=text)], (), tokenizer) for text in asked
             ]
-            inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+            inputs = tokenizer(
+                texts, return_tensors="pt", padding=True, add_special_tokens=False
+            ).to(ours_on.device)
 
             def generate(inputs: Any = inputs) -> float:
                 with torch.inference_mode():

@@ -92,10 +92,12 @@ def _against_released(
         fader.backend.vector("personal").save(Path(scratch) / "personal")
         base = AutoModelForCausalLM.from_pretrained(builtin.fetch(), dtype=torch.float32)
         personal = PeftModel.from_pretrained(base, str(Path(scratch) / "personal")).eval()
+        personal.to(plan.backbone.device, plan.backbone.dtype)
 
     def read(whole: torch.Tensor, told: bool) -> torch.Tensor:
         with torch.inference_mode(), nullcontext() if told else personal.disable_adapter():
-            logits: torch.Tensor = personal(whole, use_cache=False, logits_to_keep=1).logits
+            on_device = whole.to(plan.backbone.device)
+            logits: torch.Tensor = personal(on_device, use_cache=False, logits_to_keep=1).logits
         return logits[0, -1]
 
     def theirs() -> float:

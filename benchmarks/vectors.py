@@ -60,7 +60,8 @@ def peft_model(fader: Fader) -> Any:
         model.add_weighted_adapter(
             list(mixture), list(mixture.values()), f"mix{row}", combination_type="cat"
         )
-    return model.eval()
+    backbone = fader.backend.backbones[fader.model]
+    return model.eval().to(backbone.device, backbone.dtype)
 
 
 TARGETS: dict[str, float | None] = {"against-none": 0.8, "against-peft": 3.0}
@@ -101,8 +102,10 @@ def run(case: str | None = None, tokens: int = 64, rounds: int = 5) -> Iterator[
         texts = [
             conversation([Message(role="user", content=text)], (), tokenizer) for text in asked
         ]
-        inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
         model = peft_model(fader)
+        inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(
+            model.device
+        )
 
         def generate() -> float:
             with torch.inference_mode():

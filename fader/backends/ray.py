@@ -80,6 +80,7 @@ def connect(processes: int) -> bool:
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address, **quiet)
         return False
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else they stand back for all others
     ray.init(
         "local",
         num_cpus=max(os.cpu_count() or 1, processes),
