@@ -50,9 +50,9 @@ coverage: model
 test-wheel: model
 	$(BIN)/python tests/wheel.py
 
-# replicas and workers on Ray, in an environment of its own; some minutes
+# replicas and workers on Ray, in an environment of its own; some minutes. Ray leaves sockets open
 test-ray: $(RAY)/.installed
-	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest --long -rs tests/test_ray.py
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest --long -rs -W ignore::ResourceWarning tests/test_ray.py
 
 $(RAY)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(RAY)

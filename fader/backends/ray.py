@@ -8,7 +8,7 @@ server in front stays one: keys, limits and OpenAI's wire know nothing of replic
   that beginning, unless it has more to do than the others by far (`ByPrefix`).
 - A replica that is lost is started anew by Ray. Its requests are asked again elsewhere: the same
   seed gives the same text, so what the client has been told already is left out, and the answer
-  goes on. Where it would go on otherwise, or is lost again and again, it ends with `Lost`.
+  goes on. Where it would go on otherwise, or is lost again, it ends with `Lost`.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ VERSION = "2.60"
 APP = "fader"
 OBJECTS = 256 << 20
 """Bytes of shared memory of a cluster that is started here. Chunks of answers need little."""
-TRIES = 3
-"""How often a request is asked before it is given up as lost."""
+TRIES = 2
+"""How often a request is asked before it is given up as lost. It may be what kills them."""
 BEGINNING = 1024
 """Characters of a prompt by which its replica is chosen."""
 SPARE = 8
@@ -242,8 +242,10 @@ class Replicas:
         most = most or least
         self._own = connect(most)
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="fader-replicas", daemon=True).start()
-        self._running: set[Running[Any]] = set()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="fader-replicas", daemon=True
+        )
+        self._thread.start()
         self._stats: list[Stats] = []
         try:
             self._handle = _deployed(make, least, most, waiting)
@@ -252,28 +254,25 @@ class Replicas:
             self._about: dict[str, About] = {
                 name: self._ask("about", name) for name in self._models
             }
-            self._looking = asyncio.run_coroutine_threadsafe(self._keep_looking(), self._loop)
+            asyncio.run_coroutine_threadsafe(self._keep_looking(), self._loop)
         except BaseException:
-            self._stop()
+            self.close()
             raise
         self._decoded = lru_cache(1 << 16)(partial(self._ask, "decode"))
         self._identity = lru_cache(partial(self._ask, "identity"))
 
     def close(self) -> None:
         """Cancel what runs and stop the replicas; also the cluster, where it was started here."""
-        self._looking.cancel()
-        for one in list(self._running):
-            one.cancel()
-        self._stop()
-
-    def _stop(self) -> None:
+        self._call(self._end_all())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
         with suppress(Exception):  # a cluster that is gone has stopped them
             serve.delete(APP)
         if self._own:
             with suppress(Exception):
                 serve.shutdown()
             ray.shutdown()
-        self._loop.call_soon_threadsafe(self._loop.stop)
 
     # What is known without a request
 
@@ -351,8 +350,6 @@ class Replicas:
             self._run(running, accepted, told, key, what, given), self._loop
         )
         accepted.result()
-        self._running.add(running)
-        running.add_done_callback(self._running.discard)
         return running
 
     async def _run(
@@ -421,6 +418,12 @@ class Replicas:
                     raise said
                 return said
         raise Lost("the replicas that were asked are lost; try again")
+
+    async def _end_all(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for one in others:
+            one.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     async def _keep_looking(self) -> None:
         while True:
