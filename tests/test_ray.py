@@ -2,22 +2,26 @@
 and nothing lost or said twice when one of them is killed. `make test-ray` installs what it needs.
 """
 
+import asyncio
 import json
 import os
 import signal
 import sys
 import threading
+from collections import namedtuple
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import until
 from typer.testing import CliRunner
 
 from fader import Request
+from fader.answer import Chunk
 from fader.backends.local import Local
 from fader.cli import app
-from fader.engine.running import Cancelled
+from fader.engine.running import Cancelled, Lost
 from fader.files import write_rows
 from fader.schema import Invalid
 from fader.shards import Output, answers, shards
@@ -28,7 +32,7 @@ import ray
 from ray.cloudpickle import register_pickle_by_value
 from serving import serve
 
-from fader.backends.ray import Replicas, beginning, connect, spread
+from fader.backends.ray import SPARE, ByPrefix, Replicas, _Told, beginning, connect, spread
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 register_pickle_by_value(sys.modules[__name__])  # the processes of the cluster cannot import it
@@ -236,3 +240,46 @@ def test_beginnings():
     assert same[0] == same[1]
     vectors = [beginning(Request.of(turns, alignment={"vectors": {"a": s}})) for s in (1, 0.5)]
     assert len({*same, *vectors}) == 3
+
+
+def test_a_beginning_keeps_its_replica_unless_that_has_too_much_to_do():
+    named = namedtuple("named", "unique_id")
+    replicas = [SimpleNamespace(replica_id=named(one)) for one in "abcd"]
+
+    def chosen(key, some=replicas, **busy):
+        router = SimpleNamespace(
+            replica_queue_len_cache=SimpleNamespace(get=lambda one: busy.get(one.unique_id))
+        )
+        asked = SimpleNamespace(args=[key])
+        ranks = asyncio.run(ByPrefix.choose_replicas(router, some, asked))
+        assert len(ranks) == len(some)
+        return ranks[0][0].replica_id.unique_id
+
+    keys = [f"key {place}" for place in range(400)]
+    first = [chosen(key) for key in keys]
+    assert first == [chosen(key) for key in keys]
+    assert all(70 < first.count(one) < 130 for one in "abcd")
+    fewer = [chosen(key, replicas[:3]) for key in keys]
+    assert all(new == old for old, new in zip(first, fewer, strict=True) if old != "d")
+    [busy] = {chosen("key 0")}
+    assert chosen("key 0", **{busy: SPARE}) == busy
+    assert chosen("key 0", **{busy: 2 * SPARE}) != busy
+    ranks = asyncio.run(ByPrefix.choose_replicas(None, replicas, SimpleNamespace(args=[""])))
+    assert ranks == [replicas]
+
+
+def test_what_was_said_is_not_said_again_and_nothing_else_is_said():
+    said = []
+    told = _Told(said.append)
+    chunks = [Chunk(0, "the", (1,)), Chunk(1, "a", (2,)), Chunk(0, " sea", (3,))]
+    told.again()
+    for chunk in chunks[:2]:
+        told.put(chunk)
+    told.again()
+    for chunk in chunks:
+        told.put(chunk)
+    assert said == chunks
+    told.again()
+    with pytest.raises(Lost, match="would go on otherwise"):
+        told.put(Chunk(0, "the", (9,)))
+    assert said == chunks

@@ -91,18 +91,24 @@ def connect(processes: int) -> bool:
     return True
 
 
-def share(processes: int) -> dict[str, float]:
-    """What one of so many processes may take of the cluster: a GPU where there are any, and as many
-    CPUs as each of them can have. Raises ValueError where there are too few."""
+def share(processes: int) -> dict[str, int]:
+    """What one of so many processes may take of the cluster as it is: a GPU where there are any,
+    and as many CPUs as each of them can have. Raises ValueError where there are too few."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus = [int(node.get("CPU", 0)) for node in nodes]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if 0 < gpus < processes:
-        raise ValueError(f"replicas: {processes} take a GPU each, and the cluster has {gpus}")
+        raise ValueError(
+            f"replicas: {processes} take a GPU each, and the cluster has {gpus}; ask for fewer, or"
+            " say what each takes (--replica-cpus, --replica-gpus) where machines join later"
+        )
     for each in range(max(cpus, default=0), 0, -1):
         if sum(one // each for one in cpus) >= processes:
             return {"num_cpus": each, "num_gpus": 1 if gpus else 0}
-    raise ValueError(f"replicas: {processes} take a CPU each, and the cluster has {sum(cpus)}")
+    raise ValueError(
+        f"replicas: {processes} take a CPU each, and the cluster has {sum(cpus)}; ask for fewer, or"
+        " say what each takes (--replica-cpus, --replica-gpus) where machines join later"
+    )
 
 
 def beginning(request: Request) -> str:
@@ -235,10 +241,18 @@ class Replicas:
     """Replicas of a backend behind Ray Serve, as one backend (see `backends.Backend`).
 
     `least` to `most` of them, by how much there is to do. `waiting`: requests that may wait while
-    there is no replica. Raises what `make` raises.
+    there is no replica. `takes`: the CPUs and GPUs of one (`num_cpus`, `num_gpus`); left out: its
+    share of the cluster. Raises what `make` raises.
     """
 
-    def __init__(self, make: Make, least: int, most: int | None = None, waiting: int = 256) -> None:
+    def __init__(
+        self,
+        make: Make,
+        least: int,
+        most: int | None = None,
+        waiting: int = 256,
+        takes: Mapping[str, int] | None = None,
+    ) -> None:
         most = most or least
         self._own = connect(most)
         self._loop = asyncio.new_event_loop()
@@ -248,7 +262,7 @@ class Replicas:
         self._thread.start()
         self._stats: list[Stats] = []
         try:
-            self._handle = _deployed(make, least, most, waiting)
+            self._handle = _deployed(make, least, most, waiting, takes or share(most))
             self._call(self._look())
             self._models: list[str] = self._ask("models")
             self._about: dict[str, About] = {
@@ -437,7 +451,7 @@ class Replicas:
         self._stats = [one for one in found if isinstance(one, Stats)]
 
 
-def _deployed(make: Make, least: int, most: int, waiting: int) -> Any:
+def _deployed(make: Make, least: int, most: int, waiting: int, takes: Mapping[str, int]) -> Any:
     """The handle of a deployment that is up."""
     size: dict[str, Any] = {"num_replicas": least}
     if most > least:
@@ -445,7 +459,7 @@ def _deployed(make: Make, least: int, most: int, waiting: int) -> Any:
         size = {"autoscaling_config": bounds}
     deployment = serve.deployment(
         name="replica",
-        ray_actor_options=share(most),
+        ray_actor_options=dict(takes),
         # the backend itself says when it has too much to do
         max_ongoing_requests=1 << 16,
         max_queued_requests=waiting,

@@ -171,7 +171,12 @@ def _into_file(
     if not asked:
         raise ValueError(f"--input: {source} has no lines")
     used = {name: folder for name, folder in available().items() if name in vectors}
-    given = {"model": model, **places.models.places, **places.vectors.places, **used}
+    given: dict[str, str | Path] = {
+        "model": model,
+        **places.models.places,
+        **places.vectors.places,
+        **used,
+    }
     depends = {name: [str(one), stamp(Path(one))] for name, one in given.items()}
     make = partial(Local, model, places.models.places, places.vectors.places)
     with (

@@ -74,6 +74,14 @@ def serve(
             ),
         ),
     ] = None,
+    replica_cpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPUs of a replica; left out: its share of the cluster."),
+    ] = None,
+    replica_gpus: Annotated[
+        int | None,
+        typer.Option(min=0, help="GPUs of a replica; left out: one where there are any."),
+    ] = None,
 ) -> None:
     """Serve a model over OpenAI's API, every request under its own alignment."""
     with needing("serving", "server"):
@@ -93,7 +101,10 @@ def serve(
         least, most = _bounds(replicas)
         with needing("--replicas", "ray"):
             from fader.backends.ray import Replicas
-        backend = Replicas(make, least, most, limits.waiting)
+        takes = None
+        if replica_cpus is not None or replica_gpus is not None:
+            takes = {"num_cpus": replica_cpus or 1, "num_gpus": replica_gpus or 0}
+        backend = Replicas(make, least, most, limits.waiting, takes)
     try:
         screen.print(f"{called} at http://{host}:{port}/v1", style="bold")
         run(backend, host, port, known, default, limits, allow_host or (), allow_origin or ())
