@@ -20,7 +20,6 @@ EXTRAS = {
         "matplotlib",
         "pytest",
         "hypothesis",
-        "accelerate",
         "fastapi",
         "llguidance",
         "uvicorn",

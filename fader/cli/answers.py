@@ -159,6 +159,9 @@ def _into_file(
     source: str, out: Path | None, model: str, workers: int | None, fields: dict[str, Any]
 ) -> None:
     """Answer the lines of a file into another one, shard by shard; by `workers` on Ray, or here."""
+    if workers is not None:
+        with needing("--ray", "ray"):
+            from fader.backends.ray import spread
     output = Output(out or Path(source).with_suffix(".answers.jsonl"))
     places, asked, vectors = Places(), list[tuple[str, str]](), set[str]()
     places.models.taken.add(model)
@@ -179,6 +182,7 @@ def _into_file(
     }
     depends = {name: [str(one), stamp(Path(one))] for name, one in given.items()}
     make = partial(Local, model, places.models.places, places.vectors.places)
+    answering = one_by_one(make) if workers is None else spread(make, workers)
     with (
         output.held(),
         Progress(
@@ -187,12 +191,6 @@ def _into_file(
     ):
         task = progress.add_task("answers", total=len(asked))
         found = list(shards(asked, {"fader": __version__, **depends}))
-        if workers is None:
-            answering = one_by_one(make)
-        else:
-            with needing("--ray", "ray"):
-                from fader.backends.ray import spread
-            answering = spread(make, workers)
         output.write(found, answering, lambda lines: progress.advance(task, lines))
     screen.print(f"{len(asked)} answers: {output.file}")
 
