@@ -1,0 +1,92 @@
+// The text of an answer cut into its tokens, and two texts compared word by word.
+
+// Half a character has no text of its own: such tokens are shown together, as one piece.
+const HALF = "\ufffd";
+
+// Takes the frames of a stream and gives pieces {text, tokens} whose texts in order are the answer.
+// A piece has more than one token where they cannot be told apart in the text.
+export class Pieces {
+  constructor(pieces = []) {
+    this.pieces = [...pieces];
+    this.text = "";
+    this.waiting = [];
+  }
+
+  add(text, tokens) {
+    this.text += text;
+    this.waiting.push(...tokens);
+    while (this.waiting.length) {
+      const token = this.waiting[0].token;
+      if (!token || token.includes(HALF) || !this.text.startsWith(token)) break;
+      this.#take(token.length, 1);
+    }
+    // what was held back is in the text now: everything that waits spells it
+    const spelled = this.waiting.map((one) => one.token).join("");
+    if (this.text && this.waiting.length && spelled.includes(HALF) && !this.text.includes(HALF)) {
+      if (!spelled.endsWith(HALF)) this.#take(this.text.length, this.waiting.length);
+    }
+  }
+
+  // The answer has ended: its last token may be one that is not in the text.
+  end() {
+    if (this.text) this.#take(this.text.length, this.waiting.length);
+    if (this.waiting.length) {
+      this.pieces.push({ text: "", tokens: this.waiting });
+      this.waiting = [];
+    }
+  }
+
+  #take(length, count) {
+    this.pieces.push({ text: this.text.slice(0, length), tokens: this.waiting.slice(0, count) });
+    this.text = this.text.slice(length);
+    this.waiting = this.waiting.slice(count);
+  }
+
+  get shown() {
+    return this.text ? [...this.pieces, { text: this.text, tokens: [] }] : [...this.pieces];
+  }
+}
+
+export const textOf = (pieces) => pieces.map((piece) => piece.text).join("");
+export const idsOf = (pieces) => pieces.flatMap((piece) => piece.tokens.map((token) => token.id));
+
+// What all guides together added to a piece's scores, in nats.
+export const addedTo = (piece) =>
+  piece.tokens.reduce(
+    (sum, token) => sum + Object.values(token.fader?.guides ?? {}).reduce((a, b) => a + b, 0),
+    0,
+  );
+
+const words = (text) => text.match(/\s+|[\p{L}\p{N}'’]+|[^\s\p{L}\p{N}]/gu) ?? [];
+
+// How `after` differs from `before`: parts {text, kind}, kind being "same", "new" or "gone". By the
+// longest common subsequence of words.
+export function differences(before, after) {
+  const [a, b] = [words(before), words(after)];
+  const length = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
+  for (let i = a.length - 1; i >= 0; i--) {
+    for (let j = b.length - 1; j >= 0; j--) {
+      length[i][j] =
+        a[i] === b[j]
+          ? length[i + 1][j + 1] + 1
+          : Math.max(length[i + 1][j], length[i][j + 1]);
+    }
+  }
+  const parts = [];
+  const put = (text, kind) => {
+    if (parts.at(-1)?.kind === kind) parts.at(-1).text += text;
+    else parts.push({ text, kind });
+  };
+  let [i, j] = [0, 0];
+  while (i < a.length || j < b.length) {
+    if (i < a.length && j < b.length && a[i] === b[j]) {
+      put(b[j], "same");
+      [i, j] = [i + 1, j + 1];
+    } else if (j >= b.length || (i < a.length && length[i + 1][j] >= length[i][j + 1])) {
+      put(a[i++], "gone");
+    } else {
+      put(b[j++], "new");
+    }
+  }
+  return parts;
+}
