@@ -38,12 +38,23 @@ const probability = (logprob) => {
   return share < 0.001 ? "<0.1%" : `${(share * 100).toFixed(1)}%`;
 };
 const spelled = (token) => (token.token.includes("\ufffd") ? `#${token.id}` : token.token);
-const shown = (text) => text.replaceAll("\n", "⏎") || "end";
+const shown = (text) => text.trim() || text.replaceAll("\n", "⏎").replaceAll(" ", "␣") || "end";
+
+// What guides did to a token, in words. They are named by their place and kind, as `0:contrast`.
+const guidesOf = (token) =>
+  [
+    `Without guides: ${probability(token.fader.base)}.`,
+    ...Object.entries(token.fader.guides).map(([name, added]) => {
+      const [place, kind] = name.split(":");
+      const guide = kind ? `Guide ${Number(place) + 1} (${kind})` : name;
+      return `${guide} added ${added.toFixed(2)} nats.`;
+    }),
+  ].join(" ");
 
 // How strongly a piece is coloured: five steps each way.
 function tint(piece) {
   const added = addedTo(piece);
-  if (Math.abs(added) < 0.05) return "";
+  if (Math.abs(added) < 0.1) return "";
   const step = Math.min(5, Math.ceil(Math.abs(added) / 0.5));
   return added > 0 ? ` more-${step}` : ` less-${step}`;
 }
@@ -123,16 +134,13 @@ function Token({ column, answer, at, onClose }) {
       <button type="button" class="quiet" aria-label="Close" onClick=${onClose}>✕</button>
     </div>
     ${guides.length > 0 &&
-    html`<p class="hint">
-      Without guides ${probability(token.fader.base)}.
-      ${guides.map(([name, added]) => `${name} added ${added.toFixed(2)} nats.`).join(" ")}
-    </p>`}
+    html`<p class="hint">${guidesOf(token)}</p>`}
     <ol>
       ${rows.map(
         (one) =>
           html`<li key=${one.id}>
             <code>${shown(spelled(one))}</code>
-            <meter min="0" max="1" value=${Math.exp(one.logprob)} aria-label="Probability"></meter>
+            <span class="bar" style=${{ "--share": Math.exp(one.logprob) }}></span>
             <span>${probability(one.logprob)}</span>
             ${one.id === token.id
               ? html`<span class="hint">written</span>`
@@ -229,10 +237,7 @@ export function Column({ column }) {
   >
     <header>
       <span class=${`letter of-${letter}`} aria-hidden="true">${letter}</span>
-      <div>
-        <h2>${column.name}</h2>
-        <p class="hint">${told}</p>
-      </div>
+      <h2>${column.name}</h2>
       ${answer?.status === "running" &&
       html`<button type="button" class="quiet" onClick=${() => stop(column)}>Stop</button>`}
       <button
@@ -253,6 +258,7 @@ export function Column({ column }) {
       >
         ✕
       </button>`}
+      <p class="hint">${told}</p>
     </header>
     ${!answer
       ? html`<p class="empty">${isBase(column) ? "The model's own answer" : "The answer under your mix"} will stand here.</p>`

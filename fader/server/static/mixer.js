@@ -43,6 +43,12 @@ export function effectOf(card) {
   return `Measured on ${effect.items} held-out questions, ${what}: ${rows.join("; ")}.${caution}`;
 }
 
+// A fader is filled from its middle, where it is off.
+const filled = (value) => {
+  const at = 50 + (50 * Math.max(-RANGE, Math.min(RANGE, value))) / RANGE;
+  return { "--from": `${Math.min(at, 50)}%`, "--to": `${Math.max(at, 50)}%` };
+};
+
 function Slider({ column, vector }) {
   const { name, card } = vector;
   const path = `alignment.vectors.${name}`;
@@ -69,6 +75,7 @@ function Slider({ column, vector }) {
             max=${RANGE}
             step="0.05"
             value=${value}
+            style=${filled(value)}
             title="Double click: back to 0"
             onInput=${slide}
             onDblClick=${() => set(0)}
@@ -390,6 +397,11 @@ function Sampling() {
 export function Mixer() {
   const column = selected.value;
   const mixed = Object.values(column.alignment.value.vectors ?? {}).filter(Boolean).length;
+  const known = new Set(vectors.value.map((one) => one.name));
+  // a link or profile may name vectors that are not here: they are shown, with the server's fault
+  const unknown = Object.keys(column.alignment.value.vectors ?? {})
+    .filter((name) => !known.has(name))
+    .map((name) => ({ name, card: null }));
   return html`<aside class="mixer" aria-label="Mixing desk">
     <div class="mixer-head">
       <h2><span class=${`letter of-${letterOf(column)}`}>${letterOf(column)}</span>${column.name}</h2>
@@ -408,7 +420,7 @@ export function Mixer() {
             </p>
             ${vectors.value.length === 0 &&
             html`<p class="hint">This server has no vectors. <code>fader train vector</code> makes them.</p>`}
-            ${vectors.value.map(
+            ${[...vectors.value, ...unknown].map(
               (vector) =>
                 html`<${Slider} key=${vector.name} column=${column} vector=${vector} />`,
             )}

@@ -303,7 +303,7 @@ export async function learnWhatWorks() {
     if (found[i].length) why[group][kind] = found[i][0].message;
   });
   const told = await faultsOf({ preferences: { user: ["Be brief."] } });
-  why.preferences = told[0]?.message ?? "";
+  why.preferences = told.find((one) => one.path.startsWith("alignment.pref"))?.message ?? "";
   refused.value = why;
 }
 

@@ -57,36 +57,42 @@ export const addedTo = (piece) =>
     0,
   );
 
-const words = (text) => text.match(/\s+|[\p{L}\p{N}'’]+|[^\s\p{L}\p{N}]/gu) ?? [];
+const words = (text) => text.match(/\s*(?:[\p{L}\p{N}'’]+|[^\s\p{L}\p{N}])|\s+/gu) ?? [];
 
 // How `after` differs from `before`: parts {text, kind}, kind being "same", "new" or "gone". By the
-// longest common subsequence of words.
+// longest common subsequence of words; between two words that stay, what is gone stands first.
 export function differences(before, after) {
   const [a, b] = [words(before), words(after)];
+  const same = (i, j) => a[i].trim() === b[j].trim();
   const length = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
   for (let i = a.length - 1; i >= 0; i--) {
     for (let j = b.length - 1; j >= 0; j--) {
-      length[i][j] =
-        a[i] === b[j]
-          ? length[i + 1][j + 1] + 1
-          : Math.max(length[i + 1][j], length[i][j + 1]);
+      length[i][j] = same(i, j)
+        ? length[i + 1][j + 1] + 1
+        : Math.max(length[i + 1][j], length[i][j + 1]);
     }
   }
   const parts = [];
-  const put = (text, kind) => {
-    if (parts.at(-1)?.kind === kind) parts.at(-1).text += text;
-    else parts.push({ text, kind });
+  let [gone, fresh] = ["", ""];
+  const put = (text, kind) => text && parts.push({ text, kind });
+  const change = () => {
+    put(gone, "gone");
+    put(fresh, "new");
+    [gone, fresh] = ["", ""];
   };
   let [i, j] = [0, 0];
   while (i < a.length || j < b.length) {
-    if (i < a.length && j < b.length && a[i] === b[j]) {
-      put(b[j], "same");
+    if (i < a.length && j < b.length && same(i, j)) {
+      change();
+      if (parts.at(-1)?.kind === "same") parts.at(-1).text += b[j];
+      else put(b[j], "same");
       [i, j] = [i + 1, j + 1];
     } else if (j >= b.length || (i < a.length && length[i + 1][j] >= length[i][j + 1])) {
-      put(a[i++], "gone");
+      gone += a[i++];
     } else {
-      put(b[j++], "new");
+      fresh += b[j++];
     }
   }
+  change();
   return parts;
 }
