@@ -33,7 +33,7 @@ class Watched:
     def __init__(self, context, url):
         self.url, self.wrong, self.asked = url, [], []
         self.page = context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(60_000)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("console", self._said)
         self.page.on("request", self._requested)

@@ -34,13 +34,13 @@ export function effectOf(card) {
     const told = levels.length
       ? levels.map((level) => `${level} ${percent(one[level])}`).join(", ")
       : percent(one.chosen);
-    return `at ${one.strength}: ${told}`;
+    return `${String(one.strength).replace("-", "−")}: ${told}`;
   });
   const what = LEVELS.some((level) => level in effect.strengths[0])
     ? "which level of answer the model prefers"
     : "how often the model prefers the answer of this kind";
-  const caution = card.caution ? ` ${card.caution}` : "";
-  return `Measured on ${effect.items} held-out questions, ${what}: ${rows.join("; ")}.${caution}`;
+  const told = `Measured on ${effect.items} held-out questions, ${what}:`;
+  return [told, ...rows, card.caution].filter(Boolean).join("\n");
 }
 
 // A fader is filled from its middle, where it is off.

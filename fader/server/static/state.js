@@ -115,8 +115,9 @@ export function requestOf(column, alignment = alignmentOf(column)) {
   return { model: model.value, messages, ...how, alignment };
 }
 
-const STREAMED = { stream: true, stream_options: { include_usage: true } };
+const timers = new Map();
 const aborts = new Map();
+const STREAMED = { stream: true, stream_options: { include_usage: true } };
 
 export function stop(column) {
   aborts.get(column)?.abort();
@@ -138,6 +139,7 @@ export function ask(which = columns.value) {
 
 async function askOne(column) {
   stop(column);
+  clearTimeout(timers.get(column)); // what it was waiting for is in this request
   const abort = new AbortController();
   aborts.set(column, abort);
   const request = requestOf(column);
@@ -224,8 +226,6 @@ export function fork(column, at, token) {
 // Edits. Each is checked by the server before it is asked again, so that faults are all shown at
 // once and nothing runs in vain.
 
-const timers = new Map();
-
 export function edit(column, change) {
   const copy = structuredClone(column.alignment.value);
   change(copy);
@@ -247,7 +247,7 @@ export function later(column) {
 }
 
 export async function checked(column) {
-  const body = requestOf(column);
+  const [body, before] = [requestOf(column), aborts.get(column)];
   if (!question.value.trim()) delete body.messages;
   let found;
   try {
@@ -258,7 +258,8 @@ export async function checked(column) {
   }
   column.faults.value = found.faults;
   column.rows.value = found.rows ?? null;
-  if (found.ok && answersAgain.value && column.answer.value) ask([column]);
+  const asked = aborts.get(column) !== before; // meanwhile, with all that was checked
+  if (found.ok && answersAgain.value && column.answer.value && !asked) ask([column]);
 }
 
 // Which of the model's means cannot be used here, and why: asked by dry runs.
