@@ -30,15 +30,18 @@ def browser():
 class Watched:
     """A page in which nothing may fail, and that may load nothing from elsewhere."""
 
-    def __init__(self, context, url):
+    def __init__(self, context, url, link=""):
         self.url, self.wrong, self.asked = url, [], []
         self.page = context.new_page()
         self.page.set_default_timeout(60_000)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("console", self._said)
         self.page.on("request", self._requested)
-        self.page.goto(url)
-        self.page.locator(".mixer").wait_for()
+        self.page.goto(url + "/" + link)
+        self.settled()
+        if not link and self.page.get_by_role("button", name="Reset").is_visible():
+            self.page.get_by_role("button", name="Reset").click()
+            self.settled()
 
     def _said(self, message):
         # the browser itself notes answers that are no success
@@ -79,10 +82,8 @@ class Watched:
         self.settled()
 
     def settled(self):
-        """Wait until every edit was checked, and every answer is there."""
-        self.page.wait_for_timeout(400)
-        self.page.wait_for_load_state("networkidle")
-        self.page.get_by_role("button", name="Ask", exact=True).wait_for()
+        """Wait until the page knows the server, every edit was checked, and every answer is there."""
+        self.page.locator("main[aria-busy=false]").wait_for()
 
     def faults(self, **how):
         """What axe-core finds, a line each."""

@@ -178,14 +178,13 @@ def test_a_link_holds_the_page_and_runs_nothing(watched, context, served):
     watched.slider("calm").fill("-1")
     watched.page.get_by_label("Your question").fill("größe? 🐈")
     watched.page.get_by_role("button", name="Share").click()
-    other = Watched(context, watched.page.url)
-    other.url = served.url
+    other = Watched(context, served.url, watched.page.url.removeprefix(f"{served.url}/"))
     other.slider("calm").wait_for()
     other.settled()
     assert other.page.get_by_label("Your question").input_value() == "größe? 🐈"
     assert other.slider("calm").input_value() == "-1"
     assert not other.asked
-    broken = Watched(context, f"{served.url}/#nonsense")
+    broken = Watched(context, served.url, "#nonsense")
     assert broken.column("B").count() == 1
     assert not broken.wrong
 
@@ -230,10 +229,9 @@ def test_a_sweep_answers_at_each_strength_with_its_curve(watched):
     watched.page.get_by_label("Your question").fill("the sea")
     watched.page.get_by_role("button", name="Sweep").first.click()
     watched.page.get_by_label("Vector").select_option("loud")
-    watched.page.get_by_label("Measured").select_option("length")
+    watched.page.get_by_label("Measured", exact=True).select_option("length")
     watched.page.locator("form").get_by_role("button", name="Sweep").click()
-    watched.page.get_by_role("img", name="These answers").wait_for()
-    watched.page.wait_for_load_state("networkidle")
+    watched.settled()
     asked = [body["alignment"]["vectors"].get("loud", 0) for body in watched.asked]
     assert asked == [-1, -0.5, 0, 0.5, 1]
     assert watched.page.locator(".strip .column").count() == 5

@@ -3,7 +3,7 @@
 import { html, render, signal, useEffect, useRef, useState } from "./vendor/preact.js";
 import { key, keyWanted, setKey } from "./api.js";
 import { Column } from "./column.js";
-import { keep, kept } from "./kept.js";
+import { keep } from "./kept.js";
 import { Mixer } from "./mixer.js";
 import { linkOf, readLink } from "./profiles.js";
 import {
@@ -13,24 +13,28 @@ import {
   columns,
   later,
   learn,
+  learnWhatWorks,
   model,
   models,
   MOST_COLUMNS,
   newColumn,
+  pending,
   question,
+  refused,
   running,
   said,
   selected,
   shows,
   stop,
+  theme,
   vectors,
 } from "./state.js";
-import { Sweep } from "./sweep.js";
+import { Sweep, sweeping } from "./sweep.js";
 import { Votes, votes } from "./votes.js";
 
 const view = signal("compare");
 const failed = signal("");
-const theme = signal(kept("theme", ""));
+const learning = signal(true);
 
 const EXAMPLES = [
   "I failed my exam. What should I do?",
@@ -40,16 +44,23 @@ const EXAMPLES = [
 
 async function start() {
   failed.value = "";
+  learning.value = true;
   try {
     await learn();
+    begin();
   } catch (error) {
     failed.value = error.message;
-    return;
   }
-  const first = columns.value[1];
-  const formal = vectors.value.some((one) => one.name === "formal");
-  if (!readLink(location.hash) && formal && !Object.keys(alignmentOf(first)).length) {
-    first.alignment.value = { vectors: { formal: 1 } };
+  learning.value = false;
+}
+
+function begin() {
+  // something to see at once: the vector `formal`, or another one that this model takes
+  const mix = columns.value[1];
+  const usable = vectors.value.map((one) => one.name).filter((n) => !refused.value.vectors[n]);
+  const one = usable.includes("formal") ? "formal" : usable[0];
+  if (!readLink(location.hash) && one && mix && !Object.keys(alignmentOf(mix)).length) {
+    mix.alignment.value = { vectors: { [one]: 1 } };
   }
   columns.value.slice(1).forEach(later);
 }
@@ -118,7 +129,7 @@ function Head() {
           value=${model.value}
           onChange=${(event) => {
             model.value = event.currentTarget.value;
-            columns.value.forEach(later);
+            learnWhatWorks().then(() => columns.value.forEach(later));
           }}
         >
           ${models.value.map((one) => html`<option value=${one}>${one}</option>`)}
@@ -245,13 +256,14 @@ function Compare() {
 }
 
 function App() {
+  const busy = learning.value || running.value || pending.value > 0 || sweeping.value;
   return html`<${Head} />
     ${failed.value &&
     html`<p class="banner" role="alert">
       ${failed.value} <button type="button" onClick=${start}>Try again</button>
     </p>`}
     <div class="page">
-      <main>
+      <main aria-busy=${busy}>
         <${Ask} />
         ${view.value === "compare" ? html`<${Compare} />` : html`<${Sweep} />`}
       </main>

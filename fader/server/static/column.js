@@ -37,7 +37,9 @@ const probability = (logprob) => {
   const share = Math.exp(logprob);
   return share < 0.001 ? "<0.1%" : `${(share * 100).toFixed(1)}%`;
 };
-const spelled = (token) => (token.token.includes("\ufffd") ? `#${token.id}` : token.token);
+// A token by its text, or by its number where that shows nothing.
+const spelled = (token) =>
+  /^\p{Cc}+$|\ufffd/u.test(token.token.replaceAll("\n", "")) ? `#${token.id}` : token.token;
 const shown = (text) => text.trim() || text.replaceAll("\n", "⏎").replaceAll(" ", "␣") || "end";
 
 // What guides did to a token, in words. They are named by their place and kind, as `0:contrast`.
@@ -66,7 +68,7 @@ function Answer({ column, answer, onToken, at }) {
   const usable = answer.status !== "running";
   const step = (event) => {
     const moves = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
-    if (event.key in moves) {
+    if (event.key in moves && pieces.length) {
       event.preventDefault();
       const to = cursor === null ? 0 : cursor + moves[event.key];
       const next = Math.max(0, Math.min(pieces.length - 1, to));

@@ -1,13 +1,15 @@
 // A column's request as a command, a program, or a profile's file.
 
+import { key } from "./api.js";
 import { requestOf } from "./state.js";
 
 const address = (path) => new URL(path, document.baseURI).href;
 
 export function asCurl(request) {
   const body = JSON.stringify(request, null, 2).replaceAll("'", "'\\''");
+  const authorized = key.value ? `  -H 'Authorization: Bearer KEY' \\\n` : ""; // not the key itself
   return `curl ${address("v1/chat/completions")} \\
-  -H 'Content-Type: application/json' \\
+${authorized}  -H 'Content-Type: application/json' \\
   -d '${body}'\n`;
 }
 
@@ -40,7 +42,7 @@ export function asPython(request) {
   const lines = named.map((name) => `    ${name}=${python(request[name], "    ")},\n`);
   return `from openai import OpenAI
 
-client = OpenAI(base_url=${JSON.stringify(address("v1"))}, api_key="none")
+client = OpenAI(base_url=${JSON.stringify(address("v1"))}, api_key=${key.value ? '"KEY"' : '"none"'})
 answer = client.chat.completions.create(
 ${lines.join("")}    extra_body=${python(extra, "    ")},
 )

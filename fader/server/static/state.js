@@ -1,9 +1,10 @@
 // What the page knows, and how answers come into it. A column is a request of its own; all columns
 // ask at the same time, so the server reads them in one batch.
 
-import { computed, effect, signal } from "./vendor/preact.js";
+import { computed, signal } from "./vendor/preact.js";
 import { call, frames, Refusal } from "./api.js";
-import { idsOf, Pieces, textOf } from "./tokens.js";
+import { kept } from "./kept.js";
+import { idsOf, Pieces } from "./tokens.js";
 
 export const MOST_COLUMNS = 4;
 export const RANGE = 1.5;
@@ -27,6 +28,11 @@ export const seedLocked = signal(true);
 export const answersAgain = signal(true);
 export const shows = signal("guides"); // or "differences"
 export const said = signal(""); // what a screen reader is told
+
+export const theme = signal(kept("theme", "")); // light, dark, or as the system
+const system = matchMedia("(prefers-color-scheme: dark)");
+export const dark = signal(system.matches);
+system.addEventListener("change", () => (dark.value = system.matches));
 
 let made = 0;
 
@@ -60,6 +66,7 @@ export function addColumn(column) {
 
 export function removeColumn(column) {
   stop(column);
+  notLater(column);
   columns.value = columns.value.filter((one) => one !== column);
   if (selectedId.value === column.id) selectedId.value = columns.value.at(-1).id;
 }
@@ -139,7 +146,7 @@ export function ask(which = columns.value) {
 
 async function askOne(column) {
   stop(column);
-  clearTimeout(timers.get(column)); // what it was waiting for is in this request
+  notLater(column); // what it was waiting for is in this request
   const abort = new AbortController();
   aborts.set(column, abort);
   const request = requestOf(column);
@@ -238,15 +245,26 @@ export function editSampling(name, value) {
   columns.value.forEach(later);
 }
 
+export const pending = signal(0); // edits that are not checked yet
+
 export function later(column) {
+  if (!timers.has(column)) pending.value += 1;
   clearTimeout(timers.get(column));
-  timers.set(
-    column,
-    setTimeout(() => checked(column), 300),
-  );
+  const check = () => {
+    timers.delete(column);
+    checked(column).finally(() => (pending.value -= 1));
+  };
+  timers.set(column, setTimeout(check, 300));
 }
 
-export async function checked(column) {
+function notLater(column) {
+  if (!timers.has(column)) return;
+  clearTimeout(timers.get(column));
+  timers.delete(column);
+  pending.value -= 1;
+}
+
+async function checked(column) {
   const [body, before] = [requestOf(column), aborts.get(column)];
   if (!question.value.trim()) delete body.messages;
   let found;
@@ -278,6 +296,7 @@ export async function learn() {
   vectors.value = found.data;
   serverProfiles.value = kept.data;
   schema.value = shape;
+  await learnWhatWorks();
 }
 
 async function faultsOf(alignment) {
@@ -357,7 +376,3 @@ export function example(kind) {
   };
   return { kind, ...begun[kind] };
 }
-
-effect(() => {
-  if (model.value && schema.value) learnWhatWorks().catch(() => {});
-});

@@ -1,10 +1,11 @@
 // One question over a slider's range: a row of answers, and a curve of what is measured along it.
 
-import { html, signal, useEffect, useRef } from "./vendor/preact.js";
+import { computed, html, signal, useEffect, useRef } from "./vendor/preact.js";
 import uPlot from "./vendor/uplot.js";
 import { Field } from "./form.js";
 import {
   alignmentOf,
+  dark,
   kindsOf,
   letterOf,
   question,
@@ -16,6 +17,7 @@ import {
   sampling,
   selected,
   example,
+  theme,
   vectors,
 } from "./state.js";
 import { Pieces, textOf } from "./tokens.js";
@@ -27,7 +29,9 @@ const measure = signal("words");
 const answers = signal([]);
 const swept = signal("");
 let abort = null;
+export const sweeping = computed(() => answers.value.some((one) => one.status === "running"));
 
+const signed = (strength) => `${strength > 0 ? "+" : ""}${strength}`.replace("-", "−");
 const words = (text) => (text.match(/[\p{L}\p{N}'’]+/gu) ?? []).length;
 
 const strengths = () => {
@@ -107,8 +111,10 @@ function Curve({ title, lines, unit, top }) {
     .join("; ");
   useEffect(() => {
     if (!at.length) return undefined;
-    const style = getComputedStyle(document.documentElement);
-    const colour = (name) => style.getPropertyValue(name).trim();
+    const colour = (name) => {
+      place.current.style.color = `var(${name})`; // a canvas needs it worked out
+      return getComputedStyle(place.current).color;
+    };
     const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
     const plot = new uPlot(
       {
@@ -140,7 +146,7 @@ function Curve({ title, lines, unit, top }) {
       watch.disconnect();
       plot.destroy();
     };
-  }, [JSON.stringify(data)]);
+  }, [JSON.stringify(data), theme.value, dark.value]);
   return html`<figure class="curve">
     <figcaption>${title}${unit && html` <span class="hint">${unit}</span>`}</figcaption>
     <div ref=${place} role="img" aria-label=${`${title}. ${told}`}></div>
@@ -169,7 +175,6 @@ const choice = (label, value, onValue, options, about) =>
 export function Sweep() {
   const one = current();
   if (!one) return html`<p class="empty">This server has no vector that can be swept.</p>`;
-  const running = answers.value.some((answer) => answer.status === "running");
   const greedy = sampling.value.temperature ? "" : "needs a temperature above 0";
   const searched = selected.value.alignment.value.search;
   const measures = searched
@@ -217,7 +222,7 @@ export function Sweep() {
         "What the curve of the answers shows.",
       )}
       <button type="submit" class="strong" disabled=${!question.value.trim()}>Sweep</button>
-      ${running && html`<button type="button" onClick=${() => abort?.abort()}>Stop</button>`}
+      ${sweeping.value && html`<button type="button" onClick=${() => abort?.abort()}>Stop</button>`}
     </form>
     <div class="curves">
       ${points.size > 0 &&
@@ -240,7 +245,7 @@ export function Sweep() {
         (answer) =>
           html`<article class="column" key=${answer.strength} aria-label=${`${swept.value} at ${answer.strength}`}>
             <header>
-              <h2>${swept.value} ${answer.strength > 0 ? "+" : ""}${answer.strength}</h2>
+              <h2>${swept.value} ${signed(answer.strength)}</h2>
             </header>
             <p class="answer">${answer.text}${answer.status === "running" && html`<span class="caret"></span>`}</p>
             ${answer.message && answer.status === "failed" && html`<p class="fault" role="alert">${answer.message}</p>`}
