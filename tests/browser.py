@@ -85,7 +85,7 @@ class Watched:
         """Wait until the page knows the server, every edit was checked, and every answer is there."""
         self.page.locator("main[aria-busy=false]").wait_for()
 
-    def faults(self, **how):
+    def faults(self):
         """What axe-core finds, a line each."""
         found = self.page.evaluate(
             "async (source) => { (0, eval)(source); return (await axe.run()).violations; }",

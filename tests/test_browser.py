@@ -76,8 +76,8 @@ def test_moving_a_slider_changes_the_text(watched):
 
 
 def test_what_the_model_cannot_is_disabled_with_the_reason(watched):
+    watched.page.get_by_text("that do not fit this model").click()
     formal = watched.slider("formal")
-    formal.wait_for()
     assert formal.is_disabled()
     why = watched.page.locator(f"#{formal.get_attribute('aria-describedby').split()[1]}")
     assert "fingerprint" in why.inner_text() or "base" in why.inner_text()
@@ -233,7 +233,7 @@ def test_a_sweep_answers_at_each_strength_with_its_curve(watched):
     watched.page.locator("form").get_by_role("button", name="Sweep").click()
     watched.settled()
     asked = [body["alignment"]["vectors"].get("loud", 0) for body in watched.asked]
-    assert asked == [-1, -0.5, 0, 0.5, 1]
+    assert sorted(asked) == [-1, -0.5, 0, 0.5, 1]
     assert watched.page.locator(".strip .column").count() == 5
     told = watched.page.get_by_role("img", name="These answers").get_attribute("aria-label")
     assert "at -1" in told

@@ -28,11 +28,11 @@ import {
   stop,
   theme,
   vectors,
+  view,
 } from "./state.js";
 import { Sweep, sweeping } from "./sweep.js";
 import { Votes, votes } from "./votes.js";
 
-const view = signal("compare");
 const failed = signal("");
 const learning = signal(true);
 

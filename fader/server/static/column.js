@@ -8,6 +8,7 @@ import {
   columns,
   fork,
   isBase,
+  isStale,
   letterOf,
   MOST_COLUMNS,
   removeColumn,
@@ -132,7 +133,7 @@ function Token({ column, answer, at, onClose }) {
     onKeyDown=${close}
   >
     <div class="row">
-      <h4>Instead of <code>${shown(spelled(token))}</code></h4>
+      <h3>Instead of <code>${shown(spelled(token))}</code></h3>
       <button type="button" class="quiet" aria-label="Close" onClick=${onClose}>✕</button>
     </div>
     ${guides.length > 0 &&
@@ -233,7 +234,13 @@ export function Column({ column }) {
     : summary(alignmentOf(column)) || "nothing is changed yet: move a slider";
   const others = rivals(column).length;
   const compared = shows.value === "differences" && !isBase(column) && columns.value[0].answer.value;
+  const place = useRef(null);
+  useEffect(() => {
+    // on a phone the columns stand in a strip: the one that is mixed is brought into sight
+    if (chosen) place.current.parentElement.scrollLeft = place.current.offsetLeft - 12;
+  }, [chosen]);
   return html`<article
+    ref=${place}
     class=${`column ${chosen ? "chosen" : ""}`}
     aria-label=${`Column ${letter}: ${column.name.value}`}
   >
@@ -249,7 +256,7 @@ export function Column({ column }) {
         aria-label=${`Adjust column ${letter}`}
         onClick=${() => (selectedId.value = column.id)}
       >
-        ${chosen ? "Adjusting" : "Adjust"}
+        Adjust
       </button>
       ${!isBase(column) &&
       html`<button
@@ -270,6 +277,7 @@ export function Column({ column }) {
     ${answer?.status === "failed" && html`<p class="fault" role="alert">${answer.message}</p>`}
     ${answer?.status === "stopped" && html`<p class="hint">Stopped.</p>`}
     ${answer?.status === "done" && answer.finish === "length" && html`<p class="hint">Cut off at the limit of tokens.</p>`}
+    ${isStale(column) && html`<p class="hint">The question or the settings have changed since.</p>`}
     ${at !== null &&
     answer &&
     html`<${Token} column=${column} answer=${answer} at=${at} onClose=${() => setAt(null)} />`}

@@ -402,6 +402,11 @@ export function Mixer() {
   const unknown = Object.keys(column.alignment.value.vectors ?? {})
     .filter((name) => !known.has(name))
     .map((name) => ({ name, card: null }));
+  const fits = ({ name }) => !refused.value.vectors[name];
+  const fitting = vectors.value.filter(fits);
+  const others = vectors.value.filter((vector) => !fits(vector));
+  const slider = (vector) =>
+    html`<${Slider} key=${vector.name} column=${column} vector=${vector} />`;
   return html`<aside class="mixer" aria-label="Mixing desk">
     <div class="mixer-head">
       <h2><span class=${`letter of-${letterOf(column)}`}>${letterOf(column)}</span>${column.name}</h2>
@@ -420,10 +425,12 @@ export function Mixer() {
             </p>
             ${vectors.value.length === 0 &&
             html`<p class="hint">This server has no vectors. <code>fader train vector</code> makes them.</p>`}
-            ${[...vectors.value, ...unknown].map(
-              (vector) =>
-                html`<${Slider} key=${vector.name} column=${column} vector=${vector} />`,
-            )}
+            ${[...fitting, ...unknown].map(slider)}
+            ${others.length > 0 &&
+            html`<details class="more">
+              <summary>${others.length} that do not fit this model</summary>
+              ${others.map(slider)}
+            </details>`}
           <//>
           <${Preferences} column=${column} />
           <${Guides} column=${column} />

@@ -26,6 +26,7 @@ export const sampling = signal({
 });
 export const seedLocked = signal(true);
 export const answersAgain = signal(true);
+export const view = signal("compare"); // or "sweep"
 export const shows = signal("guides"); // or "differences"
 export const said = signal(""); // what a screen reader is told
 
@@ -155,7 +156,7 @@ async function askOne(column) {
   const answer = {
     status: "running",
     question: question.value,
-    alignment: request.alignment,
+    asked: JSON.stringify(request),
     begun: begun.length,
     pieces: begun,
     seconds: null,
@@ -245,6 +246,12 @@ export function editSampling(name, value) {
   columns.value.forEach(later);
 }
 
+// Whether an answer is to another request than its column would make now.
+export const isStale = (column) => {
+  const answer = column.answer.value;
+  return answer?.status === "done" && answer.asked !== JSON.stringify(requestOf(column));
+};
+
 export const pending = signal(0); // edits that are not checked yet
 
 export function later(column) {
@@ -277,7 +284,8 @@ async function checked(column) {
   column.faults.value = found.faults;
   column.rows.value = found.rows ?? null;
   const asked = aborts.get(column) !== before; // meanwhile, with all that was checked
-  if (found.ok && answersAgain.value && column.answer.value && !asked) ask([column]);
+  const compared = view.value === "compare";
+  if (compared && found.ok && answersAgain.value && column.answer.value && !asked) ask([column]);
 }
 
 // Which of the model's means cannot be used here, and why: asked by dry runs.

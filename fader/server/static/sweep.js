@@ -240,7 +240,7 @@ export function Sweep() {
       />`}
     </div>
     ${answers.value.length > 0 &&
-    html`<div class="strip">
+    html`<div class="strip" role="group" tabindex="0" aria-label="Answers at each strength">
       ${answers.value.map(
         (answer) =>
           html`<article class="column" key=${answer.strength} aria-label=${`${swept.value} at ${answer.strength}`}>

@@ -72,7 +72,7 @@ export function Votes() {
   return html`<div class="votes">
     <p>
       Each vote says which of two answers was better. They are kept in this browser alone. Export
-      them to make a vector of your own taste:
+      them to make a vector of your own taste:${" "}
       <code>fader train vector mine --data votes.jsonl</code>
     </p>
     ${votes.value.length === 0
