@@ -82,7 +82,7 @@ class Watched:
         self.settled()
 
     def settled(self):
-        """Wait until the page knows the server, every edit was checked, and every answer is there."""
+        """Wait until the page knows the server, edits are checked, and answers are there."""
         self.page.locator("main[aria-busy=false]").wait_for()
 
     def faults(self):

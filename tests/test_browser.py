@@ -251,7 +251,7 @@ def test_faults_are_shown_at_the_fields_that_they_name(watched):
     watched.page.locator("[data-path=temperature] .fault").wait_for(state="detached")
     watched.section("Rewards and search")
     watched.page.get_by_label("Search").select_option("best-of-n")
-    watched.page.get_by_label("At most").fill("0")
+    watched.page.get_by_label("At most", exact=True).fill("0")
     place = '[data-path="alignment.search.rewards[0].at_most"] .fault'
     watched.page.locator(place).wait_for()
     watched.page.get_by_label("Your question").fill("the sea")

@@ -177,6 +177,7 @@ function Ask() {
     event?.preventDefault();
     ask();
   };
+  // the buttons have keys: a single one, turned from Stop into Ask by its click, would ask again
   return html`<form class="ask" onSubmit=${submit}>
     <label for="question" class="unseen">Your question</label>
     <textarea
@@ -194,10 +195,17 @@ function Ask() {
     ></textarea>
     ${view.value === "compare" &&
     (running.value
-      ? html`<button type="button" class="strong" onClick=${() => columns.value.forEach(stop)}>
+      ? html`<button
+          key="stop"
+          type="button"
+          class="strong"
+          onClick=${() => columns.value.forEach(stop)}
+        >
           Stop
         </button>`
-      : html`<button type="submit" class="strong" disabled=${!question.value.trim()}>Ask</button>`)}
+      : html`<button key="ask" type="submit" class="strong" disabled=${!question.value.trim()}>
+          Ask
+        </button>`)}
     ${!question.value &&
     html`<p class="examples">
       Try ${EXAMPLES.map(

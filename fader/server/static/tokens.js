@@ -16,14 +16,12 @@ export class Pieces {
     this.text += text;
     this.waiting.push(...tokens);
     while (this.waiting.length) {
-      const token = this.waiting[0].token;
-      if (!token || token.includes(HALF) || !this.text.startsWith(token)) break;
-      this.#take(token.length, 1);
-    }
-    // what was held back is in the text now: everything that waits spells it
-    const spelled = this.waiting.map((one) => one.token).join("");
-    if (this.text && this.waiting.length && spelled.includes(HALF) && !this.text.includes(HALF)) {
-      if (!spelled.endsWith(HALF)) this.#take(this.text.length, this.waiting.length);
+      const whole = this.waiting.findIndex(({ token }) => !token.includes(HALF));
+      if (whole < 0) break; // more of the character is to come
+      const at = this.text.indexOf(this.waiting[whole].token);
+      if (at < 0 || (whole === 0 && at > 0)) break; // its text is still held back
+      if (whole > 0) this.#take(at, whole); // what stands before it is spelled by the halves
+      this.#take(this.waiting[0].token.length, 1);
     }
   }
 
