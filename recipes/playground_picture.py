@@ -52,7 +52,7 @@ def main() -> None:
     with served() as url, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium)
         page = browser.new_page(
-            viewport={"width": 1280, "height": 800}, color_scheme="light", reduced_motion="reduce"
+            viewport={"width": 1280, "height": 780}, color_scheme="light", reduced_motion="reduce"
         )
         page.set_default_timeout(600_000)
         page.goto(f"{url}/#{link}")
@@ -60,6 +60,7 @@ def main() -> None:
         ask.click()
         page.get_by_role("button", name="Stop").first.wait_for()
         ask.wait_for()
+        page.get_by_role("button", name="Adjust column B").click()
         page.mouse.move(0, 0)
         page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=ROOT / "docs" / "playground.png")

@@ -290,7 +290,7 @@ async function checked(column) {
 
 // Which of the model's means cannot be used here, and why: asked by dry runs.
 
-export const refused = signal({ vectors: {}, guides: {}, rewards: {}, search: {}, preferences: "" });
+export const refused = signal({ vectors: {}, guides: {}, rewards: {}, preferences: "" });
 
 export async function learn() {
   const [list, found, shape, kept] = await Promise.all([
@@ -313,7 +313,7 @@ async function faultsOf(alignment) {
 }
 
 export async function learnWhatWorks() {
-  const why = { vectors: {}, guides: {}, rewards: {}, search: {}, preferences: "" };
+  const why = { vectors: {}, guides: {}, rewards: {}, preferences: "" };
   const names = vectors.value.map((one) => one.name);
   for (const fault of await faultsOf({ vectors: Object.fromEntries(names.map((n) => [n, 1])) })) {
     why.vectors[fault.path.replace("alignment.vectors.", "")] = fault.message;
