@@ -151,7 +151,9 @@ def test_pieces_are_the_text_whatever_its_tokens_are(watched):
         """async (frames) => {
             const { Pieces } = await import("/page/tokens.js");
             const pieces = new Pieces();
-            for (const [text, tokens] of frames) pieces.add(text, tokens.map((token) => ({ token })));
+            for (const [text, tokens] of frames) {
+                pieces.add(text, tokens.map((token) => ({ token })));
+            }
             pieces.end();
             return pieces.pieces.map(({ text, tokens }) => [text, tokens.length]);
         }""",
