@@ -5,33 +5,25 @@ import { key, keyWanted, setKey } from "./api.js";
 import { Column } from "./column.js";
 import { keep } from "./kept.js";
 import { Mixer } from "./mixer.js";
+import { Sweep, sweeping } from "./sweep.js";
+import { Votes, votes } from "./votes.js";
+import { alignmentOf, ask, later, pending, stop } from "./asking.js";
+import { learn, learnWhatWorks, models, refused, schema, vectors } from "./offers.js";
 import { linkOf, readLink } from "./profiles.js";
 import {
   addColumn,
-  alignmentOf,
-  ask,
   columns,
-  later,
-  learn,
-  learnWhatWorks,
   model,
-  models,
   MOST_COLUMNS,
   newColumn,
-  pending,
   question,
-  refused,
   running,
   said,
   selected,
   shows,
-  stop,
   theme,
-  vectors,
   view,
 } from "./state.js";
-import { Sweep, sweeping } from "./sweep.js";
-import { Votes, votes } from "./votes.js";
 
 const failed = signal("");
 const learning = signal(true);
@@ -283,5 +275,5 @@ function App() {
 render(html`<${App} />`, document.getElementById("app"));
 start();
 addEventListener("hashchange", () => {
-  if (readLink(location.hash)) columns.value.slice(1).forEach(later);
+  if (schema.value && readLink(location.hash)) columns.value.slice(1).forEach(later);
 });

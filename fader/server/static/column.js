@@ -3,22 +3,10 @@
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { copiesOf } from "./copies.js";
 import { keep, kept } from "./kept.js";
-import {
-  alignmentOf,
-  columns,
-  fork,
-  isBase,
-  isStale,
-  letterOf,
-  MOST_COLUMNS,
-  removeColumn,
-  said,
-  selectedId,
-  shows,
-  stop,
-} from "./state.js";
 import { addedTo, differences, textOf } from "./tokens.js";
 import { isVoted, rivals, vote } from "./votes.js";
+import { alignmentOf, fork, isStale, removeColumn, stop } from "./asking.js";
+import { columns, isBase, letterOf, MOST_COLUMNS, said, selectedId, shows } from "./state.js";
 
 const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
 

@@ -1,7 +1,7 @@
 // A column's request as a command, a program, or a profile's file.
 
 import { key } from "./api.js";
-import { requestOf } from "./state.js";
+import { requestOf } from "./asking.js";
 
 const address = (path) => new URL(path, document.baseURI).href;
 

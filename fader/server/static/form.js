@@ -1,7 +1,29 @@
 // Fields, made from the server's own schema: what it takes can be set, and is told in its words.
 
 import { html, useEffect, useId, useRef, useState } from "./vendor/preact.js";
-import { faultsUnder, pathOf, refused, resolve, vectors } from "./state.js";
+import { refused, resolve, schema, vectors } from "./offers.js";
+import { selected } from "./state.js";
+
+// Faults. The server names a field in a union by its kind too, as in `guides[0].contrast.weight`;
+// the page's fields leave it out.
+
+export function pathOf(fault) {
+  const found = schema.value;
+  if (!found) return fault.path ?? "";
+  const kinds = new Set(
+    Object.values(found.$defs).flatMap((one) => one.properties?.kind?.const ?? []),
+  );
+  const parts = (fault.path ?? "").split(".");
+  return parts
+    .filter((part, i) => !(kinds.has(part) && i && /(\]|^search)$/.test(parts[i - 1])))
+    .join(".");
+}
+
+export const faultsUnder = (path) =>
+  selected.value.faults.value.filter((fault) => {
+    const at = pathOf(fault);
+    return at === path || (at.startsWith(path) && ".[".includes(at[path.length]));
+  });
 
 const spoken = (name) => name.replaceAll("_", " ").replace(/^./, (first) => first.toUpperCase());
 
@@ -335,4 +357,21 @@ function Mixture({ name, label, about, value = {}, onValue, path }) {
           </button>
         </div>`}
   </fieldset>`;
+}
+
+// A part of the desk that opens, and opens by itself where a fault is in it.
+export function Section({ title, count, path, children, open = false }) {
+  const faulty = path && faultsUnder(path).length > 0;
+  const opened = useRef(null);
+  useEffect(() => {
+    if (faulty) opened.current.open = true;
+  }, [faulty]);
+  return html`<details class="section" open=${open} ref=${opened}>
+    <summary>
+      <h3>${title}</h3>
+      ${count > 0 && html`<span class="count">${count}</span>`}
+      ${faulty && html`<span class="count faulty">!</span>`}
+    </summary>
+    ${children}
+  </details>`;
 }

@@ -2,19 +2,10 @@
 
 import { html, signal, useState } from "./vendor/preact.js";
 import { call, key } from "./api.js";
-import {
-  alignmentOf,
-  columns,
-  edit,
-  MOST_COLUMNS,
-  newColumn,
-  question,
-  said,
-  sampling,
-  selectedId,
-  serverProfiles,
-} from "./state.js";
 import { keep, kept } from "./kept.js";
+import { alignmentOf, edit, removeColumn } from "./asking.js";
+import { kindsOf, serverProfiles } from "./offers.js";
+import { columns, MOST_COLUMNS, newColumn, question, said, sampling, selectedId } from "./state.js";
 
 const own = signal(kept("profiles", {}));
 
@@ -159,6 +150,22 @@ export function linkOf() {
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 
+const texts = (value) => Array.isArray(value) && value.every((one) => typeof one === "string");
+const kinded = (group, list) =>
+  Array.isArray(list) && list.every((one) => isObject(one) && kindsOf(group).includes(one.kind));
+
+// Whether an alignment has the form that the desk shows; what is in it the server checks.
+function isSound({ vectors = {}, preferences = {}, guides = [], search = null }) {
+  return (
+    isObject(vectors) &&
+    Object.values(vectors).every((strength) => typeof strength === "number") &&
+    isObject(preferences) &&
+    ["provider", "user", "facts"].every((name) => texts(preferences[name] ?? [])) &&
+    kinded("guides", guides) &&
+    (search === null || (kinded("search", [search]) && kinded("rewards", search.rewards)))
+  );
+}
+
 export function readLink(hash) {
   if (hash.length < 2) return false;
   let state;
@@ -166,7 +173,10 @@ export function readLink(hash) {
     const text = atob(hash.slice(1).replaceAll("-", "+").replaceAll("_", "/"));
     const bytes = Uint8Array.from(text, (one) => one.charCodeAt(0));
     state = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
-    if (!isObject(state) || !Array.isArray(state.columns)) throw new Error("not a page");
+    const sound = (one) => isObject(one) && isObject(one.alignment) && isSound(one.alignment);
+    if (!isObject(state) || !Array.isArray(state.columns) || !state.columns.every(sound)) {
+      throw new Error("not a page");
+    }
   } catch {
     said.value = "This link cannot be read.";
     return false;
@@ -177,9 +187,9 @@ export function readLink(hash) {
   sampling.value = { ...sampling.value, ...Object.fromEntries(numbers) };
   if (typeof state.question === "string") question.value = state.question;
   const found = state.columns
-    .filter((one) => isObject(one) && isObject(one.alignment))
     .slice(0, MOST_COLUMNS - 1)
     .map((one) => newColumn(String(one.name ?? "").slice(0, 60), one.alignment));
+  columns.value.slice(1).forEach(removeColumn);
   columns.value = [columns.value[0], ...found];
   selectedId.value = columns.value.at(-1).id;
   return true;

@@ -2,25 +2,11 @@
 
 import { computed, html, signal, useEffect, useRef } from "./vendor/preact.js";
 import uPlot from "./vendor/uplot.js";
-import { Field } from "./form.js";
-import {
-  alignmentOf,
-  dark,
-  kindsOf,
-  letterOf,
-  question,
-  RANGE,
-  read,
-  refused,
-  requestOf,
-  said,
-  sampling,
-  selected,
-  example,
-  theme,
-  vectors,
-} from "./state.js";
 import { Pieces, textOf } from "./tokens.js";
+import { alignmentOf, read, requestOf } from "./asking.js";
+import { Field } from "./form.js";
+import { example, kindsOf, refused, vectors } from "./offers.js";
+import { dark, letterOf, question, RANGE, said, sampling, selected, theme } from "./state.js";
 
 const vector = signal("");
 const width = signal("1");
@@ -87,6 +73,11 @@ async function sweep() {
 const valueOf = (one) =>
   one.status !== "done" ? null : measure.value === "words" ? words(one.text) : (one.reward ?? null);
 
+const measuredOf = (answer) => {
+  const value = Math.round(valueOf(answer) * 100) / 100;
+  return measure.value === "words" ? `${value} words` : `${measure.value}: ${value}`;
+};
+
 const COLOURS = ["--teal", "--violet", "--amber"];
 const LEVELS = ["avoidance", "generic", "expert"];
 
@@ -123,7 +114,7 @@ function Curve({ title, lines, unit, top }) {
         legend: { show: lines.length > 1, live: false },
         cursor: { show: false },
         scales: { x: { time: false, range: [-RANGE, RANGE] }, y: { range: (u, low, high) => [0, top ?? Math.max(1, high * 1.1)] } },
-        axes: [{ ...axis, values: (u, marks) => marks.map((x) => x.toFixed(1)) }, axis],
+        axes: [{ ...axis, incrs: [0.5], values: (u, marks) => marks.map((x) => x.toFixed(1)) }, axis],
         series: [
           {},
           ...lines.map((line, i) => ({
@@ -250,7 +241,7 @@ export function Sweep() {
             <p class="answer">${answer.text}${answer.status === "running" && html`<span class="caret"></span>`}</p>
             ${answer.message && answer.status === "failed" && html`<p class="fault" role="alert">${answer.message}</p>`}
             ${answer.status === "stopped" && html`<p class="hint">Stopped.</p>`}
-            <p class="hint">${valueOf(answer) === null ? "" : `${Math.round(valueOf(answer) * 100) / 100} ${measure.value}`}</p>
+            <p class="hint">${valueOf(answer) !== null && measuredOf(answer)}</p>
           </article>`,
       )}
     </div>`}

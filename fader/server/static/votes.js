@@ -2,8 +2,8 @@
 
 import { html, signal } from "./vendor/preact.js";
 import { download, keep, kept } from "./kept.js";
-import { columns, letterOf, said } from "./state.js";
 import { textOf } from "./tokens.js";
+import { columns, letterOf, said } from "./state.js";
 
 export const votes = signal(kept("votes", []));
 
