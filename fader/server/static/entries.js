@@ -4,6 +4,7 @@ import { html, useRef } from "./vendor/preact.js";
 import { edit } from "./asking.js";
 import { Field, Fields, GroupFault, Section } from "./form.js";
 import { example, kindsOf, refused, schemaOf } from "./offers.js";
+import { selectedId } from "./state.js";
 
 const firstSentence = (text) => text.replaceAll("`", "").split(/(?<=[.:])\s/)[0].replaceAll("\n", " ");
 
@@ -34,7 +35,7 @@ function Add({ label, group, onAdd }) {
 function Entries({ group, list, path, onList, label }) {
   return html`${list.map(
       (one, i) =>
-        html`<div class="entry" key=${`${one.kind}${i}`}>
+        html`<div class="entry" key=${`${selectedId.value} ${one.kind} ${i}`}>
           <div class="row">
             <h4 title=${schemaOf(group, one.kind).description}>${one.kind}</h4>
             <button
