@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DOCS := .venv-docs
+BROWSER := .browser
 
-.PHONY: install model demo serve test test-wheel quick coverage check docs clean
+.PHONY: install model demo serve test test-wheel test-browser quick coverage check docs clean
 
 install: $(VENV)/.installed
 
@@ -48,6 +49,18 @@ coverage: model
 test-wheel: model
 	$(BIN)/python tests/wheel.py
 
+# the page in a real browser; needs chromium (apt-get install chromium) and npm
+test-browser: install $(BROWSER)/.installed
+	PYTHONPATH=$(BROWSER)/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_browser.py --long
+
+# what drives the browser is beside the other environment, which has the server
+$(BROWSER)/.installed: constraints.txt
+	@mkdir -p $(BROWSER)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade --target $(BROWSER)/python --no-deps playwright greenlet > $(BROWSER)/pip.log 2>&1 \
+		|| { cat $(BROWSER)/pip.log; exit 1; }
+	@cd $(BROWSER) && npm pack --silent axe-core@4.14.1 > /dev/null && tar xzf axe-core-4.14.1.tgz --strip-components 1 package/axe.min.js
+	@touch $@
+
 # the site in site/: strict, links checked, and nothing in it that is fetched from elsewhere
 docs: $(DOCS)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
@@ -60,4 +73,4 @@ $(DOCS)/.installed: constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DOCS) site build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(DOCS) $(BROWSER) site build dist .mypy_cache .ruff_cache .pytest_cache

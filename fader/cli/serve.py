@@ -76,7 +76,7 @@ def serve(
     backbone.name = called
     backend = Local(backbone, max_waiting=limits.waiting, share_prompts=share_prompts)
     try:
-        screen.print(f"{called} at http://{host}:{port}/v1", style="bold")
+        screen.print(f"{called} at http://{host}:{port}/v1; its page: http://{host}:{port}/")
         run(backend, host, port, known, default, limits, allow_host or (), allow_origin or ())
     finally:
         backend.close()
