@@ -114,6 +114,15 @@ def test_an_answer_without_a_limit_fits_the_model(served):
     assert answer["usage"]["total_tokens"] == 512
 
 
+def test_a_long_history_leaves_room_for_an_answer_without_a_limit(served):
+    choices = [{"chosen": f"the sea {n}", "rejected": "a mat"} for n in range(100)]
+    told = {"preferences": {"history": choices, "rendering": "tiers"}}
+    answer = served.chat("the sea", max_tokens=None, ignore_eos=True, alignment=told).json()
+    assert answer["usage"]["total_tokens"] == 512
+    assert answer["usage"]["completion_tokens"] >= 256
+    assert 90 < answer["usage"]["alignment"]["dropped_choices"] < 100
+
+
 def test_every_field_may_be_null(served):
     names = (
         *("model", "alignment", "vllm_xargs", "lora", "top_p", "top_k", "min_p", "seed", "stop"),

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from fader import Fader, Result
+from fader import Fader, Likelihood, Result
 from fader.cli.show import Align, AsJson, Input, Model, commands, print_json, rows, screen, show
 from fader.engine import builtin
 from fader.given import Places, resolve
@@ -43,6 +43,16 @@ Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tex
 Stop = Annotated[
     list[str] | None, typer.Option(help="The answer ends before this text. Repeatable.")
 ]
+
+
+def _say_dropped(found: Result | Likelihood) -> None:
+    """Say on standard error what of a history was not told."""
+    if found.dropped_choices:
+        typer.echo(
+            f"alignment.preferences.history: the oldest {found.dropped_choices} choices do not fit"
+            " and are left out",
+            err=True,
+        )
 
 
 def _sampling(context: typer.Context) -> dict[str, Any]:
@@ -98,6 +108,7 @@ def generate(
                 task = progress.add_task("answers", total=len(requests))
 
                 def show(result: Result) -> None:
+                    _say_dropped(result)
                     if as_json:
                         print_json(result.as_dict())
                     else:
@@ -108,7 +119,7 @@ def generate(
 
                 fader.batch(requests, show)
             return
-        for chunk in fader.stream(requests[0]):
+        for chunk in fader.stream(requests[0], _say_dropped):
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
         sys.stdout.write("\n")
@@ -132,6 +143,7 @@ def score(
         raise ValueError(f"--input: {input} has no lines")
     with Fader(model) as fader:
         for found in fader.score_batch(pairs, **fields):
+            _say_dropped(found)
             (
                 print_json(found.as_dict())
                 if as_json
@@ -220,7 +232,7 @@ def _turn(
     if len(turns) < whole:
         screen.print(f"(the first {whole - len(turns)} turns no longer fit and are left out)")
     said = ""
-    for chunk in fader.stream(turns, **fields):
+    for chunk in fader.stream(turns, _say_dropped, **fields):
         said += chunk.text
         sys.stdout.write(chunk.text)
         sys.stdout.flush()
