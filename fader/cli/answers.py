@@ -1,5 +1,4 @@
-"""Commands that answer: generate, score, chat; and what can be asked for: models, profiles,
-schema."""
+"""Commands that answer: generate, score, chat; and what can be asked for: models, schema."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from fader import Fader, Likelihood, Result
 from fader.cli.show import Align, AsJson, Input, Model, commands, print_json, rows, screen, show
 from fader.engine import builtin
 from fader.given import Places, resolve
-from fader.profiles import load_alignment, profile_folders, profiles
+from fader.profiles import load_alignment
 from fader.request import Alignment, Lookahead, Sampling, json_schema
 from fader.schema import Faults
 
@@ -264,37 +263,6 @@ def models(
         builtin.fetch()
     row = {"name": builtin.NAME, "path": str(builtin.path()), "fetched": builtin.fetched()}
     show("Models", [row], as_json)
-
-
-@app.command(
-    "profiles",
-    epilog=(
-        "Example: put `pirate.yaml` with `guides: [{kind: contrast, principle: Answer like a"
-        " pirate.}]` into `.fader/profiles`"
-    ),
-)
-def list_profiles(as_json: AsJson = False) -> None:
-    """The named alignments in the project's and the user's profile folders."""
-    found = []
-    for name, file in profiles().items():
-        try:
-            found.append(
-                {
-                    "name": name,
-                    "file": str(file),
-                    "alignment": (
-                        load_alignment(name).model_dump(mode="json", exclude_defaults=True)
-                    ),
-                }
-            )
-        except ValueError as error:
-            found.append({"name": name, "file": str(file), "error": str(error)})
-    show(
-        "Profiles",
-        found,
-        as_json,
-        f"No profiles yet; put YAML files into {' or '.join(map(str, profile_folders()))}",
-    )
 
 
 @app.command(epilog="Example: `fader schema > request.schema.json`")
