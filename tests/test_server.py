@@ -25,6 +25,7 @@ def profiles(tmp_path, monkeypatch):
     """Profiles that bias towards different words, by name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fader.profiles.user_config_path", lambda name: tmp_path / "config")
+    monkeypatch.setattr("fader.profiles.SHIPPED", tmp_path / "shipped")
     for name in ("one", "two"):
         save_profile(name, told(name))
 

@@ -17,6 +17,8 @@ NEEDED = {
     "fader/py.typed",
     "fader/starter/data/levels/medical.jsonl",
     "fader/starter/vectors/formal/adapter_model.safetensors",
+    "fader/starter/vectors/personal/adapter_model.safetensors",
+    "fader/starter/profiles/brief.yaml",
 }
 PROFILE = "guides: [{kind: contrast, principle: Answer like a pirate.}]\n"
 
