@@ -135,15 +135,24 @@ class Fader:
                 future.cancel()
         return results
 
-    def stream(self, prompt: RequestLike, **fields: Any) -> Iterator[Chunk]:
-        """The answer's chunks as they are decided. Closing the iterator cancels the request."""
-        return (chunk for _, chunk in self.stream_batch([prompt], **fields))
+    def stream(
+        self,
+        prompt: RequestLike,
+        on_result: Callable[[Result], None] | None = None,
+        **fields: Any,
+    ) -> Iterator[Chunk]:
+        """The answer's chunks as they are decided; `on_result` is called with the result after
+        them. Closing the iterator cancels the request."""
+        return (chunk for _, chunk in self.stream_batch([prompt], on_result, **fields))
 
     def stream_batch(
-        self, prompts: Iterable[RequestLike], **fields: Any
+        self,
+        prompts: Iterable[RequestLike],
+        on_result: Callable[[Result], None] | None = None,
+        **fields: Any,
     ) -> Iterator[tuple[int, Chunk]]:
         """The chunks of several requests run together, as they are decided, each with its request's
-        place in `prompts`."""
+        place in `prompts`; after all of them `on_result` is called with each result, in order."""
         chunks: queue.SimpleQueue[tuple[int, Chunk] | None] = queue.SimpleQueue()
 
         def put(place: int, chunk: Chunk) -> None:
@@ -164,7 +173,9 @@ class Fader:
                     else:
                         yield found
                 for future in running:
-                    future.result()
+                    result = future.result()
+                    if on_result is not None:
+                        on_result(result)
             finally:
                 for future in running:
                     future.cancel()

@@ -15,16 +15,20 @@ from fader.files import is_file, read_text, repeated, write_whole
 from fader.request import Alignment
 from fader.schema import Invalid, at, parse, short
 
+SHIPPED = Path(__file__).parent / "starter" / "profiles"
+"""The profiles that ship, for the built-in model."""
+
 
 def profile_folders() -> list[Path]:
-    """Where named profiles are looked for: the project's folder, then the user's."""
+    """Where a person's named profiles are: the project's folder, then the user's."""
     return [Path(".fader/profiles"), user_config_path("fader") / "profiles"]
 
 
 def profiles() -> dict[str, Path]:
-    """All named profiles: name to file. A project's profile hides the user's of the same name."""
+    """All named profiles: name to file. A project's profile hides the user's of the same name, and
+    either hides one that ships."""
     found: dict[str, Path] = {}
-    for folder in profile_folders():
+    for folder in (*profile_folders(), SHIPPED):
         for file in sorted(folder.glob("*")):
             if file.suffix in (".yaml", ".yml", ".json"):
                 found.setdefault(file.stem, file)

@@ -120,17 +120,21 @@ def test_round_trip_and_schema():
     json.dumps(schema)
 
 
-def test_profiles_of_the_project_hide_the_users(tmp_path, monkeypatch):
+def test_profiles_of_the_project_hide_the_users_and_these_the_shipped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fader.profiles.user_config_path", lambda name: tmp_path / "user")
+    monkeypatch.setattr("fader.profiles.SHIPPED", tmp_path / "shipped" / "profiles")
     for folder, text in (
         (tmp_path / ".fader", "preferences: {user: from the project}"),
         (tmp_path / "user", "preferences: {user: from the user}"),
+        (tmp_path / "shipped", "preferences: {user: shipped}"),
     ):
         (folder / "profiles").mkdir(parents=True)
         (folder / "profiles" / "kind.yaml").write_text(text)
     (tmp_path / "user" / "profiles" / "other.json").write_text('{"vectors": {"a": 0.5}}')
-    assert list(profiles()) == ["kind", "other"]
+    (tmp_path / "shipped" / "profiles" / "other.yaml").write_text("vectors: {b: 1}")
+    (tmp_path / "shipped" / "profiles" / "third.yaml").write_text("vectors: {b: 1}")
+    assert list(profiles()) == ["kind", "other", "third"]
     assert load_alignment("kind").preferences.user == ("from the project",)
     assert load_alignment("other").vectors == {"a": 0.5}
     assert load_alignment(str(tmp_path / "user" / "profiles" / "other.json")) == load_alignment(

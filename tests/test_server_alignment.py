@@ -11,9 +11,10 @@ from fader.server.keys import Keys
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A project of its own, without the user's profiles."""
+    """A project of its own, without the user's profiles and those that ship."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fader.profiles.user_config_path", lambda name: tmp_path / "config")
+    monkeypatch.setattr("fader.profiles.SHIPPED", tmp_path / "shipped")
     return tmp_path
 
 

@@ -20,6 +20,8 @@ NEEDED = {
     "fader/server/static/vendor/preact.js",
     "fader/starter/data/levels/medical.jsonl",
     "fader/starter/vectors/formal/adapter_model.safetensors",
+    "fader/starter/vectors/personal/adapter_model.safetensors",
+    "fader/starter/profiles/brief.yaml",
 }
 PROFILE = "guides: [{kind: contrast, principle: Answer like a pirate.}]\n"
 

@@ -1,5 +1,4 @@
-"""Commands that answer: generate, score, chat; and what can be asked for: models, profiles,
-schema."""
+"""Commands that answer: generate, score, chat; and what can be asked for: models, schema."""
 
 from __future__ import annotations
 
@@ -14,11 +13,11 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from fader import Fader, Result
+from fader import Fader, Likelihood, Result
 from fader.cli.show import Align, AsJson, Input, Model, commands, print_json, rows, screen, show
 from fader.engine import builtin
 from fader.given import Places, resolve
-from fader.profiles import load_alignment, profile_folders, profiles
+from fader.profiles import load_alignment
 from fader.request import Alignment, Lookahead, Sampling, json_schema
 from fader.schema import Faults
 
@@ -43,6 +42,16 @@ Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tex
 Stop = Annotated[
     list[str] | None, typer.Option(help="The answer ends before this text. Repeatable.")
 ]
+
+
+def _say_dropped(found: Result | Likelihood) -> None:
+    """Say on standard error what of a history was not told."""
+    if found.dropped_choices:
+        typer.echo(
+            f"alignment.preferences.history: the oldest {found.dropped_choices} choices do not fit"
+            " and are left out",
+            err=True,
+        )
 
 
 def _sampling(context: typer.Context) -> dict[str, Any]:
@@ -98,6 +107,7 @@ def generate(
                 task = progress.add_task("answers", total=len(requests))
 
                 def show(result: Result) -> None:
+                    _say_dropped(result)
                     if as_json:
                         print_json(result.as_dict())
                     else:
@@ -108,7 +118,7 @@ def generate(
 
                 fader.batch(requests, show)
             return
-        for chunk in fader.stream(requests[0]):
+        for chunk in fader.stream(requests[0], _say_dropped):
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
         sys.stdout.write("\n")
@@ -132,6 +142,7 @@ def score(
         raise ValueError(f"--input: {input} has no lines")
     with Fader(model) as fader:
         for found in fader.score_batch(pairs, **fields):
+            _say_dropped(found)
             (
                 print_json(found.as_dict())
                 if as_json
@@ -220,7 +231,7 @@ def _turn(
     if len(turns) < whole:
         screen.print(f"(the first {whole - len(turns)} turns no longer fit and are left out)")
     said = ""
-    for chunk in fader.stream(turns, **fields):
+    for chunk in fader.stream(turns, _say_dropped, **fields):
         said += chunk.text
         sys.stdout.write(chunk.text)
         sys.stdout.flush()
@@ -252,37 +263,6 @@ def models(
         builtin.fetch()
     row = {"name": builtin.NAME, "path": str(builtin.path()), "fetched": builtin.fetched()}
     show("Models", [row], as_json)
-
-
-@app.command(
-    "profiles",
-    epilog=(
-        "Example: put `pirate.yaml` with `guides: [{kind: contrast, principle: Answer like a"
-        " pirate.}]` into `.fader/profiles`"
-    ),
-)
-def list_profiles(as_json: AsJson = False) -> None:
-    """The named alignments in the project's and the user's profile folders."""
-    found = []
-    for name, file in profiles().items():
-        try:
-            found.append(
-                {
-                    "name": name,
-                    "file": str(file),
-                    "alignment": (
-                        load_alignment(name).model_dump(mode="json", exclude_defaults=True)
-                    ),
-                }
-            )
-        except ValueError as error:
-            found.append({"name": name, "file": str(file), "error": str(error)})
-    show(
-        "Profiles",
-        found,
-        as_json,
-        f"No profiles yet; put YAML files into {' or '.join(map(str, profile_folders()))}",
-    )
 
 
 @app.command(epilog="Example: `fader schema > request.schema.json`")
