@@ -19,6 +19,7 @@ from typing import Any, cast
 from fader.answer import Chunk, Likelihood, Result
 from fader.backends import EngineName
 from fader.backends.local import Local
+from fader.backends.vllm import VLLM
 from fader.engine import builtin
 from fader.engine.protocols import Backbone
 from fader.given import Places, naming, resolve
@@ -34,7 +35,7 @@ class Fader:
     many at once.
 
     `engine`: who runs the model, see docs/backbones.md. The other settings are those of
-    `backends.local.Local`. Use as a context manager, or call `close`.
+    `backends.local.Local`, or of `backends.vllm.VLLM`. Use as a context manager, or call `close`.
     """
 
     def __init__(
@@ -46,25 +47,35 @@ class Fader:
         device: str | None = None,
         dtype: str | None = None,
         kv_bytes: int | None = None,
-        token_budget: int = 512,
+        token_budget: int | None = None,
         share_prompts: bool = True,
         resources: Resources = NOTHING,
         engine: EngineName = "torch",
     ) -> None:
+        self.backend: Local
         if engine == "vllm":
-            raise ValueError("engine: vllm is not installed: pip install 'fader[vllm]'")
-        self.backend = Local(
-            model,
-            models,
-            vectors,
-            device,
-            dtype,
-            kv_bytes,
-            token_budget,
-            share_prompts=share_prompts,
-            resources=resources,
-            engine=engine,
-        )
+            for name, given in (("models", models), ("device", device)):
+                if given:
+                    raise Invalid(
+                        "vLLM serves one model, on the device that it was built for; leave it out",
+                        name,
+                    )
+            self.backend = VLLM(
+                model, vectors, dtype, kv_bytes, token_budget, share_prompts, resources
+            )
+        else:
+            self.backend = Local(
+                model,
+                models,
+                vectors,
+                device,
+                dtype,
+                kv_bytes,
+                512 if token_budget is None else token_budget,
+                share_prompts=share_prompts,
+                resources=resources,
+                engine=engine,
+            )
         self._places = Places()  # what requests gave by place
         self._stamps: dict[str, int] = {}  # when the folders of vectors were written
         self._loading = threading.RLock()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fader.backends.local import Local, loader
+from fader.backends.vllm import VLLM
 from fader.cli.show import AsJson, Engine, Model, RunBy, commands, needing, screen, show
 from fader.engine import builtin
 from fader.given import is_model
@@ -72,9 +73,14 @@ def serve(
     default = load_alignment(align if align is not None else {})
     limits = Limits(seconds=seconds, waiting=waiting, per_key=per_key, rows=rows)
     called = name or (Path(model).stem if is_model(Path(model)) else model)
-    backbone = loader(engine.value)(model)
-    backbone.name = called
-    backend = Local(backbone, max_waiting=limits.waiting, share_prompts=share_prompts)
+    settings: Any = {"max_waiting": limits.waiting, "share_prompts": share_prompts}
+    backend: Local
+    if engine is Engine.VLLM:
+        backend = VLLM(model, name=called, **settings)
+    else:
+        backbone = loader(engine.value)(model)
+        backbone.name = called
+        backend = Local(backbone, **settings)
     try:
         screen.print(f"{called} at http://{host}:{port}/v1", style="bold")
         run(backend, host, port, known, default, limits, allow_host or (), allow_origin or ())
