@@ -35,12 +35,13 @@ class Fader:
     many at once.
 
     `engine`: who runs the model, see docs/backbones.md. The other settings are those of
-    `backends.local.Local`, or of `backends.vllm.VLLM`. Use as a context manager, or call `close`.
+    `backends.local.Local`. In place of all of them `model` may be a backend that is there, such as
+    a `backends.vllm.VLLM`, which has more settings. Use as a context manager, or call `close`.
     """
 
     def __init__(
         self,
-        model: str | Backbone = builtin.NAME,
+        model: str | Backbone | Local = builtin.NAME,
         *,
         models: Mapping[str, str | Path | Backbone] | None = None,
         vectors: Mapping[str, str | Path] | None = None,
@@ -53,7 +54,9 @@ class Fader:
         engine: EngineName = "torch",
     ) -> None:
         self.backend: Local
-        if engine == "vllm":
+        if isinstance(model, Local):
+            self.backend = model
+        elif engine == "vllm":
             for name, given in (("models", models), ("device", device)):
                 if given:
                     raise Invalid(

@@ -98,9 +98,7 @@ def made(tiny_folder, tiny):
     fronts = []
 
     def make(seed=None, **settings):
-        front = Fader(load(str(tiny_folder)))
-        front.backend.close()
-        front.backend = OnTorch(str(tiny_folder), **settings)
+        front = Fader(OnTorch(str(tiny_folder), **settings))
         front.backend.engine.reader.dice = None if seed is None else random.Random(seed)
         for place, name in enumerate("xy"):
             vector = random_vector(tiny, name, 60 + place)

@@ -16,7 +16,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from pydantic import BaseModel
@@ -170,7 +170,7 @@ def rounded(model: Model) -> Model:
             new = tuple(rounded(one) if isinstance(one, BaseModel) else one for one in value)
         if new != value:
             changed[name] = new
-    return cast("Model", model.model_copy(update=changed)) if changed else model
+    return model.model_copy(update=changed) if changed else model
 
 
 def round_strength(strength: float) -> float:

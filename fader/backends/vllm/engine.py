@@ -49,6 +49,10 @@ class Reader(Protocol):
     def used(self) -> float:
         """The share of the memory that rows take."""
 
+    @property
+    def pushed_out(self) -> int:
+        """How many times a row had to make room, and was read again later."""
+
     def close(self) -> None:
         """Free what it holds."""
 

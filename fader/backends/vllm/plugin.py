@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,11 +80,13 @@ class GangScheduler(Scheduler):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._link = _link(self.vllm_config)
+        self.pushed_out = 0  # rows that had to make room, and were read again
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """What the next forward pass reads."""
         self._hold()
         output = super().schedule(*args, **kwargs)
+        self.pushed_out += len(output.preempted_req_ids or ())
         tokens: dict[int, int] = {}
         self._link.whole = set()
         for name, count in output.num_scheduled_tokens.items():
@@ -197,7 +199,7 @@ class Runner:
         runner = self._engine.model_executor.driver_worker.worker.model_runner
         manager = runner.lora_manager._adapter_manager
         packed = manager.packed_modules_mapping
-        self.modules: set[str] = {
+        self.modules: Collection[str] = {
             part for name in manager.supported_lora_modules for part in packed.get(name, [name])
         }
         self._scheduler = self._engine.engine_core.engine_core.scheduler
@@ -248,6 +250,11 @@ class Runner:
     def used(self) -> float:
         """The share of the memory for keys and values that rows take."""
         return float(self._scheduler.kv_cache_manager.usage)
+
+    @property
+    def pushed_out(self) -> int:
+        """How many times a row had to make room, and was read again later."""
+        return int(self._scheduler.pushed_out)
 
     def close(self) -> None:
         """Free what it holds."""
