@@ -33,11 +33,12 @@ class Unsteady:
         self.texts[row], self.begun[row], self.read[row] = list(tokens), len(tokens), 0
         self.mixtures[row], self.last = adapter or (), end
 
-    def native(self, tokens, count):
-        text = list(tokens)
-        for _ in range(count):
-            text.append(int(self._logits(text, ()).argmax()))
-        return text[len(tokens) :]
+    def native(self, prompts, count):
+        texts = [list(prompt) for prompt in prompts]
+        for text in texts:
+            for _ in range(count):
+                text.append(int(self._logits(text, ()).argmax()))
+        return [text[-count:] for text in texts]
 
     def step(self):
         if self.failing:
@@ -307,7 +308,7 @@ def test_other_versions_are_refused(monkeypatch):
 
 
 def test_the_self_test_finds_an_engine_that_decides_nothing(made, monkeypatch):
-    monkeypatch.setattr(Unsteady, "native", lambda self, tokens, count: [1] * count)
+    monkeypatch.setattr(Unsteady, "native", lambda self, prompts, count: [[1] * count])
     with pytest.raises(ValueError, match=r"vLLM does not run as it must: .* take a version of 0"):
         made()
 

@@ -15,7 +15,7 @@ import torch
 
 from fader.answer import Chunk, Likelihood, Result
 from fader.backends.local import Local, Plan
-from fader.backends.vllm.adapters import Adapters, rounded
+from fader.backends.vllm.adapters import Adapter, Adapters, round_strength, rounded
 from fader.backends.vllm.engine import Reader, VLLMEngine
 from fader.backends.vllm.model import ServedModel, default_dtype
 from fader.backends.vllm.selftest import VERSIONS, refuse_version, self_test
@@ -161,6 +161,15 @@ class VLLM(Local):
                 "alignment" if len(policies) > 1 else "sampling.max_tokens",
             )
         return plan
+
+    def adapter(self, strengths: Mapping[str, float]) -> Adapter | None:
+        """The LoRA adapter as which a mixture is served; None for none. Raises `Invalid` for
+        vectors that cannot be had."""
+        faults = Faults()
+        steps = {name: round_strength(strength) for name, strength in strengths.items()}
+        found = self.mixture_of(steps, self.engine.model, faults)
+        faults.raise_any()
+        return self._adapters.of(found)
 
     def mixture_of(
         self, strengths: Mapping[str, float], backbone: Backbone, faults: Faults

@@ -33,8 +33,13 @@ class Reader(Protocol):
     modules: Collection[str]
     """The last parts of the names of the layers that adapters can change."""
 
-    def native(self, tokens: Sequence[int], count: int) -> list[int]:
-        """What vLLM itself writes, greedily, after these tokens; for comparison."""
+    def native(
+        self,
+        prompts: Sequence[Sequence[int]],
+        count: int,
+        adapters: Sequence[Adapter | None] | None = None,
+    ) -> list[list[int]]:
+        """What vLLM itself writes after each of these prompts, greedily; for comparison."""
 
     def add(self, row: int, tokens: Sequence[int], adapter: Adapter | None, end: int) -> None:
         """Begin a row with these tokens; it ends when it is given the token `end`."""

@@ -74,6 +74,13 @@ def _row(params: SamplingParams | None) -> int | None:
     return (params.extra_args or {}).get(KEY) if params is not None else None
 
 
+def _lora(adapter: Adapter | None) -> LoRARequest | None:
+    """How vLLM is told which adapter to read with."""
+    if adapter is None:
+        return None
+    return LoRARequest(adapter.name, adapter.number, str(adapter.folder))
+
+
 class GangScheduler(Scheduler):  # type: ignore[misc]
     """vLLM's scheduler, which keeps the rows of a gang together."""
 
@@ -218,25 +225,30 @@ class Runner:
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args={KEY: row},
         )
-        lora = (
-            None
-            if adapter is None
-            else LoRARequest(adapter.name, adapter.number, str(adapter.folder))
-        )
         prompt: Any = {"prompt_token_ids": list(tokens)}
-        self._engine.add_request(str(row), prompt, params, lora_request=lora)
+        self._engine.add_request(str(row), prompt, params, lora_request=_lora(adapter))
 
-    def native(self, tokens: Sequence[int], count: int) -> list[int]:
-        """What vLLM itself writes, greedily, after these tokens; for comparison."""
+    def native(
+        self,
+        prompts: Sequence[Sequence[int]],
+        count: int,
+        adapters: Sequence[Adapter | None] | None = None,
+    ) -> list[list[int]]:
+        """What vLLM itself writes after each of these prompts, greedily, `count` tokens; for
+        comparison. While nothing else runs."""
         params = SamplingParams(
             temperature=0.0, max_tokens=count, ignore_eos=True, detokenize=False
         )
-        prompt: Any = {"prompt_token_ids": list(tokens)}
-        self._engine.add_request("native", prompt, params)
-        while True:
+        for place, tokens in enumerate(prompts):
+            prompt: Any = {"prompt_token_ids": list(tokens)}
+            lora = _lora(adapters[place]) if adapters else None
+            self._engine.add_request(f"native-{place}", prompt, params, lora_request=lora)
+        found: dict[str, list[int]] = {}
+        while len(found) < len(prompts):
             for output in self._engine.step():
                 if output.finished:
-                    return list(output.outputs[0].token_ids)
+                    found[output.request_id] = list(output.outputs[0].token_ids)
+        return [found[f"native-{place}"] for place in range(len(prompts))]
 
     def step(self) -> list[int]:
         """One forward pass; the rows that have ended."""

@@ -44,7 +44,7 @@ def self_test(backend: VLLM) -> None:
     vector = _vector(backend)
     base, moved = Policy(model.name, prompt), Policy(model.name, prompt, ((vector, 1.0),))
     still = Policy(model.name, prompt, ((vector * 0.0, 1.0),))
-    native = engine.call(lambda: engine.reader.native(prompt, LENGTH))
+    [native] = engine.call(lambda: engine.reader.native([prompt], LENGTH))
     alone, _ = _run(backend, [base])
     if alone != native:
         _refuse(f"the tokens {alone} were decided, vLLM writes {native} by itself")
