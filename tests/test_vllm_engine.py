@@ -289,6 +289,25 @@ def test_strengths_are_rounded_and_reported(made):
     assert [round_strength(one) for one in (-0.02, 0.024, 1.5, -0.08)] == [0, 0, 1.5, -0.1]
 
 
+def test_a_row_that_cannot_begin_ends_its_own_job_alone(made, tiny):
+    front = made()
+    engine = front.backend.engine
+    begin = engine._adapter
+
+    def full(mixture):
+        if mixture and mixture[0][0].name == "y":
+            raise OSError("no space left")
+        return begin(mixture)
+
+    engine._adapter = full
+    guided = {"guides": [{"kind": "realign", "aligned": {"vectors": {"y": 1}}}]}
+    asked = [{"prompt": "the sea", "alignment": guided}, {"prompt": "a cat"}]
+    first, second = [front.backend.submit(front.request(one, max_tokens=4)) for one in asked]
+    with pytest.raises(OSError, match="no space left"):
+        first.result(timeout=60)
+    assert second.result(timeout=60).answers == tiny.generate("a cat", max_tokens=4).answers
+
+
 def test_a_failed_engine_says_so(made):
     front = made()
     front.backend.engine.reader.failing = RuntimeError("out of memory")

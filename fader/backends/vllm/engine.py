@@ -126,8 +126,11 @@ class VLLMEngine(Engine):
     def check(self, needs: Needs) -> None:
         """Raises `Invalid` if a job of these needs could never run."""
         if self.broken is not None:
-            raise RuntimeError(f"vLLM has failed ({self.broken!r}); start anew")
+            raise self._failure()
         super().check(needs)
+
+    def _failure(self) -> RuntimeError:
+        return RuntimeError(f"vLLM has failed ({self.broken!r}); start anew")
 
     def _fits(self, job: _Job) -> bool:
         """Whether a job may start: while there are places for its rows beside those of others. One
@@ -139,6 +142,9 @@ class VLLMEngine(Engine):
 
     def _forward(self, name: str) -> bool:
         """One forward pass of vLLM, with all that programs ask for."""
+        if self.broken is not None:
+            self._end_all(self._failure())
+            return False
         gone = [number for number, ride in self._rides.items() if not ride.row.jobs]
         if gone:
             self.reader.end(gone)
@@ -190,7 +196,8 @@ class VLLMEngine(Engine):
         """Rows that one job waits for are a gang."""
         members: dict[_Job, list[int]] = {}
         for number, ride in self._rides.items():
-            members.setdefault(ride.row.jobs[0], []).append(number)
+            if ride.row.jobs:  # its job may just have ended, where another row could not begin
+                members.setdefault(ride.row.jobs[0], []).append(number)
         self.gangs.clear()
         for job, numbers in members.items():
             if len(numbers) > 1:
