@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from conftest import until
 
 from fader import Cancelled, Fader, Vector
 from fader.backends.vllm import VLLM
@@ -221,7 +222,7 @@ def test_a_stream_is_the_answer_and_its_end_frees_the_rows(theirs):
     assert begun == list(whole.answers[0].token_ids[:4])
     assert whole.usage.rows >= 12
     engine = theirs.backend.engine
-    assert not engine._rides
+    until(lambda: not engine._rides)
     assert engine.reader.used == 0
 
 
@@ -279,4 +280,5 @@ def test_mixed_gangs_under_pressure_equal_their_lonely_runs(theirs):
         agree(found, theirs.generate(request), sampled=request["sampling"]["temperature"] > 0)
     assert survivors >= count - len(timers)
     assert theirs.backend.engine.reader.pushed_out > before
+    until(lambda: not theirs.backend.engine._rides)
     assert theirs.backend.engine.reader.used == 0

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fader.backends import EngineName
 from fader.backends.local import Local, loader
 from fader.backends.vllm import VLLM
 from fader.cli.show import AsJson, Engine, Model, RunBy, commands, needing, screen, show
@@ -75,10 +76,11 @@ def serve(
     called = name or (Path(model).stem if is_model(Path(model)) else model)
     settings: Any = {"max_waiting": limits.waiting, "share_prompts": share_prompts}
     backend: Local
-    if engine is Engine.VLLM:
+    by: EngineName = engine.value
+    if by == "vllm":
         backend = VLLM(model, name=called, **settings)
     else:
-        backbone = loader(engine.value)(model)
+        backbone = loader(by)(model)
         backbone.name = called
         backend = Local(backbone, **settings)
     try:

@@ -30,6 +30,8 @@ class Reader(Protocol):
     rows: int
     positions: int
     max_length: int
+    places: int
+    """Adapters that it has in place at the same time."""
     modules: Collection[str]
     """The last parts of the names of the layers that adapters can change."""
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,9 @@ class Runner:
     def __init__(self, folder: Path, link: Link, settings: Mapping[str, Any]) -> None:
         self._key = str(next(_numbers))
         LINKS[self._key] = link
+        self.places: int = settings["max_loras"]
+        on_cpu = not torch.cuda.is_available()
+        settings = {**settings, "max_loras": self.places + on_cpu}
         arguments = EngineArgs(
             model=str(folder),
             skip_tokenizer_init=True,
@@ -210,6 +214,13 @@ class Runner:
             part for name in manager.supported_lora_modules for part in packed.get(name, [name])
         }
         self._scheduler = self._engine.engine_core.engine_core.scheduler
+        if (
+            on_cpu
+        ):  # rows without an adapter are read with the one in the last place: it stays empty
+            fewer = copy(manager.lora_config)
+            fewer.max_loras = self.places
+            manager.lora_config = self._scheduler.lora_config = fewer
+            manager.lora_index_to_id.pop()
         self.positions: int = (
             self._scheduler.kv_cache_manager.block_pool.num_gpu_blocks * self._scheduler.block_size
         )
