@@ -20,7 +20,6 @@ VERSIONS = ("0.32",)
 """The versions of vLLM that this was run on; others are refused."""
 LENGTH = 4  # tokens that are decoded of each kind
 PROMPT = (11, 48, 85, 122, 159)
-TOLERANCE = {"atol": 0.05, "rtol": 0.01}  # within the rounding of bfloat16
 
 
 def refuse_version() -> None:
@@ -59,9 +58,9 @@ def self_test(backend: VLLM) -> None:
     crowd = [Policy(model.name, prompt, ((vector, 1.0 + place),)) for place in range(places)]
     [lonely] = _logits(backend, [base])
     beside, *others = _logits(backend, [base, *crowd])
-    if not torch.allclose(lonely, beside, **TOLERANCE):
+    if not _alike(lonely, beside):
         _refuse("rows with adapters change the scores of one without")
-    if any(torch.allclose(beside, changed, **TOLERANCE) for changed in others):
+    if any(_alike(beside, changed) for changed in others):
         _refuse("an adapter changes nothing")
 
 
@@ -93,6 +92,11 @@ def _logits(backend: VLLM, policies: list[Policy]) -> list[Tensor]:
         ask(), {engine.model.name: (len(policies), len(PROMPT))}
     ).result()
     return found
+
+
+def _alike(one: Tensor, two: Tensor) -> bool:
+    """Whether two rows of scores are the same within the rounding of bfloat16."""
+    return torch.allclose(one, two, atol=0.05, rtol=0.01)
 
 
 def _vector(backend: VLLM) -> Vector:
