@@ -76,6 +76,20 @@ def test_moving_a_slider_changes_the_text(watched):
     assert watched.text("B") == before
 
 
+def test_an_answer_to_other_settings_says_so(watched):
+    watched.ask("the sea")
+    watched.page.get_by_label("Answer again when something changes").uncheck()
+    before = watched.text("B")
+    watched.slider("loud").fill("1.5")
+    watched.settled()
+    assert watched.text("B") == before
+    changed = watched.page.get_by_text("have changed since")
+    assert changed.count() == 1
+    watched.ask()
+    assert watched.text("B") != before
+    assert changed.count() == 0
+
+
 def test_what_the_model_cannot_is_disabled_with_the_reason(watched):
     watched.page.get_by_text("that do not fit this model").click()
     formal = watched.slider("formal")
