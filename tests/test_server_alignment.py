@@ -83,7 +83,8 @@ def test_the_schema_and_the_vectors_are_told(served):
     rows = served.http.get("/v1/vectors").json()["data"]
     assert [row["id"] for row in rows] == list(range(len(rows)))
     (warm,) = (row for row in rows if row["name"] == "warm")
-    assert warm["card"]
+    assert "effect" in warm["card"]
+    assert "curve" not in warm["card"]
 
 
 @pytest.fixture
