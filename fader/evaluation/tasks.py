@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from fader.evaluation.aims import judges
+from fader.evaluation.conflict import conflict
 from fader.evaluation.economies import personalized_economies
+from fader.evaluation.flip import control, flip, implicit
 from fader.evaluation.general import ability, fluency, styles
 from fader.evaluation.generation import generation
 from fader.evaluation.levels import curve, levels, prompting, spillover
@@ -33,5 +35,9 @@ TASKS: Mapping[str, Callable[[Suite], Iterator[Metric]]] = {
     "personalized-baselines": personalized_baselines,
     "personalized-sweep": personalized_sweep,
     "personalized-economies": personalized_economies,
+    "flip": flip,
+    "control": control,
+    "conflict": conflict,
+    "implicit": implicit,
     "judges": judges,
 }
