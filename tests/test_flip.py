@@ -1,6 +1,7 @@
 """Preferences in tiers, measured without a judge: flips, controls, conflicts and what is implied.
 By hand, on toy policies of known answers, and with every way to tell on a tiny model."""
 
+import gzip
 import json
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from fader import Fader, Vector, load
 from fader.data.meta import HARMS, Item, cells, conflicts, matrix
 from fader.data.preferences import Family
 from fader.data.records import Pair
+from fader.evaluation import persona
 from fader.evaluation.cache import Measurement, ResultCache
 from fader.evaluation.conflict import asked_conflicts, swapped, won
 from fader.evaluation.flip import (
@@ -444,6 +446,115 @@ def test_the_rule_is_told_or_left_out(ready):
         assert one.told.rendering == rendering
 
 
+def statements(folder, of=lambda trait, matches: 4):
+    """A file of statements, as the public one: of each trait and kind so many."""
+    file = folder / persona.STATEMENTS
+    file.parent.mkdir(parents=True)
+    rows = [
+        {"dimension": trait, "statement": f"{trait} {matches} {place}", "matches": matches}
+        for trait in [*persona.TRAITS, "another"]
+        for matches in (True, False)
+        for place in range(of(trait, matches))
+    ]
+    with gzip.open(file, "wt") as stream:
+        stream.write("".join(json.dumps(row) + "\n" for row in [*rows, *rows]))
+    return folder
+
+
+def says(trait_margin, yes=0.0):
+    """Answers as somebody with the trait that it is told, by a margin; and yes by a bias, which
+    being told makes larger by half."""
+
+    def likelihood(request, answer):
+        is_told = bool(told(request)[1])
+        toward = (" True " in request.messages[-1].content) == (answer == "Yes")
+        bias = yes * (1.5 if is_told else 1) * (answer == "Yes")
+        return bias + (trait_margin * is_told if toward else 0)
+
+    return likelihood
+
+
+@pytest.mark.parametrize(
+    ("policy", "agrees", "moved", "shift", "before"),
+    [
+        (says(1), 1, 1, 1, 0),
+        (says(-1), 0, 0, -1, 0),
+        (says(0), 0, 0, 0, 0),
+        (says(0, yes=2), 0.5, 0.5, 0, 0.5),  # yes more often is towards nothing
+        (says(0.5, yes=2), 0.5, 0.5, 0.5, 0.5),
+        (says(2, yes=-1), 1, 1, 2, 0.5),
+    ],
+)
+def test_personas_of_toy_policies_are_known(policy, agrees, moved, shift, before, tmp_path):
+    found = by_name(TASKS["persona"](toy(policy, public=statements(tmp_path), limit=3)))
+    assert {case for _, case, _ in found} == {*persona.TRAITS, "all"}
+    for case in ("openness", "all"):
+        assert found["untold", case, "agrees"].value == before
+        for method in ("base", "meta", "contrast", "meta-contrast", "system"):
+            values = [found[method, case, name].value for name in ("agrees", "moved", "shift")]
+            assert values == [agrees, moved, shift]
+            assert found[method, case, "agrees"].n == (6 if case == "openness" else 60)
+        assert found["meta", case, "shift_over_base"].value == 0
+
+
+def test_statements_are_as_many_of_either_kind(tmp_path):
+    unequal = statements(
+        tmp_path, lambda trait, matches: 5 if matches or trait != "openness" else 3
+    )
+    asked = persona.statements(toy(says(0), public=unequal))
+    assert {trait: sum(one.trait == trait for one in asked) for trait in persona.TRAITS} == (
+        dict.fromkeys(persona.TRAITS, 6)
+    )
+    assert sum(one.matches for one in asked) == 30
+    assert len({one.text for one in asked}) == 60
+
+
+def test_statements_that_are_not_there_are_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("FADER_DATA", raising=False)
+    with pytest.raises(ValueError, match="is not in the folder that FADER_DATA names; give --data"):
+        list(TASKS["persona"](toy(says(0))))
+    with pytest.raises(ValueError, match=r"statements.jsonl.gz is not in .*; give --data FOLDER"):
+        list(TASKS["persona"](toy(says(0), public=tmp_path)))
+    few = statements(tmp_path, lambda trait, matches: int(matches or trait != "openness"))
+    monkeypatch.setenv("FADER_DATA", str(few))
+    with pytest.raises(ValueError, match="no statements of both kinds of the trait openness"):
+        list(TASKS["persona"](toy(says(0))))
+
+
+def test_a_trait_is_told_in_the_tiers(ready, tmp_path):
+    (one, *_) = persona.statements(replace(ready, public=statements(tmp_path / "public")))
+    found = by_name(TASKS["persona"](replace(ready, public=tmp_path / "public", limit=1)))
+    assert {method for method, _, _ in found} == {"untold", *METHODS} - {"few-shot"}
+    lines = [json.loads(line) for line in ready.cache.file.read_text().splitlines()]
+    (row, *_) = [
+        line["request"]
+        for line in lines
+        if line["method"] == "meta" and one.text in line["request"]["messages"][0]["content"]
+    ]
+    assert row["alignment"] == {
+        "preferences": {"user": [f"Answer as somebody who {persona.TRAITS[one.trait]}."]}
+        | {"rendering": "tiers"},
+        "vectors": {"taught": 1.0},
+    }
+
+
+def test_ability_is_paired_with_the_base_model(ready):
+    found = by_name(TASKS["meta-ability"](replace(ready, limit=8)))
+    for method in ("meta", "meta-one-stage"):
+        over, own = (found[method, "all", f"accuracy{end}"] for end in ("_over_base", ""))
+        assert over.n == own.n == 8
+        assert over.value == pytest.approx(own.value - found["base", "all", "accuracy"].value)
+        assert found[method, "neutral", "perplexity_ratio"].n == 8
+    base = (
+        found["meta", "neutral", "perplexity"].value
+        / found["meta-one-stage", "neutral", "perplexity"].value
+    )
+    ratios = [found[one, "neutral", "perplexity_ratio"].value for one in ("meta", "meta-one-stage")]
+    assert base == pytest.approx(ratios[0] / ratios[1], rel=1e-2)
+    alone = by_name(TASKS["meta-ability"](replace(ready, limit=8, one_stage="")))
+    assert {method for method, _, _ in alone} == {"base", "meta"}
+
+
 def test_commands_take_the_vectors_and_the_rendering(tiny_folder, tmp_path, monkeypatch):
     with Fader(load(str(tiny_folder))) as fader:
         folders = random_vectors(fader, tmp_path, ["taught", "first"])
@@ -464,9 +575,10 @@ def test_commands_take_the_vectors_and_the_rendering(tiny_folder, tmp_path, monk
     ("call", "said"),
     [
         (["flip", "levels"], "TASK: flip is measured by itself (got flip levels)"),
-        (["flip", "--data", "x"], "flip: takes one vector and no data"),
+        (["flip", "--vector", "a", "--vector", "b"], "flip: takes one vector and one folder"),
+        (["flip", "control", "--data", "x"], "--data: is for persona and steer (got flip control)"),
         (["flip", "--rendering", "loud"], "--rendering: must be meta or tiers (got 'loud')"),
-        (["levels", "--rendering", "meta"], "--rendering: is for conflict, control, flip, implici"),
+        (["levels", "--rendering", "meta"], "--rendering: is for conflict, control, flip, i"),
         (["pairs", "--one-stage", "a"], "--one-stage: is for conflict, control, flip, implicit"),
         (
             ["flip", "--vector", "warm", "--one-stage", "warm"],

@@ -41,7 +41,7 @@ PERSONAL = frozenset(
     )
 )
 """The tasks of a personalised model, which are measured by themselves or with each other."""
-TIERS = frozenset(("flip", "control", "conflict", "implicit"))
+TIERS = frozenset(("flip", "control", "conflict", "implicit", "persona", "steer", "meta-ability"))
 """The tasks of preferences in tiers, likewise."""
 Moved = Annotated[
     list[str] | None,
@@ -60,8 +60,9 @@ Levels = Annotated[
         "--data",
         help=(
             "DOMAIN=FILE: another level file for a domain; without a dev split, the shipped one"
-            " serves. Repeatable. For pairs: FILE alone, in any common form. For judges and"
-            " personalized: a folder of public data; left out: the one that FADER_DATA names."
+            " serves. Repeatable. For pairs: FILE alone, in any common form. For judges,"
+            " personalized, steer and persona: a folder of public data; left out: the one that"
+            " FADER_DATA names."
         ),
     ),
 ]
@@ -92,7 +93,8 @@ def evaluate(
                 " by themselves: pairs, of your own data; judges, how right the judges of"
                 " helpful, harmless and humorous are; personalized, personalized-baselines,"
                 " personalized-sweep, personalized-economies, of a personalised reward model; flip,"
-                " control, conflict, implicit, of preferences in tiers."
+                " control, conflict, implicit, persona, steer, meta-ability, of preferences in"
+                " tiers."
             ),
         ),
     ],
@@ -161,6 +163,8 @@ def evaluate(
         alike = {*tasks} <= PERSONAL or {*tasks} <= TIERS
         if task in tasks and len(tasks) > 1 and not alike:
             raise ValueError(f"TASK: {task} is measured by itself (got {' '.join(tasks)})")
+    if data and tasks and {*tasks} <= TIERS - {"persona", "steer"}:
+        raise ValueError(f"--data: is for persona and steer (got {' '.join(tasks)})")
     for option, given in (("--one-stage", one_stage), ("--rendering", rendering)):
         if given is not None and not {*tasks} <= TIERS:
             raise ValueError(f"{option}: is for {', '.join(sorted(TIERS))} (got {' '.join(tasks)})")
@@ -333,10 +337,11 @@ def _of_tiers(
     rendering: str | None,
     data: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """The vectors of the model that obeys preferences in tiers, and how they are told."""
-    if len(vector or ()) > 1 or data:
+    """The vectors of the model that obeys preferences in tiers, how they are told, and the folder
+    of public data."""
+    if len(vector or ()) > 1 or len(data or ()) > 1:
         raise ValueError(
-            "flip: takes one vector and no data, as in `fader eval flip --vector mine`"
+            "flip: takes one vector and one folder, as in `fader eval flip --vector mine`"
         )
     if rendering not in (None, "meta", "tiers"):
         raise ValueError(f"--rendering: must be meta or tiers (got {rendering!r})")
@@ -347,6 +352,7 @@ def _of_tiers(
         "meta": vector[0] if vector else None,
         "one_stage": one_stage,
         "rendering": rendering,
+        "public": Path(data[0]) if data else None,
     }
     return {"levels": {}, "vectors": {}, **{role: one for role, one in named.items() if one}}
 

@@ -9,16 +9,18 @@ from fader.evaluation.aims import judges
 from fader.evaluation.conflict import conflict
 from fader.evaluation.economies import personalized_economies
 from fader.evaluation.flip import control, flip, implicit
-from fader.evaluation.general import ability, fluency, styles
+from fader.evaluation.general import ability, fluency, meta_ability, styles
 from fader.evaluation.generation import generation
 from fader.evaluation.levels import curve, levels, prompting, spillover
 from fader.evaluation.metrics import Metric
 from fader.evaluation.pairs import pairs
+from fader.evaluation.persona import persona
 from fader.evaluation.personal import (
     personalized,
     personalized_baselines,
     personalized_sweep,
 )
+from fader.evaluation.steer import steer
 from fader.evaluation.suite import Suite
 
 TASKS: Mapping[str, Callable[[Suite], Iterator[Metric]]] = {
@@ -39,5 +41,8 @@ TASKS: Mapping[str, Callable[[Suite], Iterator[Metric]]] = {
     "control": control,
     "conflict": conflict,
     "implicit": implicit,
+    "persona": persona,
+    "steer": steer,
+    "meta-ability": meta_ability,
     "judges": judges,
 }

@@ -48,18 +48,21 @@ Way = Callable[[Telling], Mapping[str, Any]]
 the question."""
 
 
-def ways(suite: Suite, without: Iterable[str] = ()) -> dict[str, Way]:
-    """All of them, the base model first. Raises ValueError where a vector is not there."""
+def ways(
+    suite: Suite, without: Iterable[str] = (), plausible: Mapping[str, Any] | None = None
+) -> dict[str, Way]:
+    """All of them, the base model first. `plausible`: the tokens that contrasts choose among; None:
+    all. Raises ValueError where a vector is not there."""
     found: dict[str, Way] = {
         BASE: prompted(),
         "system": in_system_prompt,
         "few-shot": few_shot,
-        "contrast": contrast(),
+        "contrast": contrast(plausible=plausible),
         "meta": prompted(suite.meta),
     }
     if suite.one_stage:
         found["meta-one-stage"] = prompted(suite.one_stage)
-    found["meta-contrast"] = contrast(suite.meta)
+    found["meta-contrast"] = contrast(suite.meta, plausible)
     for vector in filter(None, (suite.meta, suite.one_stage)):
         suite.cache.fader.vector(vector)
     return {name: way for name, way in found.items() if name not in (*without,)}
@@ -87,11 +90,10 @@ def few_shot(telling: Telling) -> Mapping[str, Any]:
     return {**prompted()(telling), "before": telling.shown}
 
 
-def contrast(vector: str = "") -> Way:
-    """The model told the tiers against itself not told, over all tokens: the base model, or it with
-    a vector."""
+def contrast(vector: str = "", plausible: Mapping[str, Any] | None = None) -> Way:
+    """The model told the tiers against itself not told: the base model, or it with a vector."""
     vectors = _vectors(vector)
-    guide = {"kind": "ratio", "weight": CONTRAST}
+    guide = {"kind": "ratio", "weight": CONTRAST, "plausible": plausible}
     return lambda telling: {
         "alignment": {**vectors, "guides": [{**guide, "policy": {"preferences": telling.told}}]}
     }
