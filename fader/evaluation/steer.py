@@ -1,6 +1,8 @@
-"""What is written under preferences in tiers (MetaAlign, arXiv 2410.14184), judged as `gains.py`
-judges it: by the model that was taught to obey, by other ways to tell the same (`tiers.py`), and,
-on few prompts, with a personalised guide (PAD) and a look-ahead (DeAL) on top.
+"""What is written under preferences in tiers (MetaAlign, arXiv 2410.14184), as judges see it.
+
+The model that was taught to obey stands beside other ways to tell the same (`tiers.py`) and, on few
+prompts, has a personalised guide (PAD) or a look-ahead (DeAL) on top. What a gain is says
+`gains.py`.
 """
 
 from __future__ import annotations
