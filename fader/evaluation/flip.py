@@ -55,7 +55,7 @@ from fader.starter.shipped import starter_families, starter_items, starter_rows
 RAW, RELATIVE = 0.05, 0.1
 """In nats per token: what each margin must reach at least, and what their sum must exceed."""
 ROUNDING = 1e-9  # of sums of log-probabilities: what equals a bar but for it counts as equal
-MOST: Mapping[str, int] = {"wording": 3, "pole": 8, "near": 10, "between": 6, "far": 16}
+MOST: Mapping[str, int] = {"wording": 3, "pole": 8, "near": 8, "between": 3, "far": 12}
 """Flips of a family in each case that are asked at most."""
 OF_CONTROLS, OF_IMPLICIT = 4, 2
 """Of a family, in the controls and for each way to imply a preference."""
