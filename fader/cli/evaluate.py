@@ -41,13 +41,16 @@ PERSONAL = frozenset(
     )
 )
 """The tasks of a personalised model, which are measured by themselves or with each other."""
+TIERS = frozenset(("flip", "control", "conflict", "implicit", "persona", "steer", "meta-ability"))
+"""The tasks of preferences in tiers, likewise."""
 Moved = Annotated[
     list[str] | None,
     typer.Option(
         "--vector",
         help=(
             "DOMAIN=NAME: another vector for a domain. Repeatable. For pairs: its name alone, as"
-            " for personalized and its like (left out: personal)."
+            " for personalized and its like (left out: personal), and for flip and its like"
+            " (left out: meta)."
         ),
     ),
 ]
@@ -57,8 +60,9 @@ Levels = Annotated[
         "--data",
         help=(
             "DOMAIN=FILE: another level file for a domain; without a dev split, the shipped one"
-            " serves. Repeatable. For pairs: FILE alone, in any common form. For judges and"
-            " personalized: a folder of public data; left out: the one that FADER_DATA names."
+            " serves. Repeatable. For pairs: FILE alone, in any common form. For judges,"
+            " personalized, steer and persona: a folder of public data; left out: the one that"
+            " FADER_DATA names."
         ),
     ),
 ]
@@ -88,7 +92,9 @@ def evaluate(
                 "levels, curve, prompting, generation, spillover, fluency, ability, styles; or,"
                 " by themselves: pairs, of your own data; judges, how right the judges of"
                 " helpful, harmless and humorous are; personalized, personalized-baselines,"
-                " personalized-sweep, personalized-economies, of a personalised reward model."
+                " personalized-sweep, personalized-economies, of a personalised reward model; flip,"
+                " control, conflict, implicit, persona, steer, meta-ability, of preferences in"
+                " tiers."
             ),
         ),
     ],
@@ -100,6 +106,22 @@ def evaluate(
         typer.Option(help="Domains to measure; left out: medical, legal, financial. Repeatable."),
     ] = None,
     vector: Moved = None,
+    one_stage: Annotated[
+        str | None,
+        typer.Option(
+            "--one-stage",
+            help="For flip and its like: the vector's first stage, which then has rows of its own.",
+        ),
+    ] = None,
+    rendering: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "For flip and its like: `meta` tells the rule for conflicts, `tiers` leaves it out;"
+                " left out: meta."
+            )
+        ),
+    ] = None,
     data: Levels = None,
     out: Ledgered = "runs/eval.jsonl",
     report: Annotated[
@@ -137,15 +159,23 @@ def evaluate(
     for task in tasks:
         if task not in TASKS:
             raise ValueError(f"TASK: no task {task!r}; known: {', '.join(TASKS)}")
-    for task in ("pairs", "judges", *PERSONAL):
-        if task in tasks and len(tasks) > 1 and not {*tasks} <= PERSONAL:
+    for task in ("pairs", "judges", *PERSONAL, *TIERS):
+        alike = {*tasks} <= PERSONAL or {*tasks} <= TIERS
+        if task in tasks and len(tasks) > 1 and not alike:
             raise ValueError(f"TASK: {task} is measured by itself (got {' '.join(tasks)})")
+    if data and tasks and {*tasks} <= TIERS - {"persona", "steer"}:
+        raise ValueError(f"--data: is for persona and steer (got {' '.join(tasks)})")
+    for option, given in (("--one-stage", one_stage), ("--rendering", rendering)):
+        if given is not None and not {*tasks} <= TIERS:
+            raise ValueError(f"{option}: is for {', '.join(sorted(TIERS))} (got {' '.join(tasks)})")
     if tasks == ["pairs"]:
         chosen = _of_pairs(vector, data, rating, skip_bad)
     elif tasks == ["judges"]:
         chosen = _of_judges(vector, data)
     elif {*tasks} <= PERSONAL:
         chosen = _of_personal(vector, data)
+    elif {*tasks} <= TIERS:
+        chosen = _of_tiers(vector, one_stage, rendering, data)
     else:
         chosen = _chosen(domain or DOMAINS, vector, data)
     at = re.fullmatch(r"(https?://[^#]+)#(.+)", judge or "")
@@ -163,10 +193,11 @@ def evaluate(
         )
     with Fader(model, dtype=dtype or quick_dtype()) as fader:
         styles = [name for name in STYLES if name in available()]
-        if "personal" in chosen:  # a name, or a folder, which is called by its last part
-            moved = open_vector(chosen["personal"])
-            chosen["personal"] = Path(moved.name).name
-            fader.add_vector(moved, chosen["personal"])
+        for role in ("personal", "meta", "one_stage"):
+            if role in chosen:  # a name, or a folder, which is called by its last part
+                moved = open_vector(chosen[role])
+                chosen[role] = Path(moved.name).name
+                fader.add_vector(moved, chosen[role])
         suite = Suite(
             ResultCache(fader, Path(out)),
             **chosen,
@@ -298,6 +329,32 @@ def _of_personal(vector: Sequence[str] | None, data: Sequence[str] | None) -> di
         )
     named = {"personal": vector[0]} if vector else {}
     return {"public": Path(data[0]) if data else None, "levels": {}, "vectors": {}, **named}
+
+
+def _of_tiers(
+    vector: Sequence[str] | None,
+    one_stage: str | None,
+    rendering: str | None,
+    data: Sequence[str] | None,
+) -> dict[str, Any]:
+    """The vectors of the model that obeys preferences in tiers, how they are told, and the folder
+    of public data."""
+    if len(vector or ()) > 1 or len(data or ()) > 1:
+        raise ValueError(
+            "flip: takes one vector and one folder, as in `fader eval flip --vector mine`"
+        )
+    if rendering not in (None, "meta", "tiers"):
+        raise ValueError(f"--rendering: must be meta or tiers (got {rendering!r})")
+    first, last = (Path(source).name for source in (one_stage or "", *(vector or ["meta"])))
+    if first == last:
+        raise ValueError(f"--one-stage: is called as the vector is (got {first}); rename one")
+    named = {
+        "meta": vector[0] if vector else None,
+        "one_stage": one_stage,
+        "rendering": rendering,
+        "public": Path(data[0]) if data else None,
+    }
+    return {"levels": {}, "vectors": {}, **{role: one for role, one in named.items() if one}}
 
 
 def _of_judges(vector: Sequence[str] | None, data: Sequence[str] | None) -> dict[str, Any]:
