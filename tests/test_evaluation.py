@@ -204,6 +204,17 @@ def test_the_ledger_asks_once(fader, tmp_path, monkeypatch):
     assert file.read_text().endswith("\n")
 
 
+def test_a_line_that_another_process_left_unfinished_spoils_no_other(fader, tmp_path):
+    wanted = [Query("t", "m", "c", "0", Request.of("the sea"), text) for text in (" wide", " mat")]
+    running = ResultCache(fader, tmp_path / "ledger.jsonl", quiet=True)
+    running.ask(wanted[:1])
+    with running.file.open("a") as stream:
+        stream.write('{"task": "' + "x" * 100_000)
+    found = running.ask(wanted)
+    assert ResultCache(fader, running.file, quiet=True).ask(wanted) == found
+    assert len(running.file.read_text().splitlines()) == 2
+
+
 def test_the_ledger_knows_a_vector_by_its_numbers(fader, tmp_path):
     wanted = [
         Query(
@@ -630,6 +641,8 @@ def test_tune_writes_a_profile_that_requests_find(arguments, tmp_path):
     written = rows(run("profiles", "--json", cwd=tmp_path))
     assert [row["name"] for row in written] == ["clinic"]
     assert written[0]["alignment"].get("vectors", {}) == found["strengths"]
+    again = run("vectors", "tune", "legal=generic", "--profile", "clinic", *arguments, cwd=tmp_path)
+    assert (again.returncode, "clinic.yaml is there already" in again.stderr) == (2, True)
 
 
 def test_the_personalised_model_is_a_vector_s_name_or_folder(tiny_folder, tmp_path, monkeypatch):
@@ -670,11 +683,25 @@ def test_the_personalised_model_is_a_vector_s_name_or_folder(tiny_folder, tmp_pa
                 " financial)"
             ),
         ),
-        (["eval", "levels", "--judge", "host#m"], "--judge: must be URL#MODEL (got 'host#m')"),
+        (["eval", "generation", "--judge", "host#m"], "--judge: must be URL#MODEL (got 'host#m')"),
         (
-            ["eval", "levels", "--judge", "http://host/v1#m", "--judge-timeout", "0"],
+            ["eval", "generation", "--judge", "http://host/v1#m", "--judge-timeout", "0"],
             "endpoint.timeout: must be at least 0.001 (got 0.0)",
         ),
+        (
+            ["eval", "levels", "curve", "--judge", "http://host/v1#m"],
+            "--judge: levels, curve does not read it; leave it out",
+        ),
+        (["eval", "generation", "--judge-retries", "1"], "--judge-retries: there is no --judge"),
+        (["eval", "levels", "--rating", "score"], "--rating: levels does not read it"),
+        (["eval", "pairs", "--domain", "legal"], "--domain: pairs does not read it"),
+        (["eval", "judges", "--split", "dev"], "--split: judges does not read it"),
+        (
+            ["eval", "levels", "--vector", "legal=a", "--vector", "legal=b"],
+            "--vector DOMAIN=NAME: names 'legal' twice; keep one of the two",
+        ),
+        (["eval", "levels", "--domain", "a,b"], "domain: 'a,b' must be letters, digits"),
+        (["eval", "levels", "--limit", "0"], "Invalid value for '--limit'"),
         (["vectors", "tune", "legal=expert,legal=generic"], "WANT: names a domain twice"),
         (["vectors", "tune", "medical"], "DOMAIN=LEVEL: must be of this form (got 'medical')"),
         (
