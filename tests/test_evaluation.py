@@ -3,12 +3,14 @@ vectors; the judge on the shipped answers."""
 
 import json
 import math
+import shutil
 import threading
 from dataclasses import asdict, replace
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
-from conftest import Speaking, level_items, random_vectors
+from conftest import TEMPLATE, Speaking, level_items, random_vectors
 from test_cli import rows, run
 
 from fader import Fader, Vector, load
@@ -215,6 +217,16 @@ def test_a_line_that_another_process_left_unfinished_spoils_no_other(fader, tmp_
     assert len(running.file.read_text().splitlines()) == 2
 
 
+def test_the_ledger_knows_a_model_by_its_template(tiny_folder, tmp_path):
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    wanted = [Query("t", "m", "c", "0", Request.of("the sea"), " wide")]
+    for template in (TEMPLATE, TEMPLATE, TEMPLATE.replace("<|user|>", "")):
+        (folder / "chat_template.jinja").write_text(template)
+        with Fader(load(str(folder))) as fader:
+            ResultCache(fader, tmp_path / "ledger.jsonl", quiet=True).ask(wanted)
+    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 2
+
+
 def test_the_ledger_knows_a_vector_by_its_numbers(fader, tmp_path):
     wanted = [
         Query(
@@ -283,6 +295,7 @@ def test_tune_finds_the_clearest_amount(suite):
         tune(suite, {"tax": "expert"})
 
 
+@pytest.mark.long
 def test_a_card_notes_what_the_amounts_do(suite, fader, tmp_path, tiny_folder):
     items = suite.items("medical", "dev")
     noted = note_effect(fader.vector("medical"), tmp_path / "noted", items, str(tiny_folder))
@@ -354,6 +367,7 @@ def test_the_cards_of_the_domains_say_that_figures_are_invented(domain):
     assert find(domain).card["caution"] == starter.CAUTION
 
 
+@pytest.mark.long
 def test_tune_reports_what_else_moves(suite):
     wanted = {"medical": "expert", "legal": "avoidance"}
     found = tune(suite, wanted)
@@ -365,6 +379,7 @@ def test_tune_reports_what_else_moves(suite):
     )
 
 
+@pytest.mark.long
 def test_levels_gives_what_it_promises(suite):
     figures = list(TASKS["levels"](suite))
     best = {(f.method, f.case, f.metric): f for f in figures}
@@ -389,6 +404,7 @@ def test_levels_gives_what_it_promises(suite):
     "task",
     [name for name in TASKS if name not in ("levels", "generation", "judges", *PERSONAL)],
 )
+@pytest.mark.long
 def test_every_task_yields_figures(suite, task):
     figures = list(TASKS[task](suite))
     assert figures
@@ -399,6 +415,7 @@ def test_every_task_yields_figures(suite, task):
         json.dumps(asdict(figure), allow_nan=False)
 
 
+@pytest.mark.long
 def test_generation_is_judged_and_counted(suite):
     figures = list(TASKS["generation"](suite))
     judged = {figure.metric for figure in figures if figure.method == "judge"}
@@ -608,6 +625,7 @@ def arguments(fader, tmp_path, tiny_folder, monkeypatch):
     ]
 
 
+@pytest.mark.long
 def test_the_command_prints_figures(arguments, tmp_path):
     done = run(
         "eval", "levels", *arguments, "--report", str(tmp_path / "report.html"), cwd=tmp_path
@@ -625,6 +643,7 @@ def test_the_command_prints_figures(arguments, tmp_path):
     assert rows(run("eval", "levels", *arguments, cwd=tmp_path)) == found
 
 
+@pytest.mark.long
 def test_tune_writes_a_profile_that_requests_find(arguments, tmp_path):
     found = rows(
         run(

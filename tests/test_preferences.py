@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import warnings_of_the_trainer
+from conftest import trains, warnings_of_the_trainer
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
@@ -166,7 +166,7 @@ def test_training_reads_what_serving_reads(tiny_folder):
     assert whole.endswith(tokenizer.decode(row["chosen_ids"][-len(ending_ids(tokenizer)) :]))
 
 
-@warnings_of_the_trainer
+@trains
 def test_an_untold_reference_reads_the_question_alone(tmp_path, tiny_folder):
     """And each pair once, whichever of its answers a lesson prefers."""
     model, tokenizer = load(str(tiny_folder))
@@ -233,7 +233,7 @@ def test_lessons_that_are_no_flips_are_refused(tmp_path, tiny_folder):
 
 
 @pytest.mark.parametrize("loss", ["dpo", "flip"])
-@warnings_of_the_trainer
+@trains
 def test_a_preference_is_learned_by_flips(tmp_path, tiny_folder, loss):
     """Two answers whose order depends on the preference alone: taught in order, both orders are
     right in the end."""
