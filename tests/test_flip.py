@@ -578,8 +578,8 @@ def test_commands_take_the_vectors_and_the_rendering(tiny_folder, tmp_path, monk
         (["flip", "--vector", "a", "--vector", "b"], "flip: takes one vector and one folder"),
         (["flip", "control", "--data", "x"], "--data: is for persona and steer (got flip control)"),
         (["flip", "--rendering", "loud"], "--rendering: must be meta or tiers (got 'loud')"),
-        (["levels", "--rendering", "meta"], "--rendering: is for conflict, control, flip, i"),
-        (["pairs", "--one-stage", "a"], "--one-stage: is for conflict, control, flip, implicit"),
+        (["levels", "--rendering", "meta"], "--rendering: levels does not read it; leave it out"),
+        (["pairs", "--one-stage", "a"], "--one-stage: pairs does not read it; leave it out"),
         (
             ["flip", "--vector", "warm", "--one-stage", "warm"],
             "--one-stage: is called as the vector",

@@ -76,6 +76,7 @@ def test_a_part_is_compared_with_all():
 
 
 @pytest.mark.parametrize(("split", "count"), [("test", PROMPTS), ("dev", SWEPT)])
+@pytest.mark.long
 def test_prompts_are_ones_that_nothing_learned_from(split, count):
     suite = Suite(None, levels={}, vectors={}, split=split)
     found = questions(suite)
@@ -268,6 +269,7 @@ GAINS = [*(f"gain_{aim}" for aim in AIMS), "gain_mean"]
 TEXT = ["ppl_ratio", "distinct2_ratio", "length_ratio"]
 
 
+@pytest.mark.long
 def test_the_personalised_model_ranks_and_gains(ready):
     found = table(list(TASKS["personalized"](ready)))
     assert {one.task for one in found.values()} == {"personalized"}
@@ -300,6 +302,7 @@ def test_a_vector_that_is_not_there_is_said_before_anything_is_measured(ready, m
             list(TASKS[task](replace(ready, personal="nope")))
 
 
+@pytest.mark.long
 def test_baselines_are_asked_the_same_and_cost_what_they_cost(ready):
     found = table(list(TASKS["personalized-baselines"](ready)))
     methods = {method for method, case, _ in found if case == "together"}
@@ -334,6 +337,7 @@ def test_baselines_are_asked_the_same_and_cost_what_they_cost(ready):
             assert "gain_mean" not in alone
 
 
+@pytest.mark.long
 def test_a_sweep_is_of_dev_and_shows_the_reward(ready):
     found = table(list(TASKS["personalized-sweep"](replace(ready, split="test"))))
     methods = {method for method, case, _ in found if case == "together"}
@@ -348,6 +352,7 @@ def test_a_sweep_is_of_dev_and_shows_the_reward(ready):
     assert asked == {"say 4", "say 5"}
 
 
+@pytest.mark.long
 def test_preferences_in_tiers_steer_what_is_written(ready, monkeypatch, capsys):
     monkeypatch.setattr(steer, "SEARCH", {**steer.SEARCH, "lookahead": 2, "top_k": 2})
     suite = replace(ready, meta="harmless", one_stage="helpful", rendering="tiers")
@@ -393,6 +398,7 @@ def test_the_tiers_are_told_in_what_is_on_top(ready):
     assert (implicit.reference.vectors, implicit.reference.prompt == ids) == ((), False)
 
 
+@pytest.mark.long
 def test_economies_are_of_dev_and_the_bound_is_exact(ready):
     found = table(list(TASKS["personalized-economies"](replace(ready, split="test"))))
     methods = {method for method, case, _ in found if case == "together"}
@@ -407,6 +413,7 @@ def test_economies_are_of_dev_and_the_bound_is_exact(ready):
         assert found[alpha, "helpful alone", "gain_helpful"].value == 0
 
 
+@pytest.mark.long
 def test_a_budget_is_calibrated_on_one_half_and_counted_on_the_other(ready, monkeypatch):
     monkeypatch.setattr(economies, "ALPHAS", (0.5,))
     comparison = compared(ready, "t", judged(ready, "t")[0], "dev")

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from conftest import NO_SYSTEM, tokenizer, warnings_of_the_trainer
+from conftest import NO_SYSTEM, tokenizer, trains
 from test_cli import rows, run
 
 from fader.data.meta import (
@@ -443,7 +443,7 @@ def test_samples_of_a_file_stand_side_by_side():
         assert {first.chosen, first.rejected} == {second.chosen, second.rejected}
 
 
-@warnings_of_the_trainer
+@trains
 def test_two_stages_learn_who_is_followed(tmp_path, tiny_folder):
     """The answer follows the provider where both tiers speak, else the user, whatever the texts."""
     item = replace(ITEM, answers=("aaaa", "bbbb"), texts=(("one",), ("two",)))
@@ -470,7 +470,7 @@ def test_two_stages_learn_who_is_followed(tmp_path, tiny_folder):
     assert losses[-1] < losses[0]
 
 
-@warnings_of_the_trainer
+@trains
 def test_commands_build_and_train(tmp_path, tiny_folder):
     items = tmp_path / "items.jsonl"
     items.write_text(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -27,10 +27,11 @@ from fader.endpoint import Endpoint
 from fader.engine import builtin
 from fader.engine.backbone import quick_dtype
 from fader.fader import Fader
+from fader.files import repeated
 from fader.profiles import profile_file, save_profile
 from fader.request import Alignment
 from fader.starter.shipped import DOMAINS, STYLES, starter_levels
-from fader.vectors.store import available, open_vector
+from fader.vectors.store import NAME, available, open_vector
 
 PERSONAL = frozenset(
     (
@@ -43,6 +44,19 @@ PERSONAL = frozenset(
 """The tasks of a personalised model, which are measured by themselves or with each other."""
 TIERS = frozenset(("flip", "control", "conflict", "implicit", "persona", "steer", "meta-ability"))
 """The tasks of preferences in tiers, likewise."""
+READ_BY: Mapping[str, frozenset[str]] = {
+    "rating": frozenset({"pairs"}),
+    "skip_bad": frozenset({"pairs"}),
+    "judge": frozenset({"generation", "judges", "steer"}) | PERSONAL,
+    "one_stage": TIERS,
+    "rendering": TIERS,
+}
+"""Options that only these tasks read."""
+NOT_READ_BY: Mapping[str, frozenset[str]] = {
+    "domain": frozenset({"pairs", "judges"}) | PERSONAL | TIERS,
+    "split": frozenset({"pairs", "judges"}),
+}
+"""Options that these tasks, which are measured by themselves, do not read."""
 Moved = Annotated[
     list[str] | None,
     typer.Option(
@@ -75,8 +89,9 @@ Ledgered = Annotated[
 ]
 Limited = Annotated[
     int | None,
-    typer.Option("--limit", help="At most this many items of each kind; for a quick look."),
+    typer.Option("--limit", min=1, help="At most this many items of each kind; for a quick look."),
 ]
+Seed = Annotated[int, typer.Option(min=0, help="Another seed, other draws.")]
 Dtype = Annotated[
     str | None,
     typer.Option(help="float32 or bfloat16; left out: the one this machine computes faster."),
@@ -84,6 +99,7 @@ Dtype = Annotated[
 
 
 def evaluate(
+    context: typer.Context,
     tasks: Annotated[
         list[str],
         typer.Argument(
@@ -143,7 +159,7 @@ def evaluate(
     judge_retries: Annotated[
         int, typer.Option(help="Further tries of a request that fails on the way.")
     ] = 5,
-    seed: int = 0,
+    seed: Seed = 0,
     model: Model = builtin.NAME,
     dtype: Dtype = None,
     as_json: AsJson = False,
@@ -165,9 +181,7 @@ def evaluate(
             raise ValueError(f"TASK: {task} is measured by itself (got {' '.join(tasks)})")
     if data and tasks and {*tasks} <= TIERS - {"persona", "steer"}:
         raise ValueError(f"--data: is for persona and steer (got {' '.join(tasks)})")
-    for option, given in (("--one-stage", one_stage), ("--rendering", rendering)):
-        if given is not None and not {*tasks} <= TIERS:
-            raise ValueError(f"{option}: is for {', '.join(sorted(TIERS))} (got {' '.join(tasks)})")
+    _refuse_unread(context, tasks)
     if tasks == ["pairs"]:
         chosen = _of_pairs(vector, data, rating, skip_bad)
     elif tasks == ["judges"]:
@@ -242,7 +256,7 @@ def tune(
     data: Levels = None,
     out: Ledgered = "runs/eval.jsonl",
     limit: Limited = None,
-    seed: int = 0,
+    seed: Seed = 0,
     model: Model = builtin.NAME,
     dtype: Dtype = None,
     as_json: AsJson = False,
@@ -255,12 +269,14 @@ def tune(
         from fader.evaluation.tune import consequences
         from fader.evaluation.tune import tune as search
     pairs = [named_value(text, "DOMAIN=LEVEL") for text in want.split(",")]
-    wanted = dict(pairs)
-    if len(wanted) < len(pairs):
+    if repeated(name for name, _ in pairs) is not None:
         raise ValueError(f"WANT: names a domain twice (got {want!r})")
+    wanted = dict(pairs)
     chosen = _chosen(list(dict.fromkeys([*wanted, *DOMAINS])), vector, data)
     if profile is not None:
-        profile_file(profile)  # its name is checked before anything is measured
+        place = profile_file(profile)  # before anything is measured
+        if place.exists():
+            raise ValueError(f"--profile: {place} is there already; choose another, or remove it")
     for domain, level in wanted.items():
         if level not in LEVELS:
             raise ValueError(f"WANT: {domain} must be one of {', '.join(LEVELS)} (got {level!r})")
@@ -282,12 +298,33 @@ def tune(
     screen.print({key: value for key, value in row.items() if key != "figures"})
 
 
+def _refuse_unread(context: typer.Context, tasks: Sequence[str]) -> None:
+    """Raises ValueError for an option that was given and that none of the tasks reads."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    for name in given:
+        option = f"--{name.replace('_', '-')}"
+        if (name in READ_BY and not READ_BY[name] & {*tasks}) or (
+            name in NOT_READ_BY and NOT_READ_BY[name] & {*tasks}
+        ):
+            raise ValueError(f"{option}: {', '.join(tasks)} does not read it; leave it out")
+        if name in ("judge_timeout", "judge_retries") and "judge" not in given:
+            raise ValueError(f"{option}: there is no --judge; give one, or leave it out")
+
+
 def _chosen(
     domains: Sequence[str], vector: Sequence[str] | None, data: Sequence[str] | None
 ) -> dict[str, Any]:
     """The level data and vectors of a suite, as the options say."""
-    files = dict(named_value(text, "--data DOMAIN=FILE") for text in data or ())
-    moved = dict(named_value(text, "--vector DOMAIN=NAME") for text in vector or ())
+    for name in domains:
+        if not re.fullmatch(
+            NAME, name
+        ):  # cases of metrics are made of domains, as in a=expert,b=generic
+            raise ValueError(
+                f"domain: {name!r} must be letters, digits, points, hyphens and underscores"
+            )
+    files = _by_domain("--data DOMAIN=FILE", data)
+    moved = _by_domain("--vector DOMAIN=NAME", vector)
     for option, given in (("--data", files), ("--vector", moved)):
         if unknown := [name for name in given if name not in domains]:
             raise ValueError(
@@ -298,6 +335,14 @@ def _chosen(
         "levels": {name: _items(name, files.get(name)) for name in domains},
         "vectors": {name: moved.get(name, name) for name in domains},
     }
+
+
+def _by_domain(form: str, given: Sequence[str] | None) -> dict[str, str]:
+    """What an option says of each domain. Raises ValueError for one that is named twice."""
+    found = [named_value(text, form) for text in given or ()]
+    if (twice := repeated(name for name, _ in found)) is not None:
+        raise ValueError(f"{form}: names {twice!r} twice; keep one of the two")
+    return dict(found)
 
 
 def _of_pairs(

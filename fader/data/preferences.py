@@ -9,6 +9,7 @@ first answer, its opposite the second. So nothing but the preference says which 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fader.data import sources, splits
-from fader.data.conversations import NoPreference
+from fader.data.conversations import NoPreference, refuse_misspelt, unknown
 from fader.data.records import LevelItem, Pair, pair_of, read
 from fader.schema import at, short, whole_characters
 
 FIELDS = ("preference", "family", "pole", "source")
 """What a record has beside the fields of a pair."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,17 @@ def read_judged(source: Path | str) -> list[Judged]:
 
 
 def numbered(source: Path | str) -> list[tuple[int, Judged]]:
-    """The records of a file, each with its line, or its number from 1. Raises as `read_judged`."""
-    found = [(row.place, _judged(row)) for row in sources.rows(source)]
+    """The records of a file, each with its line, or its number from 1. Columns that nothing is
+    taken from are named once, in a warning. Raises as `read_judged`."""
+    found: list[tuple[int, Judged]] = []
+    ignored: dict[str, None] = {}
+    for row in sources.rows(source):
+        found.append((row.place, _judged(row)))
+        ignored |= dict.fromkeys(unknown(_pair_fields(row)))
     if not found:
         raise ValueError(f"{source}: no records")
+    if ignored:
+        log.warning("%s: columns that are ignored: %s", source, ", ".join(ignored))
     return found
 
 
@@ -237,17 +246,21 @@ def _pieces(text: str, size: int) -> set[str]:
 
 def _judged(row: sources.Row) -> Judged:
     fields = row.sound
+    refuse_misspelt(fields, row.where, FIELDS)
     wordings = _texts(fields.get("preference"), f"{row.where}: preference")
     about = {name: fields.get(name) or "" for name in FIELDS[1:]}
     for name, value in about.items():
         if not isinstance(value, str):
             raise ValueError(f"{row.where}: {name} must be a text (got {value!r})")
-    rest = {name: value for name, value in fields.items() if name not in FIELDS}
     try:
-        pair = pair_of(rest, row.where)
+        pair = pair_of(_pair_fields(row), row.where)
     except NoPreference as why:
         raise ValueError(f"{row.where}: {why}; take the record out") from None
     return Judged(pair, wordings, **about)
+
+
+def _pair_fields(row: sources.Row) -> dict[str, Any]:
+    return {name: value for name, value in row.sound.items() if name not in FIELDS}
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:
