@@ -19,6 +19,8 @@ class Result:
     usage: Usage
     prompt_tokens: int
     alignment: Alignment
+    dropped_choices: int = 0
+    """How many past choices of a history, the oldest, did not fit and were not told."""
 
     @property
     def text(self) -> str:
@@ -36,6 +38,7 @@ class Result:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": sum(len(answer.token_ids) for answer in self.answers),
             **dataclasses.asdict(self.usage),
+            "dropped_choices": self.dropped_choices,
         }
         more = {"samples": samples} if len(samples) > 1 else {}
         return {
@@ -55,12 +58,15 @@ class Likelihood:
     tokens: tuple[str, ...]
     logprobs: tuple[float, ...]
     details: tuple[TokenLogprob, ...]
+    dropped_choices: int = 0
+    """As `Result.dropped_choices`."""
 
     @classmethod
-    def of(cls, details: Sequence[TokenLogprob]) -> Likelihood:
+    def of(cls, details: Sequence[TokenLogprob], dropped: int = 0) -> Likelihood:
         """The likelihood of an answer from the reports on its tokens."""
         found = tuple(detail.logprob for detail in details)
-        return cls(sum(found), tuple(detail.token for detail in details), found, tuple(details))
+        tokens = tuple(detail.token for detail in details)
+        return cls(sum(found), tokens, found, tuple(details), dropped)
 
     @property
     def mean(self) -> float:
@@ -74,6 +80,7 @@ class Likelihood:
             "mean": _finite(self.mean),
             "tokens": list(self.tokens),
             "logprobs": [_finite(value) for value in self.logprobs],
+            "dropped_choices": self.dropped_choices,
         }
 
 

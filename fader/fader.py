@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from fader.answer import Chunk, Likelihood, Result
+from fader.backends import EngineName
 from fader.backends.local import Local
+from fader.backends.vllm import VLLM
 from fader.engine import builtin
 from fader.engine.protocols import Backbone
 from fader.given import Places, naming, resolve
@@ -32,33 +34,51 @@ class Fader:
     """A model, or several with one vocabulary, ready to answer requests with their own preferences,
     many at once.
 
-    The settings are those of `backends.local.Local`. Use as a context manager, or call `close`.
+    `engine`: who runs the model, see docs/backbones.md. The other settings are those of
+    `backends.local.Local`. In place of all of them `model` may be a backend that is there, such as
+    a `backends.vllm.VLLM`, which has more settings. Use as a context manager, or call `close`.
     """
 
     def __init__(
         self,
-        model: str | Backbone = builtin.NAME,
+        model: str | Backbone | Local = builtin.NAME,
         *,
         models: Mapping[str, str | Path | Backbone] | None = None,
         vectors: Mapping[str, str | Path] | None = None,
         device: str | None = None,
         dtype: str | None = None,
         kv_bytes: int | None = None,
-        token_budget: int = 512,
+        token_budget: int | None = None,
         share_prompts: bool = True,
         resources: Resources = NOTHING,
+        engine: EngineName = "torch",
     ) -> None:
-        self.backend = Local(
-            model,
-            models,
-            vectors,
-            device,
-            dtype,
-            kv_bytes,
-            token_budget,
-            share_prompts=share_prompts,
-            resources=resources,
-        )
+        self.backend: Local
+        if isinstance(model, Local):
+            self.backend = model
+        elif engine == "vllm":
+            for name, given in (("models", models), ("device", device)):
+                if given:
+                    raise Invalid(
+                        "vLLM serves one model, on the device that it was built for; leave it out",
+                        name,
+                    )
+            self.backend = VLLM(
+                model, vectors, dtype, kv_bytes, token_budget, share_prompts, resources
+            )
+        else:
+            self.backend = Local(
+                model,
+                models,
+                vectors,
+                device,
+                dtype,
+                kv_bytes,
+                512 if token_budget is None else token_budget,
+                share_prompts=share_prompts,
+                resources=resources,
+                engine=engine,
+            )
         self._places = Places()  # what requests gave by place
         self._stamps: dict[str, int] = {}  # when the folders of vectors were written
         self._loading = threading.RLock()
@@ -135,15 +155,24 @@ class Fader:
                 future.cancel()
         return results
 
-    def stream(self, prompt: RequestLike, **fields: Any) -> Iterator[Chunk]:
-        """The answer's chunks as they are decided. Closing the iterator cancels the request."""
-        return (chunk for _, chunk in self.stream_batch([prompt], **fields))
+    def stream(
+        self,
+        prompt: RequestLike,
+        on_result: Callable[[Result], None] | None = None,
+        **fields: Any,
+    ) -> Iterator[Chunk]:
+        """The answer's chunks as they are decided; `on_result` is called with the result after
+        them. Closing the iterator cancels the request."""
+        return (chunk for _, chunk in self.stream_batch([prompt], on_result, **fields))
 
     def stream_batch(
-        self, prompts: Iterable[RequestLike], **fields: Any
+        self,
+        prompts: Iterable[RequestLike],
+        on_result: Callable[[Result], None] | None = None,
+        **fields: Any,
     ) -> Iterator[tuple[int, Chunk]]:
         """The chunks of several requests run together, as they are decided, each with its request's
-        place in `prompts`."""
+        place in `prompts`; after all of them `on_result` is called with each result, in order."""
         chunks: queue.SimpleQueue[tuple[int, Chunk] | None] = queue.SimpleQueue()
 
         def put(place: int, chunk: Chunk) -> None:
@@ -164,7 +193,9 @@ class Fader:
                     else:
                         yield found
                 for future in running:
-                    future.result()
+                    result = future.result()
+                    if on_result is not None:
+                        on_result(result)
             finally:
                 for future in running:
                     future.cancel()

@@ -15,20 +15,39 @@ from fader.files import is_file, read_text, repeated, write_whole
 from fader.request import Alignment
 from fader.schema import Invalid, at, parse, short
 
+SHIPPED = Path(__file__).parent / "starter" / "profiles"
+"""The profiles that ship, for the built-in model."""
+ENDINGS = (".json", ".yaml", ".yml")
+
 
 def profile_folders() -> list[Path]:
-    """Where named profiles are looked for: the project's folder, then the user's."""
+    """Where a person's named profiles are: the project's folder, then the user's."""
     return [Path(".fader/profiles"), user_config_path("fader") / "profiles"]
 
 
 def profiles() -> dict[str, Path]:
-    """All named profiles: name to file. A project's profile hides the user's of the same name."""
+    """All named profiles: name to file. A project's profile hides the user's of the same name, and
+    either hides one that ships."""
     found: dict[str, Path] = {}
-    for folder in profile_folders():
+    for folder in (*profile_folders(), SHIPPED):
         for file in sorted(folder.glob("*")):
-            if file.suffix in (".yaml", ".yml", ".json"):
+            if file.suffix in ENDINGS:
                 found.setdefault(file.stem, file)
     return found
+
+
+def _one_file(name: str) -> Path | None:
+    """The file of a named profile; None where there is none. Raises `Invalid` where its folder has
+    two files of that name, of which one would never be read."""
+    file = profiles().get(name)
+    if file is not None and len(found := _files(file.parent, name)) > 1:
+        names = " and ".join(one.name for one in found)
+        raise Invalid(f"the profile {name!r} is there twice, as {names}; remove one")
+    return file
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    return [file for ending in ENDINGS if (file := folder / f"{name}{ending}").exists()]
 
 
 def load_alignment(text: str | Mapping[str, Any] | Alignment) -> Alignment:
@@ -49,7 +68,8 @@ def _read_alignment(text: str | Mapping[str, Any]) -> tuple[str, Any]:
         return "alignment", text
     source, content, yaml_too = "alignment", text, False
     if not text.lstrip().startswith(("{", "[")):
-        file = profiles().get(text) or Path(text)
+        with at("alignment"):
+            file = _one_file(text) or Path(text)
         if len(text) > 1000 or not is_file(file):
             known = ", ".join(profiles()) or "none yet"
             raise Invalid(
@@ -76,7 +96,7 @@ def _named(guide: Any, source: str, place: int) -> Any:
     if not isinstance(name, str):
         return guide
     with at(source, "guides", place, str(guide.get("kind", "")), "preferences"):
-        if (file := profiles().get(name)) is None:
+        if (file := _one_file(name)) is None:
             known = ", ".join(profiles()) or "none yet"
             raise Invalid(f"there is no profile {short(name)} (known profiles: {known})")
         _, said = _read_alignment(str(name))
@@ -139,8 +159,11 @@ def profile_file(name: str) -> Path:
 
 def save_profile(name: str, alignment: Alignment) -> Path:
     """Write an alignment into the project's profile folder, where requests find it by name. Written
-    beside its place and renamed."""
+    beside its place and renamed. Raises `Invalid` where the folder has a profile of that name in a
+    file with another ending."""
     file = profile_file(name)
+    if other := [one for one in _files(file.parent, name) if one != file]:
+        raise Invalid(f"{other[0]} is a profile of that name already; remove it", "profile")
     said = alignment.model_dump(mode="json", exclude_defaults=True)
     write_whole(file, yaml.safe_dump(said, sort_keys=False))
     return file
@@ -153,6 +176,7 @@ def find_profile(name: str) -> Alignment:
     if name not in known or not is_name(name) or not _inside(known[name]):
         there = ", ".join(known) or "none yet"
         raise Invalid(f"there is no profile {short(name)}; there are: {there}")
+    _one_file(name)
     _, value = _read_alignment(name)
     return parse(Alignment, _told_by_name(value, name), name)
 

@@ -118,7 +118,9 @@ class Preferences(Frozen):
     facts: Texts = ()
     """Facts about the user, from which preferences are to be inferred."""
     history: tuple[Choice, ...] = ()
-    """Past choices of the user, from which preferences are to be inferred."""
+    """Past choices of the user, the oldest first, from which preferences are to be inferred. Where
+    they leave no room for the answer, the oldest are left out, and the result says how many
+    (`dropped_choices`)."""
     rendering: Rendering = "meta"
     """`meta`: MetaAlign's two typed tiers and the rule for conflicts; `tiers`: the tiers alone, for
     a model that was taught the rule; `system`: a plain system prompt; `principle`: PAD's guideline

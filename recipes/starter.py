@@ -5,21 +5,35 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from fader.cli import train
 from fader.data.records import Item, split
 from fader.engine import builtin
+from fader.engine.backbone import quick_dtype
+from fader.evaluation.cache import ResultCache
 from fader.evaluation.effect import note_effect
-from fader.starter.shipped import AIMS, DOMAINS, STARTER, STYLES, starter_levels, starter_pairs
+from fader.evaluation.personal import accuracies
+from fader.evaluation.suite import Suite
+from fader.fader import Fader
+from fader.starter.shipped import (
+    AIMS,
+    DOMAINS,
+    STARTER,
+    STYLES,
+    TOLD,
+    starter_levels,
+    starter_pairs,
+)
 from fader.training.lessons import Lesson, cotrain, from_levels, from_pairs
 from fader.training.vector import Recipe, train_vector, train_vectors
 from fader.vectors.peft_folder import CONFIG
 from fader.vectors.vector import Vector
 
 FOLDER = STARTER.parent / "vectors"
+NAMES = (*DOMAINS, *STYLES, *AIMS, *TOLD)
 SMOOTHER = Recipe(learning_rate=6e-4)
 """The domains' later passes: at the usual rate a few large drifts of retained lessons throw back
 what one of the vectors has learned."""
@@ -84,29 +98,51 @@ def train_domains(
     return noted
 
 
+def train_told(name: str, folder: Path) -> None:
+    """A vector that makes the model obey what it is told, as its command trains it; of PAD's the
+    accuracy on dev goes onto the card."""
+    if name == "meta":
+        train.meta(name, out=str(folder))
+    else:
+        train.personal(name, out=str(folder))
+        note_accuracies(Vector.load(folder), folder)
+
+
+def note_accuracies(vector: Vector, folder: Path) -> Vector:
+    """Measure how a personalised model ranks the pairs of dev, and write it into its card in
+    `folder`. Returns the vector with that card."""
+    with Fader(dtype=quick_dtype()) as fader:
+        fader.add_vector(vector, "personal")
+        suite = Suite(ResultCache(fader), split="dev", personal="personal")
+        found = [asdict(metric) for metric in accuracies(suite, "personalized")]
+    effect = {"vector": vector.digest, "base": vector.base, "split": "dev", "metrics": found}
+    noted = replace(vector, card={**vector.card, "effect": effect})
+    noted.save(folder)
+    return noted
+
+
 def main(names: list[str], folder: Path = FOLDER) -> None:
     """Train the named starter vectors, all by default; the domains' are trained together if any of
     them is wanted and missing."""
     for name in names:
-        if name not in (*DOMAINS, *STYLES, *AIMS):
-            raise ValueError(
-                f"{name}: not a starter vector; those are {', '.join((*DOMAINS, *STYLES, *AIMS))}"
-            )
-    missing = [
-        name for name in names or [*DOMAINS, *STYLES, *AIMS] if "effect" not in _card(folder / name)
-    ]
+        if name not in NAMES:
+            raise ValueError(f"{name}: not a starter vector; those are {', '.join(NAMES)}")
+    missing = [name for name in names or NAMES if not _done(name, folder / name)]
     if any(name in DOMAINS for name in missing):
         train_domains(folder)
     for name in missing:
-        if name not in DOMAINS:
+        if name in TOLD:
+            train_told(name, folder / name)
+        elif name not in DOMAINS:
             vector = train_vector(
                 name, from_pairs(split(starter_pairs(name), "train")), folder / name
             )
             note_effect(vector, folder / name, split(starter_pairs(name), "dev"))
 
 
-def _card(folder: Path) -> Mapping[str, Any]:
-    return Vector.load(folder).card if (folder / CONFIG).is_file() else {}
+def _done(name: str, folder: Path) -> bool:
+    """Whether a vector is trained, and measured where its recipe does that."""
+    return (folder / CONFIG).is_file() and (name == "meta" or "effect" in Vector.load(folder).card)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,13 @@ ARCHITECTURES = {
     "gpt_neox": {**SIZES},
 }
 warnings_of_the_trainer = pytest.mark.filterwarnings("ignore")
+
+
+def trains(test: Callable[..., None]) -> Callable[..., None]:
+    """A test that runs a training: long, and the trainer's warnings are its own."""
+    return pytest.mark.long(warnings_of_the_trainer(test))
+
+
 TEXT = """the sea is wide and the ship is small . a cat sat on a mat , and the dog ran home !
 one two three four five six seven eight nine ten ? people say what they want from a model and it \
 answers that way .

@@ -191,6 +191,7 @@ def test_features_are_those_of_transformers_and_kept(tiny_folder, tmp_path, monk
     assert (features(texts) == found).all()
 
 
+@pytest.mark.long
 def test_the_task_prints_every_judge(suite, folder, capsys):
     found = list(judges(replace(suite, public=folder)))
     ok = [one for one in found if one.metric == "judge_ok"]

@@ -116,7 +116,7 @@ def test_the_documentation_shows_commands():
 def test_commands_of_the_documentation_are_understood(arguments):
     """The real command line parses them: command, options, values and arguments."""
     command, rest = typer.main.get_command(app), [*arguments]
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and (rest or not command.invoke_without_command):
         name = rest.pop(0)
         command = command.commands[name]
     context = command.make_context(name, rest)

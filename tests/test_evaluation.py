@@ -3,12 +3,14 @@ vectors; the judge on the shipped answers."""
 
 import json
 import math
+import shutil
 import threading
 from dataclasses import asdict, replace
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
-from conftest import Speaking, level_items, random_vectors
+from conftest import TEMPLATE, Speaking, level_items, random_vectors
 from test_cli import rows, run
 
 from fader import Fader, Vector, load
@@ -204,6 +206,27 @@ def test_the_ledger_asks_once(fader, tmp_path, monkeypatch):
     assert file.read_text().endswith("\n")
 
 
+def test_a_line_that_another_process_left_unfinished_spoils_no_other(fader, tmp_path):
+    wanted = [Query("t", "m", "c", "0", Request.of("the sea"), text) for text in (" wide", " mat")]
+    running = ResultCache(fader, tmp_path / "ledger.jsonl", quiet=True)
+    running.ask(wanted[:1])
+    with running.file.open("a") as stream:
+        stream.write('{"task": "' + "x" * 100_000)
+    found = running.ask(wanted)
+    assert ResultCache(fader, running.file, quiet=True).ask(wanted) == found
+    assert len(running.file.read_text().splitlines()) == 2
+
+
+def test_the_ledger_knows_a_model_by_its_template(tiny_folder, tmp_path):
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    wanted = [Query("t", "m", "c", "0", Request.of("the sea"), " wide")]
+    for template in (TEMPLATE, TEMPLATE, TEMPLATE.replace("<|user|>", "")):
+        (folder / "chat_template.jinja").write_text(template)
+        with Fader(load(str(folder))) as fader:
+            ResultCache(fader, tmp_path / "ledger.jsonl", quiet=True).ask(wanted)
+    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 2
+
+
 def test_the_ledger_knows_a_vector_by_its_numbers(fader, tmp_path):
     wanted = [
         Query(
@@ -272,6 +295,7 @@ def test_tune_finds_the_clearest_amount(suite):
         tune(suite, {"tax": "expert"})
 
 
+@pytest.mark.long
 def test_a_card_notes_what_the_amounts_do(suite, fader, tmp_path, tiny_folder):
     items = suite.items("medical", "dev")
     noted = note_effect(fader.vector("medical"), tmp_path / "noted", items, str(tiny_folder))
@@ -343,6 +367,7 @@ def test_the_cards_of_the_domains_say_that_figures_are_invented(domain):
     assert find(domain).card["caution"] == starter.CAUTION
 
 
+@pytest.mark.long
 def test_tune_reports_what_else_moves(suite):
     wanted = {"medical": "expert", "legal": "avoidance"}
     found = tune(suite, wanted)
@@ -354,6 +379,7 @@ def test_tune_reports_what_else_moves(suite):
     )
 
 
+@pytest.mark.long
 def test_levels_gives_what_it_promises(suite):
     figures = list(TASKS["levels"](suite))
     best = {(f.method, f.case, f.metric): f for f in figures}
@@ -378,6 +404,7 @@ def test_levels_gives_what_it_promises(suite):
     "task",
     [name for name in TASKS if name not in ("levels", "generation", "judges", *PERSONAL)],
 )
+@pytest.mark.long
 def test_every_task_yields_figures(suite, task):
     figures = list(TASKS[task](suite))
     assert figures
@@ -388,6 +415,7 @@ def test_every_task_yields_figures(suite, task):
         json.dumps(asdict(figure), allow_nan=False)
 
 
+@pytest.mark.long
 def test_generation_is_judged_and_counted(suite):
     figures = list(TASKS["generation"](suite))
     judged = {figure.metric for figure in figures if figure.method == "judge"}
@@ -597,6 +625,7 @@ def arguments(fader, tmp_path, tiny_folder, monkeypatch):
     ]
 
 
+@pytest.mark.long
 def test_the_command_prints_figures(arguments, tmp_path):
     done = run(
         "eval", "levels", *arguments, "--report", str(tmp_path / "report.html"), cwd=tmp_path
@@ -614,6 +643,7 @@ def test_the_command_prints_figures(arguments, tmp_path):
     assert rows(run("eval", "levels", *arguments, cwd=tmp_path)) == found
 
 
+@pytest.mark.long
 def test_tune_writes_a_profile_that_requests_find(arguments, tmp_path):
     found = rows(
         run(
@@ -630,6 +660,8 @@ def test_tune_writes_a_profile_that_requests_find(arguments, tmp_path):
     written = rows(run("profiles", "--json", cwd=tmp_path))
     assert [row["name"] for row in written] == ["clinic"]
     assert written[0]["alignment"].get("vectors", {}) == found["strengths"]
+    again = run("vectors", "tune", "legal=generic", "--profile", "clinic", *arguments, cwd=tmp_path)
+    assert (again.returncode, "clinic.yaml is there already" in again.stderr) == (2, True)
 
 
 def test_the_personalised_model_is_a_vector_s_name_or_folder(tiny_folder, tmp_path, monkeypatch):
@@ -670,11 +702,25 @@ def test_the_personalised_model_is_a_vector_s_name_or_folder(tiny_folder, tmp_pa
                 " financial)"
             ),
         ),
-        (["eval", "levels", "--judge", "host#m"], "--judge: must be URL#MODEL (got 'host#m')"),
+        (["eval", "generation", "--judge", "host#m"], "--judge: must be URL#MODEL (got 'host#m')"),
         (
-            ["eval", "levels", "--judge", "http://host/v1#m", "--judge-timeout", "0"],
+            ["eval", "generation", "--judge", "http://host/v1#m", "--judge-timeout", "0"],
             "endpoint.timeout: must be at least 0.001 (got 0.0)",
         ),
+        (
+            ["eval", "levels", "curve", "--judge", "http://host/v1#m"],
+            "--judge: levels, curve does not read it; leave it out",
+        ),
+        (["eval", "generation", "--judge-retries", "1"], "--judge-retries: there is no --judge"),
+        (["eval", "levels", "--rating", "score"], "--rating: levels does not read it"),
+        (["eval", "pairs", "--domain", "legal"], "--domain: pairs does not read it"),
+        (["eval", "judges", "--split", "dev"], "--split: judges does not read it"),
+        (
+            ["eval", "levels", "--vector", "legal=a", "--vector", "legal=b"],
+            "--vector DOMAIN=NAME: names 'legal' twice; keep one of the two",
+        ),
+        (["eval", "levels", "--domain", "a,b"], "domain: 'a,b' must be letters, digits"),
+        (["eval", "levels", "--limit", "0"], "Invalid value for '--limit'"),
         (["vectors", "tune", "legal=expert,legal=generic"], "WANT: names a domain twice"),
         (["vectors", "tune", "medical"], "DOMAIN=LEVEL: must be of this form (got 'medical')"),
         (

@@ -5,11 +5,14 @@ import runpy
 from pathlib import Path
 
 import pytest
+from conftest import ARCHITECTURES, make_model, random_vector
 
+from fader import Fader
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import NextLogits
 from fader.rewards.specs import KeywordsSpec
 from fader.rewards.table import make
+from fader.vectors.store import available
 
 FOLDER = Path(__file__).parent.parent / "examples"
 
@@ -52,6 +55,41 @@ def test_demo(example, shared, monkeypatch):
     for answer in answers:  # the effect is seen, not one sentence again and again
         sentences = [one.strip() for one in re.split(r"[.!?\n]+", answer) if one.strip()]
         assert len(set(sentences)) == len(sentences)
+
+
+@pytest.mark.long
+@pytest.mark.skipif("meta" not in available(), reason="the vector meta does not ship yet")
+def test_all_four(example, monkeypatch):
+    """Whatever else is said, each place moves its own figure."""
+    monkeypatch.setenv("COLUMNS", "100")
+    names, printed = example("all_four")
+    assert "alone and beside eight others: the same" in printed
+    found = re.findall(r"^│ (all four|without \w+) +│ (.+) │$", printed, re.M)
+    table = {name: [float(cell) for cell in row.split("│")] for name, row in found}
+    places = [*names["PAIRS"], "sequences"]
+    assert list(table) == ["all four", *(f"without {place}" for place in places)]
+    for column, place in enumerate(places):
+        assert table["all four"][column] > table[f"without {place}"][column]
+
+
+def test_all_four_on_a_tiny_model(tmp_path, monkeypatch):
+    """Alone and beside eight others the tokens are the same, and without a place others."""
+    longer = {**ARCHITECTURES["llama"], "max_position_embeddings": 2048}
+    monkeypatch.setitem(ARCHITECTURES, "llama", longer)
+    names = runpy.run_path(str(FOLDER / "all_four.py"))
+    with Fader(str(make_model(tmp_path / "llama"))) as fader:
+        for seed, name in enumerate(("meta", "formal", "personal", "plain")):
+            fader.add_vector(random_vector(fader, name, seed))
+        asked = [names["ALL"], *names["OFF"].values()]
+        requests = [{"prompt": names["QUESTION"], "alignment": one} for one in asked]
+        assert len([*requests, *names["OTHERS"]]) == 9
+        few = {**names["SAMPLING"], "max_tokens": 12}
+        together = fader.batch([*requests, *names["OTHERS"]], sampling=few)
+        assert fader.generate(requests[0], sampling=few).answers == together[0].answers
+        moved = names["margins"](fader, {"all four": names["ALL"], **names["OFF"]})
+    for place in ("context", "weights", "scores"):
+        assert moved[place][place] != pytest.approx(moved["all four"][place], abs=1e-3)
+    assert moved["sequences"] == pytest.approx(moved["all four"], abs=1e-3)
 
 
 def test_prompt_tiers(example, shared):

@@ -77,6 +77,7 @@ def test_the_extras_are_what_is_left_out():
     } <= EXTRAS
 
 
+@pytest.mark.long
 def test_import_requests_and_help_need_no_extra():
     done = run("--help")
     assert (done.returncode, done.stderr) == (0, "")

@@ -12,6 +12,7 @@ from conftest import make_model, random_vector, until
 
 from fader import Cancelled, Fader, Request, Resources, Sampling, load
 from fader.engine.prefix import _alike
+from fader.methods.prompt import conversation
 from fader.schema import Invalid
 
 
@@ -86,6 +87,50 @@ def test_score_is_the_sum_of_its_tokens(tiny):
     assert tiny.score("the sea", "zzz qqq xxx", alignment=hard).as_dict()["logprob"] is None
     with pytest.raises(ValueError, match=r"^answer: has no tokens"):
         tiny.score("the sea", "")
+
+
+def test_of_a_long_history_the_oldest_choices_are_dropped_and_counted(tiny):
+    """Ten thousand choices answer as the newest of them do, and what was left out is said."""
+    history = [
+        {"prompt": f"q{number}", "chosen": f"the sea {number}", "rejected": "a mat"}
+        for number in range(10_000)
+    ]
+
+    def told(choices, rendering="tiers"):
+        return {"preferences": {"history": choices, "rendering": rendering}}
+
+    seen = []
+    result = tiny.generate("the sea", max_tokens=8, alignment=told(history))
+    kept = 10_000 - result.dropped_choices
+    assert 2 <= kept < 20
+    newest = tiny.generate("the sea", max_tokens=8, alignment=told(history[-kept:]))
+    assert (newest.answers, newest.dropped_choices) == (result.answers, 0)
+    assert result.prompt_tokens == newest.prompt_tokens <= 512 - 8
+    one_more = tiny.generate("the sea", max_tokens=8, alignment=told(history[-kept - 1 :]))
+    assert one_more.dropped_choices == 1
+    assert result.as_dict()["usage"]["dropped_choices"] == 10_000 - kept
+    fewer = tiny.generate("the sea", max_tokens=200, alignment=told(history))
+    assert fewer.dropped_choices > result.dropped_choices  # the answer has its room first
+    "".join(
+        chunk.text
+        for chunk in tiny.stream("the sea", seen.append, max_tokens=8, alignment=told(history))
+    )
+    assert [one.dropped_choices for one in seen] == [result.dropped_choices]
+    scored = tiny.score("the sea", " is wide", max_tokens=8, alignment=told(history))
+    assert scored.as_dict()["dropped_choices"] == result.dropped_choices
+
+
+def test_a_history_that_fits_is_told_as_it_is(tiny):
+    choices = [{"chosen": "a", "rejected": "b"}] * 3
+    alignment = {"preferences": {"history": choices}}
+    plan = tiny.backend.plan(tiny.request("the sea", alignment=alignment, max_tokens=4))
+    backbone = tiny.backend.backbones[tiny.model]
+    whole = conversation(
+        plan.request.messages, (plan.request.alignment.preferences,), backbone.tokenizer
+    )
+    assert whole.count("Earlier") == 3
+    assert len(plan.guided.base.prompt) == len(backbone.encode(whole))
+    assert plan.dropped == 0
 
 
 def test_a_failing_reward_ends_its_job_only(tiny, monkeypatch):

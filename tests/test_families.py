@@ -156,6 +156,7 @@ def test_families_are_asked_of_the_teacher(server, tmp_path):
         assert text in sheet
 
 
+@pytest.mark.long
 def test_what_breaks_a_rule_is_asked_again_and_then_dropped(server, tmp_path):
     few = "\n".join(manner.format("length") for manner in MANNERS[:3])
     server.wrong = {
@@ -189,6 +190,7 @@ def test_the_second_answer_differs_from_the_first(server, tmp_path):
     assert all(one.pair.chosen != one.pair.rejected for one in made.items)
 
 
+@pytest.mark.long
 def test_a_run_that_stops_half_way_goes_on(server, tmp_path):
     out = tmp_path / "mine.jsonl"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_guidance import backbone
 
-from fader.evaluation import aims, asking, economies
+from fader.evaluation import aims, asking, economies, steer
 from fader.evaluation.aims import AIMS, own_texts
 from fader.evaluation.cache import Measurement
 from fader.evaluation.gains import (
@@ -76,6 +76,7 @@ def test_a_part_is_compared_with_all():
 
 
 @pytest.mark.parametrize(("split", "count"), [("test", PROMPTS), ("dev", SWEPT)])
+@pytest.mark.long
 def test_prompts_are_ones_that_nothing_learned_from(split, count):
     suite = Suite(None, levels={}, vectors={}, split=split)
     found = questions(suite)
@@ -268,6 +269,7 @@ GAINS = [*(f"gain_{aim}" for aim in AIMS), "gain_mean"]
 TEXT = ["ppl_ratio", "distinct2_ratio", "length_ratio"]
 
 
+@pytest.mark.long
 def test_the_personalised_model_ranks_and_gains(ready):
     found = table(list(TASKS["personalized"](ready)))
     assert {one.task for one in found.values()} == {"personalized"}
@@ -300,6 +302,7 @@ def test_a_vector_that_is_not_there_is_said_before_anything_is_measured(ready, m
             list(TASKS[task](replace(ready, personal="nope")))
 
 
+@pytest.mark.long
 def test_baselines_are_asked_the_same_and_cost_what_they_cost(ready):
     found = table(list(TASKS["personalized-baselines"](ready)))
     methods = {method for method, case, _ in found if case == "together"}
@@ -334,6 +337,7 @@ def test_baselines_are_asked_the_same_and_cost_what_they_cost(ready):
             assert "gain_mean" not in alone
 
 
+@pytest.mark.long
 def test_a_sweep_is_of_dev_and_shows_the_reward(ready):
     found = table(list(TASKS["personalized-sweep"](replace(ready, split="test"))))
     methods = {method for method, case, _ in found if case == "together"}
@@ -348,6 +352,53 @@ def test_a_sweep_is_of_dev_and_shows_the_reward(ready):
     assert asked == {"say 4", "say 5"}
 
 
+@pytest.mark.long
+def test_preferences_in_tiers_steer_what_is_written(ready, monkeypatch, capsys):
+    monkeypatch.setattr(steer, "SEARCH", {**steer.SEARCH, "lookahead": 2, "top_k": 2})
+    suite = replace(ready, meta="harmless", one_stage="helpful", rendering="tiers")
+    found = table(list(TASKS["steer"](suite)))
+    assert [found["judge", aim, "judge_ok"].value for aim in AIMS] == [0, 0, 0]
+    told = {"prompting", "system", "few-shot", "contrast", "meta", "meta-one-stage"}
+    methods = {method for method, case, _ in found if case == "together"}
+    assert methods == {"base", *told, "meta-contrast", "meta-pad", "meta-deal"}
+    for method in methods - {"base"}:
+        for metric in (*GAINS, *TEXT, "rows_per_token"):
+            assert found[method, "together", metric].n == 2
+    for method in told - {"prompting"}:
+        assert (method, "together", "gain_mean_over_prompting") in found
+    for method in ("meta-pad", "meta-deal"):
+        assert (method, "together", "gain_mean_over_meta") in found
+    rows = {name: found[name, "together", "rows_per_token"].value for name in methods}
+    assert rows["meta"] < rows["meta-pad"] < rows["meta-deal"]
+    for aim in AIMS:
+        assert ("meta", f"{aim} alone", f"gain_{aim}_over_prompting") in found
+    assert "meta-pad" in steer.on_top(suite)
+    assert steer.on_top(replace(suite, personal="nope")).keys() == {"meta-deal"}
+    assert "meta-pad: left out, there is no vector nope" in capsys.readouterr().err
+
+
+def test_the_tiers_are_told_in_what_is_on_top(ready):
+    suite = replace(ready, meta="harmless", personal="warm")
+    told = Preferences(user=tuple(asking.WISHES.values()), rendering="meta")
+    messages = [Message(role="user", content="the sea")]
+    fader = ready.cache.fader
+    ids = tuple(prompt_ids(messages, [told], backbone(fader).tokenizer))
+    plans = {
+        name: fader.backend.plan(fader.request("the sea", max_tokens=8, **ask(tuple(AIMS))))
+        for name, ask in steer.on_top(suite).items()
+    }
+    for plan in plans.values():
+        base = plan.guided.base
+        assert base.prompt == ids
+        assert base.vectors == ((fader.vector("harmless"), 1.0),)
+    (term,) = plans["meta-pad"].guided.terms
+    assert (term.policy.vectors, term.reference.vectors) == (((fader.vector("warm"), 1.0),), ())
+    (implicit,) = plans["meta-deal"].objective.implicit
+    assert implicit.policy == base
+    assert (implicit.reference.vectors, implicit.reference.prompt == ids) == ((), False)
+
+
+@pytest.mark.long
 def test_economies_are_of_dev_and_the_bound_is_exact(ready):
     found = table(list(TASKS["personalized-economies"](replace(ready, split="test"))))
     methods = {method for method, case, _ in found if case == "together"}
@@ -362,6 +413,7 @@ def test_economies_are_of_dev_and_the_bound_is_exact(ready):
         assert found[alpha, "helpful alone", "gain_helpful"].value == 0
 
 
+@pytest.mark.long
 def test_a_budget_is_calibrated_on_one_half_and_counted_on_the_other(ready, monkeypatch):
     monkeypatch.setattr(economies, "ALPHAS", (0.5,))
     comparison = compared(ready, "t", judged(ready, "t")[0], "dev")

@@ -256,10 +256,18 @@ def rows_read(fader, question, when, **more):
     [
         ({"plausible": {"min_p": 0.6}}, {}),
         ({"plausible": {"min_p": 0.6}}, {"temperature": 1.0, "seed": 3}),
-        ({"plausible": {"min_p": 0.6}}, {"repetition_penalty": 1.3}),
         ({"clip": 0.3}, {}),
-        ({"clip": 0.3, "plausible": {"top_k": 5, "top_p": 0.9}}, {}),
-        ({"principles": {"be warm": 1, "be brief": 0.5}, "principle": None, "clip": 0.2}, {}),
+        *(
+            pytest.param(*one, marks=pytest.mark.long)
+            for one in (
+                ({"plausible": {"min_p": 0.6}}, {"repetition_penalty": 1.3}),
+                ({"clip": 0.3, "plausible": {"top_k": 5, "top_p": 0.9}}, {}),
+                (
+                    {"principles": {"be warm": 1, "be brief": 0.5}, "principle": None, "clip": 0.2},
+                    {},
+                ),
+            )
+        ),
     ],
 )
 def test_the_exact_economy_changes_no_token(personal, more, sampling):

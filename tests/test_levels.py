@@ -424,6 +424,7 @@ def test_concurrency_is_bounded(server, tmp_path):
     assert server.most == 3
 
 
+@pytest.mark.long
 def test_the_same_data_whatever_comes_first(server, tmp_path):
     server.delay = 0.01
     for name, concurrency in (("one", 1), ("many", 8)):
@@ -439,6 +440,7 @@ def test_the_same_data_whatever_comes_first(server, tmp_path):
     assert other.cached == 0
 
 
+@pytest.mark.long
 def test_a_run_that_fails_half_way_goes_on(server, tmp_path):
     out = tmp_path / "tax.jsonl"
 
@@ -647,6 +649,7 @@ def test_corrections_made_meanwhile_stay(server, tmp_path):
     assert out.read_text() == "mine"
 
 
+@pytest.mark.long
 def test_a_run_killed_between_its_files_goes_on(server, tmp_path, monkeypatch):
     """The datasheet is there, the data is not: neither counts as changed by hand."""
     out, real = tmp_path / "a.jsonl", Path.replace

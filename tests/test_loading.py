@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import gguf
@@ -13,8 +14,10 @@ from conftest import ARCHITECTURES, GROUPED, TEMPLATE, make_model, tokenizer
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from fader import Fader, load
+from fader.engine.loading import quiet
 from fader.vectors.weights import open_checkpoint
 
 WHOLE = "model.safetensors"
@@ -318,3 +321,22 @@ def test_a_gguf_file_that_is_not_whole_is_one_message(tmp_path):
     file.write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match="git-lfs pointer"):
         load(str(file))
+
+
+def test_models_loaded_side_by_side_leave_transformers_as_talkative_as_it_was():
+    before = transformers_logging.get_verbosity()
+    begun, ends = threading.Event(), threading.Event()
+
+    def second():
+        begun.set()
+        with quiet():
+            ends.wait(30)
+
+    with quiet():
+        thread = threading.Thread(target=second)
+        thread.start()
+        begun.wait(30)
+        thread.join(0.2)  # long enough to begin, if it may
+    ends.set()
+    thread.join(30)
+    assert transformers_logging.get_verbosity() == before

@@ -97,6 +97,7 @@ def arguments(server, out, *more):
     return ["data", "meta", "--out", str(out), *told, "--count", "20", *more, "--json"]
 
 
+@pytest.mark.long
 def test_a_run_makes_all_parts_and_a_second_one_asks_nothing(server, tmp_path):
     out = tmp_path / "tiers.jsonl"
     [first] = rows(run(*arguments(server, out)))
@@ -113,6 +114,7 @@ def test_a_run_makes_all_parts_and_a_second_one_asks_nothing(server, tmp_path):
     assert {file: file.read_bytes() for file in before} == before
 
 
+@pytest.mark.long
 def test_a_stopped_run_goes_on(server, tmp_path):
     out = tmp_path / "tiers.jsonl"
     server.wrong = {("answer", 5): "500"}

@@ -11,6 +11,7 @@ SHORT = {"max_tokens": 2, "max_completion_tokens": 2, "max_output_tokens": 2, "n
 
 
 @pytest.mark.parametrize("mode", ["POSITIVE", "NEGATIVE"])
+@pytest.mark.long
 def test_the_server_never_fails(tiny, mode):
     """By hand, for many more: FADER_FUZZ_OPENAPI=1000."""
     wanted, seen = schemathesis.GenerationMode[mode], set()

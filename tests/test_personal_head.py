@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import opposites, random_vector, tokenizer, warnings_of_the_trainer
+from conftest import opposites, random_vector, tokenizer, trains, warnings_of_the_trainer
 from peft import get_peft_model
 from test_cli import rows as printed
 from test_cli import run
@@ -189,7 +189,7 @@ def frozen(model) -> dict[str, torch.Tensor]:
     }
 
 
-@warnings_of_the_trainer
+@trains
 @pytest.mark.parametrize("arm", ARMS)
 def test_backbone_and_lora_stay_bit_for_bit(arm, tmp_path, tiny_folder, start):
     base, words = training.load(str(tiny_folder))
@@ -303,7 +303,7 @@ def train(arm: str, folder: Path, model: Path, start: Vector, **settings):
 
 
 @pytest.mark.usefixtures("exact")
-@warnings_of_the_trainer
+@trains
 def test_a_map_is_saved_loaded_and_served_merged_into_the_head(
     tmp_path, tiny_folder, start, monkeypatch
 ):
@@ -355,7 +355,7 @@ def test_a_map_is_saved_loaded_and_served_merged_into_the_head(
 
 
 @pytest.mark.usefixtures("exact")
-@warnings_of_the_trainer
+@trains
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_stopped_run_goes_on_to_the_same_end(arm, tmp_path, tiny_folder, start, monkeypatch):
     monkeypatch.setattr("fader.training.vector.SAVE", 3)
@@ -513,7 +513,7 @@ def test_a_folder_with_something_else_is_left_alone(arm, tmp_path, tiny_folder, 
         train(arm, tmp_path / "x", tiny_folder, start)
 
 
-@warnings_of_the_trainer
+@trains
 def test_the_command_trains_both_arms(tmp_path, tiny_folder, start):
     start.save(tmp_path / "start")
     records = [row_of(judged) for flip in FLIPS for judged in flip]

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import warnings_of_the_trainer
+from conftest import trains, warnings_of_the_trainer
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
@@ -104,6 +104,7 @@ def test_records_are_read_as_they_are_written(tmp_path):
         ({}, "mine.jsonl:1: preference must be a text or a list of wordings (got None)"),
         ({"preference": ["x", ""]}, "mine.jsonl:1: preference must be a text or a list"),
         ({"preference": "x", "pole": 5}, "mine.jsonl:1: pole must be a text (got 5)"),
+        ({"preference": "x", "Family": "y"}, "mine.jsonl:1: Family: call the column 'family'"),
         (
             {"preference": "x", "rejected": "a"},
             "mine.jsonl:1: chosen and rejected are the same; take",
@@ -116,6 +117,16 @@ def test_faulty_records_are_named(tmp_path, row, said):
     with pytest.raises(ValueError, match=r".") as caught:
         read_judged(file)
     assert said in str(caught.value)
+
+
+def test_columns_that_nothing_is_taken_from_are_named_once(tmp_path, caplog):
+    row = {**row_of(Judged(pair("q", "a", "b"), ("be brief",))), "annotator": 7, "chosen_score": 2}
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps({**row, "prompt": text}) + "\n" for text in "pq"))
+    assert len(read_judged(file)) == 2
+    assert [one.getMessage() for one in caplog.records] == [
+        f"{file}: columns that are ignored: annotator, chosen_score"
+    ]
 
 
 def test_lessons_under_preferences_come_in_flips():
@@ -155,7 +166,7 @@ def test_training_reads_what_serving_reads(tiny_folder):
     assert whole.endswith(tokenizer.decode(row["chosen_ids"][-len(ending_ids(tokenizer)) :]))
 
 
-@warnings_of_the_trainer
+@trains
 def test_an_untold_reference_reads_the_question_alone(tmp_path, tiny_folder):
     """And each pair once, whichever of its answers a lesson prefers."""
     model, tokenizer = load(str(tiny_folder))
@@ -222,7 +233,7 @@ def test_lessons_that_are_no_flips_are_refused(tmp_path, tiny_folder):
 
 
 @pytest.mark.parametrize("loss", ["dpo", "flip"])
-@warnings_of_the_trainer
+@trains
 def test_a_preference_is_learned_by_flips(tmp_path, tiny_folder, loss):
     """Two answers whose order depends on the preference alone: taught in order, both orders are
     right in the end."""

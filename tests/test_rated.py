@@ -218,3 +218,76 @@ def test_the_check_finds_what_is_wrong(tmp_path):
     both = [{**row_of(judged), "preference": "the same"} for judged in both]
     report = check_preferences(write(tmp_path, both))
     assert [one.fault.rule for one in report.findings] == ["wording"]
+
+
+def listed(folder, **more):
+    """A list of three families: one taught, its opposite held out, and one of shared pairs."""
+    (folder / "preferences").mkdir()
+    poles = {"poles": {"a": "up", "b": "down"}, "wordings": {"a": ["more"], "b": "less"}}
+    lines = [
+        {"family": "loud", **poles, "unseen": {"a": "most", "b": "least"}, "held_out": False},
+        {"family": "quiet", **poles, "held_out": True},
+        {"family": "red", **poles, "source": ["styles/red"], "held_out": True},
+    ]
+    lines[0] |= more
+    for name, first, second in (("loud", "bang", "hush"), ("quiet", "hush", "bang")):
+        pairs = [one.pair for one in flips(name, (first, second)) if one.pole == "up"]
+        own = [{"prompt": one.messages[0].content, "a": one.chosen} for one in pairs]
+        own = [{**row, "b": one.rejected} for row, one in zip(own, pairs, strict=True)]
+        write(folder / "preferences", own, f"{name}.jsonl")
+    (folder / "styles").mkdir()
+    red = [one.pair for one in flips("red", ("ruby", "navy")) if one.pole == "up"]
+    shared = [
+        {"prompt": one.messages[0].content, "chosen": one.chosen, "rejected": one.rejected}
+        for one in red
+    ]
+    write(folder / "styles", shared, "red.jsonl")
+    return write(folder / "preferences", lines, "families.jsonl")
+
+
+def test_the_check_reads_a_list_of_families(tmp_path):
+    """Held out is what the list says, whatever splits the pairs are marked with."""
+    done = run("data", "check", str(listed(tmp_path)), "--json")
+    report = json.loads(done.stdout)
+    assert (report["kind"], report["items"]) == ("preferences", 72)
+    assert {(one["rule"], one["line"]) for one in report["findings"]} == {
+        ("duplicate", line)
+        for line in (1, 2, 3)  # a finding names its family's line
+    }
+    assert [(one["family"], one["kind"], one["unseen"]) for one in report["families"]] == [
+        ("loud", "seen", 0),  # its pairs are of train alone, so nothing unseen is told
+        ("quiet", "near", 2),
+        ("red", "far", 2),
+    ]
+    assert report["families"][1]["nearest"] == "loud"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"family": 5}, "families.jsonl:1: family must be a text (got 5)"),
+        ({"poles": ["up"]}, "families.jsonl:1: poles must be an object with `a` and `b`"),
+        ({"wordings": {"a": "x", "b": ""}}, "families.jsonl:1: wordings.b must be a text or"),
+        ({"source": 3}, "families.jsonl:1: source must be a text or a list"),
+        ({"family": "nowhere"}, "nowhere.jsonl: no such file"),
+    ],
+)
+def test_a_faulty_list_of_families_is_named(tmp_path, more, said):
+    with pytest.raises(ValueError, match=r".") as caught:
+        check_preferences(listed(tmp_path, **more))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "q", "a": "x"}, "loud.jsonl:1: b must be a text (got None)"),
+        ({"prompt": "q", "a": "x", "b": "x"}, "loud.jsonl:1: chosen and rejected are the same"),
+    ],
+)
+def test_a_faulty_pair_of_a_family_is_named(tmp_path, row, said):
+    file = listed(tmp_path)
+    write(file.parent, [row], "loud.jsonl")
+    with pytest.raises(ValueError, match=r".") as caught:
+        check_preferences(file)
+    assert said in str(caught.value)

@@ -152,6 +152,8 @@ FORMS = {
         pair(u(Q), chosen='["a", {"role": 1}]', rejected="[1]"),
     ),
     "validation": ({"prompt": Q, **SAME, "split": "Validation"}, pair(u(Q), split="dev")),
+    "Train": ({"prompt": Q, **SAME, "split": "Train"}, pair(u(Q), split="train")),
+    "prefs": ({"prompt": Q, **SAME, "split": "test_prefs"}, pair(u(Q), split="test")),
     "test_prefs": ({"prompt": Q, **SAME, "split": "test_prefs"}, pair(u(Q), split="test")),
     "no_split": ({"prompt": Q, **SAME, "split": None}, pair(u(Q))),
 }

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from conftest import random_vectors, warnings_of_the_trainer
+from conftest import random_vectors, trains
 
 from fader import Vector
 from fader.cli.evaluate import PERSONAL
@@ -53,6 +53,7 @@ def test_public_pairs_are_read_where_they_are(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.long
 def test_public_data_gives_figures(suite, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("FADER_DATA", raising=False)
     assert not list(PARTS["public"](suite))
@@ -97,9 +98,8 @@ def test_parts_that_ask_give_figures(suite, name, capsys):
     assert not capsys.readouterr().out  # where the figures are printed
 
 
-@warnings_of_the_trainer
+@trains
 @pytest.mark.parametrize("name", ["joint", "transfer", "spillover"])
-@pytest.mark.long
 def test_parts_that_train_give_figures(suite, name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("reproductions.vectors.RUNS", tmp_path / "runs")
     for domain in (
@@ -132,8 +132,7 @@ def test_parts_that_train_give_figures(suite, name, tmp_path, monkeypatch, capsy
         )
 
 
-@warnings_of_the_trainer
-@pytest.mark.long
+@trains
 def test_the_plain_recipe_stands_beside_the_shipped_vectors(suite, tmp_path, monkeypatch):
     monkeypatch.setattr("reproductions.vectors.RUNS", tmp_path / "runs")
     monkeypatch.setattr("reproductions.vectors.GRID", (-1.0, 0.0, 1.0))
@@ -161,8 +160,7 @@ def test_the_plain_recipe_stands_beside_the_shipped_vectors(suite, tmp_path, mon
     assert figures["line-trained", "all", "training_seconds"].value == 40
 
 
-@warnings_of_the_trainer
-@pytest.mark.long
+@trains
 def test_the_forms_of_the_personalised_model_stand_beside_each_other(suite, tmp_path, monkeypatch):
     monkeypatch.setattr("reproductions.pad.RUNS", tmp_path / "runs")
     families = [
@@ -224,7 +222,7 @@ def test_every_part_on_searches_gives_figures(search_suite, name, monkeypatch):
         assert all(rows[method] > rows["prompt"] for method in LOOKAHEADS)
 
 
-@warnings_of_the_trainer
+@trains
 def test_public_preferences_train_vectors_of_their_own(search_suite, tmp_path, monkeypatch):
     monkeypatch.setattr("reproductions.search.RUNS", tmp_path / "runs")
     monkeypatch.setenv("FADER_DATA", str(tmp_path / "data"))
@@ -252,6 +250,7 @@ def test_public_preferences_train_vectors_of_their_own(search_suite, tmp_path, m
     assert Vector.load(tmp_path / "runs" / "pandalm").card["lessons"] == search_suite.limit
 
 
+@pytest.mark.long
 def test_the_weight_for_a_bound_is_found_and_searched_with(search_suite):
     found = {
         (figure.method, figure.case, figure.metric): figure

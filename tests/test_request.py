@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fader.profiles import load_alignment, profiles
+from fader.profiles import find_profile, load_alignment, profiles, save_profile
 from fader.request import Alignment, Request, Sampling, json_schema
 from fader.schema import Invalid, parse
 
@@ -120,22 +120,42 @@ def test_round_trip_and_schema():
     json.dumps(schema)
 
 
-def test_profiles_of_the_project_hide_the_users(tmp_path, monkeypatch):
+def test_profiles_of_the_project_hide_the_users_and_these_the_shipped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fader.profiles.user_config_path", lambda name: tmp_path / "user")
+    monkeypatch.setattr("fader.profiles.SHIPPED", tmp_path / "shipped" / "profiles")
     for folder, text in (
         (tmp_path / ".fader", "preferences: {user: from the project}"),
         (tmp_path / "user", "preferences: {user: from the user}"),
+        (tmp_path / "shipped", "preferences: {user: shipped}"),
     ):
         (folder / "profiles").mkdir(parents=True)
         (folder / "profiles" / "kind.yaml").write_text(text)
     (tmp_path / "user" / "profiles" / "other.json").write_text('{"vectors": {"a": 0.5}}')
-    assert list(profiles()) == ["kind", "other"]
+    (tmp_path / "shipped" / "profiles" / "other.yaml").write_text("vectors: {b: 1}")
+    (tmp_path / "shipped" / "profiles" / "third.yaml").write_text("vectors: {b: 1}")
+    assert list(profiles()) == ["kind", "other", "third"]
     assert load_alignment("kind").preferences.user == ("from the project",)
     assert load_alignment("other").vectors == {"a": 0.5}
     assert load_alignment(str(tmp_path / "user" / "profiles" / "other.json")) == load_alignment(
         '{"vectors": {"a": 0.5}}'
     )
+
+
+def test_two_files_of_one_profile_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = save_profile("kind", Alignment(vectors={"a": 1})).with_suffix(".json")
+    place.write_text("{}")
+    said = "the profile 'kind' is there twice, as kind.json and kind.yaml; remove one"
+    for read in (load_alignment, find_profile):
+        with pytest.raises(Invalid, match=said):
+            read("kind")
+    with pytest.raises(Invalid, match=said):
+        load_alignment({"guides": [{"kind": "personalized", "preferences": "kind"}]})
+    place.with_suffix(".yaml").unlink()
+    assert load_alignment("kind") == find_profile("kind") == Alignment()
+    with pytest.raises(Invalid, match=r"profile: .*kind\.json is a profile of that name already"):
+        save_profile("kind", Alignment(vectors={"a": 1}))
 
 
 def test_broken_yaml_says_where(tmp_path):

@@ -13,7 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NO_SYSTEM, TEMPLATE, make_model, tokenizer, until, warnings_of_the_trainer
+from conftest import (
+    NO_SYSTEM,
+    TEMPLATE,
+    make_model,
+    tokenizer,
+    trains,
+    until,
+    warnings_of_the_trainer,
+)
 from filelock import FileLock
 from test_cli import rows, run
 
@@ -57,8 +65,7 @@ def _train_long(folder, model):
     train(folder, model, lessons_of(pairs(60)), Recipe(rank=2))
 
 
-@warnings_of_the_trainer
-@pytest.mark.long
+@trains
 def test_a_run_killed_at_any_moment_goes_on(tmp_path, tiny_folder):
     """Killed while checkpoints are written, right after, and on its way, it gives what an
     undisturbed run gives."""
@@ -94,7 +101,7 @@ def test_a_run_killed_at_any_moment_goes_on(tmp_path, tiny_folder):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["killed", "whole"]
 
 
-@warnings_of_the_trainer
+@trains
 def test_a_half_written_note_of_a_run_begins_it_anew(tmp_path, tiny_folder):
     work = tmp_path / ".v.part"
     work.mkdir()
@@ -104,7 +111,7 @@ def test_a_half_written_note_of_a_run_begins_it_anew(tmp_path, tiny_folder):
     assert [file.name for file in tmp_path.iterdir()] == ["v"]
 
 
-@warnings_of_the_trainer
+@trains
 def test_a_folder_takes_one_training_at_a_time(tmp_path, tiny_folder):
     with (
         FileLock(tmp_path / ".v.lock"),
@@ -114,7 +121,7 @@ def test_a_folder_takes_one_training_at_a_time(tmp_path, tiny_folder):
     assert train(tmp_path / "v", tiny_folder).norm() > 0
 
 
-@warnings_of_the_trainer
+@trains
 def test_another_vector_is_replaced_by_force_alone(tmp_path, tiny_folder):
     first = train(tmp_path / "v", tiny_folder)
     assert train(tmp_path / "v", tiny_folder).card["seconds"] == first.card["seconds"]
@@ -126,7 +133,7 @@ def test_another_vector_is_replaced_by_force_alone(tmp_path, tiny_folder):
     assert [file.name for file in tmp_path.iterdir()] == ["v"]
 
 
-@warnings_of_the_trainer
+@trains
 @pytest.mark.parametrize("file", ["chat_template.jinja", "config.json"])
 def test_a_vector_of_a_changed_model_is_trained_anew(tmp_path, tiny_folder, file):
     model = tmp_path / "model"
@@ -202,7 +209,7 @@ def test_a_target_that_no_layer_has_is_named(tmp_path, tiny_folder):
     assert not list(tmp_path.iterdir())
 
 
-@warnings_of_the_trainer
+@trains
 def test_what_is_too_long_is_left_out_and_counted(tmp_path, tiny_folder, caplog):
     from fader.training.vector import Recipe
 
@@ -249,7 +256,7 @@ def test_templates_that_only_append_are_taken():
     fits_the_template(tokenizer(NO_SYSTEM), [asked])
 
 
-@warnings_of_the_trainer
+@trains
 def test_openai_pairs_become_a_measured_vector(tmp_path, tiny_folder, monkeypatch):
     """Checked, trained, and measured per split with intervals and a picture, by three commands."""
     monkeypatch.chdir(tmp_path)
@@ -317,8 +324,7 @@ def test_what_eval_pairs_lacks_is_said(tmp_path, monkeypatch, words, said):
     assert said in done.stderr
 
 
-@warnings_of_the_trainer
-@pytest.mark.long
+@trains
 def test_the_five_commands_of_the_docs_run(tmp_path, tiny_folder, monkeypatch):
     """From 40 pairs in OpenAI's format to a measured vector, as the page says it."""
     page = (Path(__file__).parent.parent / "docs" / "vectors.md").read_text()

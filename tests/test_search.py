@@ -321,7 +321,9 @@ def test_a_search_takes_no_more_rows_than_it_announced(tiny_folder, moved, spec,
     ],
     ids=str,
 )
-@pytest.mark.parametrize("stop", [(), (" sea", "the s", "at")], ids=str)
+@pytest.mark.parametrize(
+    "stop", [(), pytest.param((" sea", "the s", "at"), marks=pytest.mark.long)], ids=str
+)
 def test_shortcuts_change_no_token_whatever_the_settings(tiny, more, stop):
     words = {
         "kind": "keywords",

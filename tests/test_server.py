@@ -25,6 +25,7 @@ def profiles(tmp_path, monkeypatch):
     """Profiles that bias towards different words, by name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fader.profiles.user_config_path", lambda name: tmp_path / "config")
+    monkeypatch.setattr("fader.profiles.SHIPPED", tmp_path / "shipped")
     for name in ("one", "two"):
         save_profile(name, told(name))
 
@@ -112,6 +113,15 @@ def test_the_seed_of_an_answer_gives_it_again(served):
 def test_an_answer_without_a_limit_fits_the_model(served):
     answer = served.chat("the sea " * 100, max_tokens=None, temperature=1, ignore_eos=True).json()
     assert answer["usage"]["total_tokens"] == 512
+
+
+def test_a_long_history_leaves_room_for_an_answer_without_a_limit(served):
+    choices = [{"chosen": f"the sea {n}", "rejected": "a mat"} for n in range(100)]
+    told = {"preferences": {"history": choices, "rendering": "tiers"}}
+    answer = served.chat("the sea", max_tokens=None, ignore_eos=True, alignment=told).json()
+    assert answer["usage"]["total_tokens"] == 512
+    assert answer["usage"]["completion_tokens"] >= 256
+    assert 90 < answer["usage"]["alignment"]["dropped_choices"] < 100
 
 
 def test_every_field_may_be_null(served):

@@ -11,9 +11,10 @@ from fader.server.keys import Keys
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A project of its own, without the user's profiles."""
+    """A project of its own, without the user's profiles and those that ship."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fader.profiles.user_config_path", lambda name: tmp_path / "config")
+    monkeypatch.setattr("fader.profiles.SHIPPED", tmp_path / "shipped")
     return tmp_path
 
 
@@ -82,7 +83,8 @@ def test_the_schema_and_the_vectors_are_told(served):
     rows = served.http.get("/v1/vectors").json()["data"]
     assert [row["id"] for row in rows] == list(range(len(rows)))
     (warm,) = (row for row in rows if row["name"] == "warm")
-    assert warm["card"]
+    assert "effect" in warm["card"]
+    assert "curve" not in warm["card"]
 
 
 @pytest.fixture

@@ -427,6 +427,7 @@ VALID = {"messages": SEA, "prompt": "the sea", "input": "the sea", "id": "x", "t
     path=st.sampled_from([path for method, path, _, _ in ENDPOINTS if method == "POST"]),
     fields=st.dictionaries(st.sampled_from(FIELDS), ANY, max_size=3),
 )
+@pytest.mark.long
 def test_whatever_is_sent_is_answered_or_refused(served, path, fields):
     """By hand, for many more: FADER_FUZZ_SERVER=10000."""
     body = {"max_tokens": 2, "max_output_tokens": 2, **VALID, **fields}

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import warnings_of_the_trainer
+from conftest import trains, warnings_of_the_trainer
 from test_cli import rows, run
 from transformers import AutoModelForCausalLM
 
@@ -200,7 +200,7 @@ SAYINGS = [
 ] * 2
 
 
-@warnings_of_the_trainer
+@trains
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -245,7 +245,7 @@ def test_from_pairs_to_a_served_vector(tmp_path, tiny_folder, recipe, capsys):
     assert all(torch.isfinite(up).all() for _, up in Vector.load(folder).factors.values())
 
 
-@warnings_of_the_trainer
+@trains
 def test_what_is_held_stays(tmp_path, tiny_folder):
     """The same lessons move an answer to another question less when it is held."""
     from fader.training.vector import Recipe, train_vector
@@ -277,7 +277,7 @@ def test_what_is_held_stays(tmp_path, tiny_folder):
     assert drifts[1] < drifts[0] / 2
 
 
-@warnings_of_the_trainer
+@trains
 def test_vectors_trained_side_by_side_are_vectors_of_their_own(tmp_path, tiny_folder):
     """Each moves its own question whatever the other's strength is; together they are what was
     trained."""
@@ -463,7 +463,7 @@ def test_laws_5_and_6_hold_for_starter_vectors(name, builtin, whole, tmp_path):
     )
 
 
-@warnings_of_the_trainer
+@trains
 def test_a_vector_goes_on_from_another(tmp_path, tiny_folder):
     from fader.training.vector import Recipe, train_vector, train_vectors
 
@@ -506,7 +506,7 @@ def test_a_vector_goes_on_from_another(tmp_path, tiny_folder):
             )
 
 
-@warnings_of_the_trainer
+@trains
 def test_the_domains_are_trained_in_stages(tmp_path, tiny_folder, monkeypatch):
     from fader.training.vector import Recipe
     from recipes import starter
@@ -541,7 +541,7 @@ def test_the_domains_are_trained_in_stages(tmp_path, tiny_folder, monkeypatch):
     ] != before  # other data, trained anew
 
 
-@warnings_of_the_trainer
+@trains
 def test_the_commands_train_and_say_what_was_measured(tmp_path, tiny_folder):
     read_pairs_of(SAYINGS, tmp_path)
     common = ["--model", str(tiny_folder), "--json"]
@@ -594,7 +594,7 @@ def test_what_is_measured_was_not_taught_and_is_found_without_comparing(tmp_path
     assert found["items"] is by_split["train"]
 
 
-@warnings_of_the_trainer
+@trains
 def test_train_personal_says_which_records_it_does_not_teach(tmp_path, tiny_folder):
     file = tmp_path / "liked.jsonl"
 
@@ -647,7 +647,7 @@ def test_what_train_cannot_do_is_said_before_training(
     assert (tmp_path / "both" / "tax").is_dir()
 
 
-@warnings_of_the_trainer
+@trains
 def test_a_model_without_a_padding_token_is_trained(tmp_path, tiny_folder):
     from fader.training.vector import Recipe, train_vector
 

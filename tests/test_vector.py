@@ -237,6 +237,10 @@ def test_a_saved_vector_replaces_vectors_alone(tmp_path):
     made.save(tmp_path / "v")
     vector("v", 2).save(tmp_path / "v")
     assert Vector.load(tmp_path / "v").digest == vector("v", 2).digest
+    (tmp_path / "v" / "model.safetensors").write_text("a model that an adapter lies beside")
+    with pytest.raises(ValueError, match=r"v holds model\.safetensors beside a vector"):
+        made.save(tmp_path / "v")
+    assert Vector.load(tmp_path / "v").digest == vector("v", 2).digest
 
 
 @pytest.mark.parametrize(
@@ -564,6 +568,9 @@ class TestRefusals:
         monkeypatch.setenv("FADER_VECTORS", str(folder.parent / "set"))
         assert available()["known"] == folder.parent / "set" / "known"
         assert find("known").name == "known"
+        shutil.copytree(folder, folder.parent / "set" / "not so")
+        with pytest.raises(ValueError, match=r"^vectors\.not so: no request can name it so; call"):
+            find("not so")
         assert not (folder / CARD).exists()
         assert tiny.generate("x", max_tokens=1, alignment={"vectors": {"known": 0.5}})
         with pytest.raises(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fader.answer import Chunk, Likelihood, Result
-from fader.backends import About
+from fader.backends import About, EngineName
 from fader.engine import builtin
 from fader.engine.loading import load
 from fader.engine.loop import Engine, Needs
@@ -31,7 +31,7 @@ from fader.methods.guidance import (
     told_to_base,
 )
 from fader.methods.objective import Objective, objective
-from fader.methods.prompt import prompt_ids, raw_ids
+from fader.methods.prompt import newest_that_fit, prompt_ids, raw_ids
 from fader.methods.search import rows, search
 from fader.methods.spans import ROOM, Spans
 from fader.methods.structured import masks
@@ -53,6 +53,8 @@ class Plan:
     task: Task
     objective: Objective | None = None
     """The objective of the request's search."""
+    dropped: int = 0
+    """Past choices that did not fit and are not told."""
 
     def needs(self, length: int, samples: int) -> dict[str, tuple[int, int]]:
         """Rows and positions on each backbone, for `samples` answers of `length` tokens."""
@@ -80,9 +82,10 @@ class Local:
 
     `model`: the built-in model's name, a folder, a GGUF file, a hub id, or a loaded `Backbone`.
     `models`: others by name, for guides. `vectors`: folders of vectors by name, beside those found
-    in the usual places. `share_prompts`: whether requests that begin with the same tokens, under
-    the same vectors, read them once. `resources`: what rewards may use, by name. `max_waiting`: how
-    many requests may wait for memory before others are refused with `Busy`.
+    in the usual places. `engine`: what reads them, "torch" or "llama.cpp". `share_prompts`: whether
+    requests that begin with the same tokens, under the same vectors, read them once. `resources`:
+    what rewards may use, by name. `max_waiting`: how many requests may wait for memory before
+    others are refused with `Busy`.
     """
 
     def __init__(
@@ -97,10 +100,11 @@ class Local:
         share_prompts: bool = True,
         resources: Resources = NOTHING,
         max_waiting: int | None = None,
+        engine: EngineName = "torch",
     ) -> None:
         _refuse_no_model(model, "model")
         self.model = model if isinstance(model, str) else model.name
-        self._load = partial(load, device=device, dtype=dtype, kv_bytes=kv_bytes)
+        self._load = partial(loader(engine), device=device, dtype=dtype, kv_bytes=kv_bytes)
         self.engine = Engine({}, token_budget, max_waiting=max_waiting, share_prompts=share_prompts)
         for name, source in [(self.model, model), *(models or {}).items()]:
             self.add_model(name, source)
@@ -322,7 +326,8 @@ class Local:
                 alignment.search.rewards, resolve, self.resources, question, begun, place
             )
         faults.raise_any()
-        plan = Plan(request, guided, backbone, _task(request, base, backbone), aim)
+        task = _task(request, base, backbone)
+        plan = Plan(request, guided, backbone, task, aim, resolve.dropped)
         if writes:
             self._needs(plan)
         return plan
@@ -353,6 +358,15 @@ class Local:
         return mixture(found)
 
 
+def loader(engine: EngineName) -> Callable[..., Backbone]:
+    """What loads a model for that engine. Raises ValueError for one that is not there."""
+    if engine == "torch":
+        return load
+    if engine == "llama.cpp":
+        raise ValueError("engine: llama.cpp is not installed: pip install 'fader[llama]'")
+    raise ValueError(f"engine: {engine!r} is not known; give torch, llama.cpp or vllm")
+
+
 class _Resolver:
     """Turns what a request says of a policy into one (see `guidance.Resolve`); equal ones are made
     once."""
@@ -366,6 +380,8 @@ class _Resolver:
     ) -> None:
         self._local, self._request, self._backbone, self._own = local, request, backbone, own
         self._made: dict[tuple[Any, ...], Policy] = {}
+        self.dropped = 0
+        """Past choices that a policy had no room for, at most."""
 
     @property
     def base(self) -> Policy:
@@ -428,6 +444,20 @@ class _Resolver:
         return found
 
     def _read(self, preferences: Sequence[Preferences], reader: Backbone) -> tuple[int, ...]:
+        """The token ids of the conversation under these preferences, of whose histories the oldest
+        choices are left out where all of them leave no room for the answer."""
+        sampling, wanted = self._request.sampling, self._request.alignment.search
+        samples = sampling.n * (rows(wanted) if wanted else 1)
+
+        def fits(told: Sequence[Preferences]) -> bool:
+            length = len(self._ids(told, reader)) + sampling.max_tokens
+            return self._local.engine.fits({reader.name: (samples, length)})
+
+        told, dropped = newest_that_fit(preferences, fits)
+        self.dropped = max(self.dropped, dropped)
+        return self._ids(told, reader)
+
+    def _ids(self, preferences: Sequence[Preferences], reader: Backbone) -> tuple[int, ...]:
         """The token ids of the conversation under these preferences."""
         request, mine = self._request, self._backbone
         raw, begun = request.raw, request.prefill
@@ -537,7 +567,8 @@ def _result(plan: Plan) -> Program:
         programs = [search(wanted, plan.guided, root, plan.task, aim, index) for index in samples]
     answers = yield from together(programs)
     usage = yield UsageSoFar()
-    return Result(tuple(answers), usage, len(plan.guided.base.prompt), request.alignment)
+    prompt = len(plan.guided.base.prompt)
+    return Result(tuple(answers), usage, prompt, request.alignment, plan.dropped)
 
 
 def _likelihoods(plan: Plan, written: Sequence[list[int]], size: int) -> Program:
@@ -546,9 +577,8 @@ def _likelihoods(plan: Plan, written: Sequence[list[int]], size: int) -> Program
     def report(root: Prefix, ids: list[int]) -> Program:
         logits = yield from sequence_scores(plan.guided, root.then(*ids), len(ids))
         alternatives = plan.request.sampling.logprobs or 0
-        return Likelihood.of(
-            token_logprobs(plan.guided, logits, ids, alternatives, plan.backbone.decode)
-        )
+        details = token_logprobs(plan.guided, logits, ids, alternatives, plan.backbone.decode)
+        return Likelihood.of(details, plan.dropped)
 
     root = Prefix()
     if len(written) > 1:  # the prompt is read once, for all of them

@@ -1,5 +1,4 @@
-"""Commands that answer: generate, score, chat; and what can be asked for: models, profiles,
-schema."""
+"""Commands that answer: generate, score, chat; and what can be asked for: models, schema."""
 
 from __future__ import annotations
 
@@ -15,13 +14,15 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from fader import Fader, Result, __version__
-from fader.backends.local import Local
+from fader import Fader, Likelihood, Result, __version__
+from fader.backends import Backend, EngineName
 from fader.cli.show import (
     Align,
     AsJson,
+    Engine,
     Input,
     Model,
+    RunBy,
     commands,
     needing,
     print_json,
@@ -32,7 +33,7 @@ from fader.cli.show import (
 from fader.engine import builtin
 from fader.files import stamp
 from fader.given import Places, resolve
-from fader.profiles import load_alignment, profile_folders, profiles
+from fader.profiles import load_alignment
 from fader.request import Alignment, Lookahead, Sampling, json_schema, named
 from fader.schema import Faults, within
 from fader.shards import Output, one_by_one, shards
@@ -61,6 +62,16 @@ Stop = Annotated[
 ]
 
 
+def _say_dropped(found: Result | Likelihood) -> None:
+    """Say on standard error what of a history was not told."""
+    if found.dropped_choices:
+        typer.echo(
+            f"alignment.preferences.history: the oldest {found.dropped_choices} choices do not fit"
+            " and are left out",
+            err=True,
+        )
+
+
 def _sampling(context: typer.Context) -> dict[str, Any]:
     """A command's options that are fields of the sampling; None for those left out."""
     given = {name: context.params[name] for name in Sampling.model_fields if name in context.params}
@@ -79,6 +90,7 @@ def generate(
     input: Input = None,
     align: Align = None,
     model: Model = builtin.NAME,
+    engine: RunBy = Engine.TORCH,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -120,7 +132,7 @@ def generate(
     if out is not None or ray:
         if prompts or input in (None, "-"):
             raise ValueError("--out, --ray: answer the lines of a file; give --input FILE")
-        _into_file(input, out, model, workers if ray else None, fields)
+        _into_file(input, out, model, engine.value, workers if ray else None, fields)
         return
     asked: list[Any] = [*(prompts or []), *(row for _, row in rows(input))]
     if not asked:
@@ -131,7 +143,12 @@ def generate(
     places = Places()
     places.models.taken.add(model)
     requests = resolve(asked, places, **fields)
-    with Fader(model, models=places.models.places, vectors=places.vectors.places) as fader:
+    with Fader(
+        model,
+        models=places.models.places,
+        vectors=places.vectors.places,
+        engine=engine.value,
+    ) as fader:
         if as_json or len(requests) > 1 or requests[0].sampling.n > 1:
             with Progress(
                 *Progress.get_default_columns(), console=Console(stderr=True), transient=True
@@ -139,6 +156,7 @@ def generate(
                 task = progress.add_task("answers", total=len(requests))
 
                 def show(result: Result) -> None:
+                    _say_dropped(result)
                     if as_json:
                         print_json(result.as_dict())
                     else:
@@ -149,14 +167,19 @@ def generate(
 
                 fader.batch(requests, show)
             return
-        for chunk in fader.stream(requests[0]):
+        for chunk in fader.stream(requests[0], _say_dropped):
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
         sys.stdout.write("\n")
 
 
 def _into_file(
-    source: str, out: Path | None, model: str, workers: int | None, fields: dict[str, Any]
+    source: str,
+    out: Path | None,
+    model: str,
+    by: EngineName,
+    workers: int | None,
+    fields: dict[str, Any],
 ) -> None:
     """Answer the lines of a file into another one, shard by shard; by `workers` on Ray, or here."""
     if workers is not None:
@@ -181,7 +204,7 @@ def _into_file(
         **used,
     }
     depends = {name: [str(one), stamp(Path(one))] for name, one in given.items()}
-    make = partial(Local, model, places.models.places, places.vectors.places)
+    make = partial(_backend, model, places.models.places, places.vectors.places, by)
     answering = one_by_one(make) if workers is None else spread(make, workers)
     with (
         output.held(),
@@ -190,16 +213,27 @@ def _into_file(
         ) as progress,
     ):
         task = progress.add_task("answers", total=len(asked))
-        found = list(shards(asked, {"fader": __version__, **depends}))
+        found = list(shards(asked, {"fader": __version__, "engine": by, **depends}))
         output.write(found, answering, lambda lines: progress.advance(task, lines))
     screen.print(f"{len(asked)} answers: {output.file}")
+
+
+def _backend(
+    model: str, models: dict[str, Path], vectors: dict[str, Path], by: EngineName
+) -> Backend:
+    """What answers, in a process of its own or in this one."""
+    return Fader(model, models=models, vectors=vectors, engine=by).backend
 
 
 @app.command(
     epilog='Example: `echo \'{"prompt": "2+2?", "answer": "4"}\' | fader score --input - --json`'
 )
 def score(
-    input: Input = "-", align: Align = None, model: Model = builtin.NAME, as_json: AsJson = False
+    input: Input = "-",
+    align: Align = None,
+    model: Model = builtin.NAME,
+    engine: RunBy = Engine.TORCH,
+    as_json: AsJson = False,
 ) -> None:
     """How likely given answers are under the aligned policy. Lines: `{"prompt" or "messages",
     "answer", "alignment"?}`."""
@@ -211,8 +245,9 @@ def score(
         pairs.append(({key: value for key, value in row.items() if key != "answer"}, row["answer"]))
     if not pairs:
         raise ValueError(f"--input: {input} has no lines")
-    with Fader(model) as fader:
+    with Fader(model, engine=engine.value) as fader:
         for found in fader.score_batch(pairs, **fields):
+            _say_dropped(found)
             (
                 print_json(found.as_dict())
                 if as_json
@@ -233,6 +268,7 @@ def chat(
     context: typer.Context,
     align: Align = None,
     model: Model = builtin.NAME,
+    engine: RunBy = Engine.TORCH,
     max_tokens: MaxTokens = 512,
     temperature: Annotated[
         float | None,
@@ -249,7 +285,7 @@ def chat(
     sampling = _sampling(context)
     alignment = load_alignment(align if align is not None else {})
     messages: list[dict[str, str]] = []
-    with Fader(model) as fader:
+    with Fader(model, engine=engine.value) as fader:
         while (text := _ask()) and text != "/quit":
             try:
                 if text.startswith("/"):
@@ -301,7 +337,7 @@ def _turn(
     if len(turns) < whole:
         screen.print(f"(the first {whole - len(turns)} turns no longer fit and are left out)")
     said = ""
-    for chunk in fader.stream(turns, **fields):
+    for chunk in fader.stream(turns, _say_dropped, **fields):
         said += chunk.text
         sys.stdout.write(chunk.text)
         sys.stdout.flush()
@@ -335,37 +371,6 @@ def models(
     show("Models", [row], as_json)
 
 
-@app.command(
-    "profiles",
-    epilog=(
-        "Example: put `pirate.yaml` with `guides: [{kind: contrast, principle: Answer like a"
-        " pirate.}]` into `.fader/profiles`"
-    ),
-)
-def list_profiles(as_json: AsJson = False) -> None:
-    """The named alignments in the project's and the user's profile folders."""
-    found = []
-    for name, file in profiles().items():
-        try:
-            found.append(
-                {
-                    "name": name,
-                    "file": str(file),
-                    "alignment": (
-                        load_alignment(name).model_dump(mode="json", exclude_defaults=True)
-                    ),
-                }
-            )
-        except ValueError as error:
-            found.append({"name": name, "file": str(file), "error": str(error)})
-    show(
-        "Profiles",
-        found,
-        as_json,
-        f"No profiles yet; put YAML files into {' or '.join(map(str, profile_folders()))}",
-    )
-
-
 @app.command(epilog="Example: `fader schema > request.schema.json`")
 def schema() -> None:
     """The JSON Schema of a request."""
@@ -379,7 +384,7 @@ def bench(
         typer.Argument(
             help=(
                 "A script under benchmarks/: decode, guide, pad, vectors, knob, prompts, shape,"
-                " deal."
+                " deal, vllm."
             )
         ),
     ],

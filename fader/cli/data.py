@@ -21,7 +21,7 @@ from fader.cli.show import (
     screen,
     table,
 )
-from fader.data.preferences import is_judged
+from fader.data.preferences import is_judged, lists_families
 from fader.data.preferences import row_of as judged_row
 from fader.data.rated import Attribute, Gap, read_rated
 from fader.data.records import read
@@ -44,8 +44,9 @@ def check_command(
         typer.Argument(
             help=(
                 "Level data (query, avoidance, generic, expert), preference records (preference,"
-                " family, pole and a pair) or pairs in any common form: JSONL, JSON, CSV, parquet,"
-                " a folder, or a data set's hub id."
+                " family, pole and a pair), a list of families (family, poles, wordings; their"
+                " pairs beside it), or pairs in any common form: JSONL, JSON, CSV, parquet, a"
+                " folder, or a data set's hub id."
             )
         ),
     ],
@@ -61,7 +62,7 @@ def check_command(
         from fader.data.check_preferences import RULES as PREFERENCE_RULES
         from fader.data.check_preferences import check_preferences
 
-    if is_judged(file):
+    if is_judged(file) or lists_families(file):
         if rating is not None or skip_bad:
             raise ValueError(
                 f"--rating, --skip-bad: {file} holds preference records, which have a chosen answer"

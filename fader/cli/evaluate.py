@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -27,10 +27,11 @@ from fader.endpoint import Endpoint
 from fader.engine import builtin
 from fader.engine.backbone import quick_dtype
 from fader.fader import Fader
+from fader.files import repeated
 from fader.profiles import profile_file, save_profile
 from fader.request import Alignment
 from fader.starter.shipped import DOMAINS, STYLES, starter_levels
-from fader.vectors.store import available, open_vector
+from fader.vectors.store import NAME, available, open_vector
 
 PERSONAL = frozenset(
     (
@@ -41,13 +42,29 @@ PERSONAL = frozenset(
     )
 )
 """The tasks of a personalised model, which are measured by themselves or with each other."""
+TIERS = frozenset(("flip", "control", "conflict", "implicit", "persona", "steer", "meta-ability"))
+"""The tasks of preferences in tiers, likewise."""
+READ_BY: Mapping[str, frozenset[str]] = {
+    "rating": frozenset({"pairs"}),
+    "skip_bad": frozenset({"pairs"}),
+    "judge": frozenset({"generation", "judges", "steer"}) | PERSONAL,
+    "one_stage": TIERS,
+    "rendering": TIERS,
+}
+"""Options that only these tasks read."""
+NOT_READ_BY: Mapping[str, frozenset[str]] = {
+    "domain": frozenset({"pairs", "judges"}) | PERSONAL | TIERS,
+    "split": frozenset({"pairs", "judges"}),
+}
+"""Options that these tasks, which are measured by themselves, do not read."""
 Moved = Annotated[
     list[str] | None,
     typer.Option(
         "--vector",
         help=(
             "DOMAIN=NAME: another vector for a domain. Repeatable. For pairs: its name alone, as"
-            " for personalized and its like (left out: personal)."
+            " for personalized and its like (left out: personal), and for flip and its like"
+            " (left out: meta)."
         ),
     ),
 ]
@@ -57,8 +74,9 @@ Levels = Annotated[
         "--data",
         help=(
             "DOMAIN=FILE: another level file for a domain; without a dev split, the shipped one"
-            " serves. Repeatable. For pairs: FILE alone, in any common form. For judges and"
-            " personalized: a folder of public data; left out: the one that FADER_DATA names."
+            " serves. Repeatable. For pairs: FILE alone, in any common form. For judges,"
+            " personalized, steer and persona: a folder of public data; left out: the one that"
+            " FADER_DATA names."
         ),
     ),
 ]
@@ -71,8 +89,9 @@ Ledgered = Annotated[
 ]
 Limited = Annotated[
     int | None,
-    typer.Option("--limit", help="At most this many items of each kind; for a quick look."),
+    typer.Option("--limit", min=1, help="At most this many items of each kind; for a quick look."),
 ]
+Seed = Annotated[int, typer.Option(min=0, help="Another seed, other draws.")]
 Dtype = Annotated[
     str | None,
     typer.Option(help="float32 or bfloat16; left out: the one this machine computes faster."),
@@ -80,6 +99,7 @@ Dtype = Annotated[
 
 
 def evaluate(
+    context: typer.Context,
     tasks: Annotated[
         list[str],
         typer.Argument(
@@ -88,7 +108,9 @@ def evaluate(
                 "levels, curve, prompting, generation, spillover, fluency, ability, styles; or,"
                 " by themselves: pairs, of your own data; judges, how right the judges of"
                 " helpful, harmless and humorous are; personalized, personalized-baselines,"
-                " personalized-sweep, personalized-economies, of a personalised reward model."
+                " personalized-sweep, personalized-economies, of a personalised reward model; flip,"
+                " control, conflict, implicit, persona, steer, meta-ability, of preferences in"
+                " tiers."
             ),
         ),
     ],
@@ -100,6 +122,22 @@ def evaluate(
         typer.Option(help="Domains to measure; left out: medical, legal, financial. Repeatable."),
     ] = None,
     vector: Moved = None,
+    one_stage: Annotated[
+        str | None,
+        typer.Option(
+            "--one-stage",
+            help="For flip and its like: the vector's first stage, which then has rows of its own.",
+        ),
+    ] = None,
+    rendering: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "For flip and its like: `meta` tells the rule for conflicts, `tiers` leaves it out;"
+                " left out: meta."
+            )
+        ),
+    ] = None,
     data: Levels = None,
     out: Ledgered = "runs/eval.jsonl",
     report: Annotated[
@@ -121,7 +159,7 @@ def evaluate(
     judge_retries: Annotated[
         int, typer.Option(help="Further tries of a request that fails on the way.")
     ] = 5,
-    seed: int = 0,
+    seed: Seed = 0,
     model: Model = builtin.NAME,
     dtype: Dtype = None,
     as_json: AsJson = False,
@@ -137,15 +175,21 @@ def evaluate(
     for task in tasks:
         if task not in TASKS:
             raise ValueError(f"TASK: no task {task!r}; known: {', '.join(TASKS)}")
-    for task in ("pairs", "judges", *PERSONAL):
-        if task in tasks and len(tasks) > 1 and not {*tasks} <= PERSONAL:
+    for task in ("pairs", "judges", *PERSONAL, *TIERS):
+        alike = {*tasks} <= PERSONAL or {*tasks} <= TIERS
+        if task in tasks and len(tasks) > 1 and not alike:
             raise ValueError(f"TASK: {task} is measured by itself (got {' '.join(tasks)})")
+    if data and tasks and {*tasks} <= TIERS - {"persona", "steer"}:
+        raise ValueError(f"--data: is for persona and steer (got {' '.join(tasks)})")
+    _refuse_unread(context, tasks)
     if tasks == ["pairs"]:
         chosen = _of_pairs(vector, data, rating, skip_bad)
     elif tasks == ["judges"]:
         chosen = _of_judges(vector, data)
     elif {*tasks} <= PERSONAL:
         chosen = _of_personal(vector, data)
+    elif {*tasks} <= TIERS:
+        chosen = _of_tiers(vector, one_stage, rendering, data)
     else:
         chosen = _chosen(domain or DOMAINS, vector, data)
     at = re.fullmatch(r"(https?://[^#]+)#(.+)", judge or "")
@@ -163,10 +207,11 @@ def evaluate(
         )
     with Fader(model, dtype=dtype or quick_dtype()) as fader:
         styles = [name for name in STYLES if name in available()]
-        if "personal" in chosen:  # a name, or a folder, which is called by its last part
-            moved = open_vector(chosen["personal"])
-            chosen["personal"] = Path(moved.name).name
-            fader.add_vector(moved, chosen["personal"])
+        for role in ("personal", "meta", "one_stage"):
+            if role in chosen:  # a name, or a folder, which is called by its last part
+                moved = open_vector(chosen[role])
+                chosen[role] = Path(moved.name).name
+                fader.add_vector(moved, chosen[role])
         suite = Suite(
             ResultCache(fader, Path(out)),
             **chosen,
@@ -211,7 +256,7 @@ def tune(
     data: Levels = None,
     out: Ledgered = "runs/eval.jsonl",
     limit: Limited = None,
-    seed: int = 0,
+    seed: Seed = 0,
     model: Model = builtin.NAME,
     dtype: Dtype = None,
     as_json: AsJson = False,
@@ -224,12 +269,14 @@ def tune(
         from fader.evaluation.tune import consequences
         from fader.evaluation.tune import tune as search
     pairs = [named_value(text, "DOMAIN=LEVEL") for text in want.split(",")]
-    wanted = dict(pairs)
-    if len(wanted) < len(pairs):
+    if repeated(name for name, _ in pairs) is not None:
         raise ValueError(f"WANT: names a domain twice (got {want!r})")
+    wanted = dict(pairs)
     chosen = _chosen(list(dict.fromkeys([*wanted, *DOMAINS])), vector, data)
     if profile is not None:
-        profile_file(profile)  # its name is checked before anything is measured
+        place = profile_file(profile)  # before anything is measured
+        if place.exists():
+            raise ValueError(f"--profile: {place} is there already; choose another, or remove it")
     for domain, level in wanted.items():
         if level not in LEVELS:
             raise ValueError(f"WANT: {domain} must be one of {', '.join(LEVELS)} (got {level!r})")
@@ -251,12 +298,33 @@ def tune(
     screen.print({key: value for key, value in row.items() if key != "figures"})
 
 
+def _refuse_unread(context: typer.Context, tasks: Sequence[str]) -> None:
+    """Raises ValueError for an option that was given and that none of the tasks reads."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    for name in given:
+        option = f"--{name.replace('_', '-')}"
+        if (name in READ_BY and not READ_BY[name] & {*tasks}) or (
+            name in NOT_READ_BY and NOT_READ_BY[name] & {*tasks}
+        ):
+            raise ValueError(f"{option}: {', '.join(tasks)} does not read it; leave it out")
+        if name in ("judge_timeout", "judge_retries") and "judge" not in given:
+            raise ValueError(f"{option}: there is no --judge; give one, or leave it out")
+
+
 def _chosen(
     domains: Sequence[str], vector: Sequence[str] | None, data: Sequence[str] | None
 ) -> dict[str, Any]:
     """The level data and vectors of a suite, as the options say."""
-    files = dict(named_value(text, "--data DOMAIN=FILE") for text in data or ())
-    moved = dict(named_value(text, "--vector DOMAIN=NAME") for text in vector or ())
+    for name in domains:
+        if not re.fullmatch(
+            NAME, name
+        ):  # cases of metrics are made of domains, as in a=expert,b=generic
+            raise ValueError(
+                f"domain: {name!r} must be letters, digits, points, hyphens and underscores"
+            )
+    files = _by_domain("--data DOMAIN=FILE", data)
+    moved = _by_domain("--vector DOMAIN=NAME", vector)
     for option, given in (("--data", files), ("--vector", moved)):
         if unknown := [name for name in given if name not in domains]:
             raise ValueError(
@@ -267,6 +335,14 @@ def _chosen(
         "levels": {name: _items(name, files.get(name)) for name in domains},
         "vectors": {name: moved.get(name, name) for name in domains},
     }
+
+
+def _by_domain(form: str, given: Sequence[str] | None) -> dict[str, str]:
+    """What an option says of each domain. Raises ValueError for one that is named twice."""
+    found = [named_value(text, form) for text in given or ()]
+    if (twice := repeated(name for name, _ in found)) is not None:
+        raise ValueError(f"{form}: names {twice!r} twice; keep one of the two")
+    return dict(found)
 
 
 def _of_pairs(
@@ -298,6 +374,32 @@ def _of_personal(vector: Sequence[str] | None, data: Sequence[str] | None) -> di
         )
     named = {"personal": vector[0]} if vector else {}
     return {"public": Path(data[0]) if data else None, "levels": {}, "vectors": {}, **named}
+
+
+def _of_tiers(
+    vector: Sequence[str] | None,
+    one_stage: str | None,
+    rendering: str | None,
+    data: Sequence[str] | None,
+) -> dict[str, Any]:
+    """The vectors of the model that obeys preferences in tiers, how they are told, and the folder
+    of public data."""
+    if len(vector or ()) > 1 or len(data or ()) > 1:
+        raise ValueError(
+            "flip: takes one vector and one folder, as in `fader eval flip --vector mine`"
+        )
+    if rendering not in (None, "meta", "tiers"):
+        raise ValueError(f"--rendering: must be meta or tiers (got {rendering!r})")
+    first, last = (Path(source).name for source in (one_stage or "", *(vector or ["meta"])))
+    if first == last:
+        raise ValueError(f"--one-stage: is called as the vector is (got {first}); rename one")
+    named = {
+        "meta": vector[0] if vector else None,
+        "one_stage": one_stage,
+        "rendering": rendering,
+        "public": Path(data[0]) if data else None,
+    }
+    return {"levels": {}, "vectors": {}, **{role: one for role, one in named.items() if one}}
 
 
 def _of_judges(vector: Sequence[str] | None, data: Sequence[str] | None) -> dict[str, Any]:

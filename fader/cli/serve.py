@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from fader.backends import Backend
-from fader.backends.local import Local
-from fader.cli.show import AsJson, Model, commands, needing, screen, show
+from fader.backends import Backend, EngineName
+from fader.backends.local import Local, loader
+from fader.backends.vllm import VLLM
+from fader.cli.show import AsJson, Engine, Model, RunBy, commands, needing, screen, show
 from fader.engine import builtin
-from fader.engine.loading import load
 from fader.given import is_model
 from fader.profiles import load_alignment
 
@@ -26,6 +26,7 @@ Name = Annotated[str, typer.Argument(help="Whose key it is.")]
 
 def serve(
     model: Model = builtin.NAME,
+    engine: RunBy = Engine.TORCH,
     host: Annotated[
         str, typer.Option(help="Address to listen at. One that others can reach needs API keys.")
     ] = "127.0.0.1",
@@ -93,7 +94,7 @@ def serve(
     default = load_alignment(align if align is not None else {})
     limits = Limits(seconds=seconds, waiting=waiting, per_key=per_key, rows=rows)
     called = name or (Path(model).stem if is_model(Path(model)) else model)
-    make = partial(_local, model, called, limits.waiting, share_prompts)
+    make = partial(_backend, model, called, limits.waiting, share_prompts, engine.value)
     backend: Backend
     if replicas is None:
         backend = make()
@@ -106,15 +107,17 @@ def serve(
             takes = {"num_cpus": replica_cpus or 1, "num_gpus": replica_gpus or 0}
         backend = Replicas(make, least, most, limits.waiting, takes)
     try:
-        screen.print(f"{called} at http://{host}:{port}/v1", style="bold")
+        screen.print(f"{called} at http://{host}:{port}/v1; its page: http://{host}:{port}/")
         run(backend, host, port, known, default, limits, allow_host or (), allow_origin or ())
     finally:
         backend.close()
 
 
-def _local(model: str, called: str, waiting: int, share_prompts: bool) -> Backend:
+def _backend(model: str, called: str, waiting: int, share_prompts: bool, by: EngineName) -> Backend:
     """The backend of one process."""
-    backbone = load(model)
+    if by == "vllm":
+        return VLLM(model, name=called, max_waiting=waiting, share_prompts=share_prompts)
+    backbone = loader(by)(model)
     backbone.name = called
     return Local(backbone, max_waiting=waiting, share_prompts=share_prompts)
 

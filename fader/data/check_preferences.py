@@ -9,7 +9,17 @@ from pathlib import Path
 
 from fader.data.check import Fault, Finding, Seen, check_language, language_faults
 from fader.data.nearness import near_or_far, nearness
-from fader.data.preferences import Judged, apart, families_of, flips_of, numbered, unflipped
+from fader.data.preferences import (
+    Family,
+    Judged,
+    apart,
+    families_of,
+    flips_of,
+    lists_families,
+    numbered,
+    numbered_families,
+    unflipped,
+)
 from fader.data.splits import NAMES
 
 RULES = {
@@ -62,10 +72,20 @@ class PreferenceReport:
 
 
 def check_preferences(file: Path | str, language: str = "en") -> PreferenceReport:
-    """Check preference records by the rules. Raises ValueError for a record that cannot be read and
-    for a language that is not known, OSError for a file that cannot be read."""
+    """Check preference records by the rules, or the pairs of the families that a file lists, whose
+    shared sources lie in the folder above it; a finding then names its family's line.
+
+    Raises ValueError for a record that cannot be read and for a language that is not known, OSError
+    for a file that cannot be read.
+    """
     check_language(language)
-    places = numbered(file)
+    if lists_families(file):
+        listed = numbered_families(Path(file), Path(file).parent.parent)
+        places = [(line, judged) for line, family in listed for judged in family.records()]
+        families = [family for _, family in listed]
+    else:
+        places = numbered(file)
+        families = families_of(judged for _, judged in places)
     lines: dict[Judged, int] = {}
     for line, judged in places:
         lines.setdefault(judged, line)
@@ -83,7 +103,7 @@ def check_preferences(file: Path | str, language: str = "en") -> PreferenceRepor
     return PreferenceReport(
         len(records),
         tuple(sorted(findings, key=lambda finding: finding.line)),
-        _families(records, leaks),
+        _families(records, families, leaks),
     )
 
 
@@ -136,11 +156,12 @@ def _pole_findings(records: Sequence[Judged], lines: dict[Judged, int]) -> list[
 
 
 def _families(
-    records: Sequence[Judged], leaks: Sequence[tuple[Judged, ...]]
+    records: Sequence[Judged], families: Sequence[Family], leaks: Sequence[tuple[Judged, ...]]
 ) -> tuple[FamilyReport, ...]:
-    whole = families_of(records)
-    taught = [one for one in whole if not one.held_out and len(one.pairs) > 1]
-    held_out = [one for one in whole if one.held_out]
+    """`families`: those of the records that have two poles."""
+    taught = [one for one in families if not one.held_out and len(one.pairs) > 1]
+    held_out = [one for one in families if one.held_out]
+    untaught = {one.name for one in held_out}
     near = nearness([*taught, *held_out]) if taught and held_out else {}
     named: dict[str, list[Judged]] = {}
     for judged in records:
@@ -148,7 +169,9 @@ def _families(
     found = []
     for name, group in named.items():
         splits = Counter(judged.split for judged in group)
-        in_training = {text for one in group if one.split == "train" for text in one.wordings}
+        kept = name in untaught or not splits["train"]
+        taught_here = [] if kept else [one for one in group if one.split == "train"]
+        in_training = {text for one in taught_here for text in one.wordings}
         every = {text for one in group for text in one.wordings}
         value, nearest = near.get(name, (None, ""))
         found.append(
@@ -160,7 +183,7 @@ def _families(
                 {split: splits[split] for split in NAMES},
                 len(unflipped(group)),
                 sum(any(judged.family == name for judged in flip) for flip in leaks),
-                not splits["train"],
+                kept,
                 value,
                 nearest,
             )

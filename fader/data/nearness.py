@@ -31,7 +31,7 @@ def nearness(families: Sequence[Family], seed: int = 0) -> dict[str, tuple[float
     held_out = [family for family in families if family.held_out]
     found: dict[str, tuple[float, str]] = {family.name: (0.0, "") for family in held_out}
     for seen in families:
-        if not seen.held_out:
+        if held_out and not seen.held_out:
             for name, value in _signed(seen, held_out, seed).items():
                 found[name] = max(found[name], (abs(value), seen.name))
     return found

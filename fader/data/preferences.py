@@ -9,6 +9,7 @@ first answer, its opposite the second. So nothing but the preference says which 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fader.data import sources, splits
-from fader.data.conversations import NoPreference
-from fader.data.records import Pair, pair_of, read
-from fader.schema import at, whole_characters
+from fader.data.conversations import NoPreference, refuse_misspelt, unknown
+from fader.data.records import LevelItem, Pair, pair_of, read
+from fader.schema import at, short, whole_characters
 
 FIELDS = ("preference", "family", "pole", "source")
 """What a record has beside the fields of a pair."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,29 @@ def read_judged(source: Path | str) -> list[Judged]:
 
 
 def numbered(source: Path | str) -> list[tuple[int, Judged]]:
-    """The records of a file, each with its line, or its number from 1. Raises as `read_judged`."""
-    found = [(row.place, _judged(row)) for row in sources.rows(source)]
+    """The records of a file, each with its line, or its number from 1. Columns that nothing is
+    taken from are named once, in a warning. Raises as `read_judged`."""
+    found: list[tuple[int, Judged]] = []
+    ignored: dict[str, None] = {}
+    for row in sources.rows(source):
+        found.append((row.place, _judged(row)))
+        ignored |= dict.fromkeys(unknown(_pair_fields(row)))
     if not found:
         raise ValueError(f"{source}: no records")
+    if ignored:
+        log.warning("%s: columns that are ignored: %s", source, ", ".join(ignored))
     return found
 
 
 def is_judged(source: Path | str) -> bool:
     """Whether the first sound record of a file says a preference."""
     return next(("preference" in row.fields for row in sources.rows(source) if row.fields), False)
+
+
+def lists_families(source: Path | str) -> bool:
+    """Whether the first sound record of a file describes a family, as `read_families` reads it."""
+    fields = next((row.fields for row in sources.rows(source) if row.fields), {})
+    return {"family", "poles", "wordings"} <= fields.keys()
 
 
 def row_of(judged: Judged) -> dict[str, Any]:
@@ -122,7 +137,12 @@ def read_families(file: Path, folder: Path) -> list[Family]:
 
     Raises ValueError naming the file, the line and the field that is wrong.
     """
-    return [_family(row, file.parent, folder) for row in sources.rows(file)]
+    return [family for _, family in numbered_families(file, folder)]
+
+
+def numbered_families(file: Path, folder: Path) -> list[tuple[int, Family]]:
+    """`read_families`, each with its line. Raises as it does."""
+    return [(row.place, _family(row, file.parent, folder)) for row in sources.rows(file)]
 
 
 def flips_of(records: Iterable[Judged]) -> list[tuple[Judged, ...]]:
@@ -226,17 +246,21 @@ def _pieces(text: str, size: int) -> set[str]:
 
 def _judged(row: sources.Row) -> Judged:
     fields = row.sound
+    refuse_misspelt(fields, row.where, FIELDS)
     wordings = _texts(fields.get("preference"), f"{row.where}: preference")
     about = {name: fields.get(name) or "" for name in FIELDS[1:]}
     for name, value in about.items():
         if not isinstance(value, str):
             raise ValueError(f"{row.where}: {name} must be a text (got {value!r})")
-    rest = {name: value for name, value in fields.items() if name not in FIELDS}
     try:
-        pair = pair_of(rest, row.where)
+        pair = pair_of(_pair_fields(row), row.where)
     except NoPreference as why:
         raise ValueError(f"{row.where}: {why}; take the record out") from None
     return Judged(pair, wordings, **about)
+
+
+def _pair_fields(row: sources.Row) -> dict[str, Any]:
+    return {name: value for name, value in row.sound.items() if name not in FIELDS}
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:
@@ -255,24 +279,34 @@ def _is_text(value: Any) -> bool:
 
 def _family(row: sources.Row, beside: Path, folder: Path) -> Family:
     fields = row.sound
-    name = str(fields["family"])
+    name = fields.get("family")
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"{row.where}: family must be a text (got {name!r})")
 
     def both(field: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        first, second = (
-            _texts(fields[field][pole], f"{row.where}: {field}.{pole}") for pole in "ab"
-        )
+        value = fields.get(field)
+        if not isinstance(value, Mapping) or value.keys() != {"a", "b"}:
+            raise ValueError(
+                f"{row.where}: {field} must be an object with `a` and `b`, one for each pole"
+                f" (got {short(value)})"
+            )
+        first, second = (_texts(value[pole], f"{row.where}: {field}.{pole}") for pole in "ab")
         return first, second
 
+    (first, *_), (second, *_) = both("poles")
     wordings = both("wordings")
     shared = fields.get("source")
-    pairs = _shared(folder, shared, name) if shared else _own(beside / f"{name}.jsonl")
+    if shared:
+        pairs = _shared(folder, _texts(shared, f"{row.where}: source"), name, row.where)
+    else:
+        pairs = _own(beside / f"{name}.jsonl")
     return Family(
         name,
-        (fields["poles"]["a"], fields["poles"]["b"]),
+        (first, second),
         wordings,
         both("unseen") if "unseen" in fields else wordings,
         tuple(pairs),
-        bool(fields["held_out"]),
+        bool(fields.get("held_out")),
     )
 
 
@@ -280,8 +314,17 @@ def _own(file: Path) -> Iterator[Pair]:
     """The pairs of a family's own file, whose answers are called `a` and `b`."""
     for row in sources.rows(file):
         said = row.sound
+        for name in ("prompt", "a", "b"):
+            if not _is_text(said.get(name)):
+                raise ValueError(
+                    f"{row.where}: {name} must be a text (got {short(said.get(name))})"
+                )
         answers = {"chosen": said["a"], "rejected": said["b"]}
-        yield pair_of({"prompt": said["prompt"], **answers, "split": said["split"]}, row.where)
+        rest = {"prompt": said["prompt"], "split": said.get("split")}
+        try:
+            yield pair_of({**rest, **answers}, row.where)
+        except NoPreference as why:
+            raise ValueError(f"{row.where}: {why}; take the record out") from None
 
 
 LEVELS_OF: Mapping[str, tuple[Any, Any]] = {
@@ -291,8 +334,13 @@ LEVELS_OF: Mapping[str, tuple[Any, Any]] = {
 """Which answers of level data the poles of a family like."""
 
 
-def _shared(folder: Path, names: Sequence[str], name: str) -> Iterator[Pair]:
+def _shared(folder: Path, names: Sequence[str], name: str, where: str) -> Iterator[Pair]:
     """Pairs of data that ships for other purposes too."""
     for file in names:
         for item in read(folder / f"{file}.jsonl").items:
+            if isinstance(item, LevelItem) and name not in LEVELS_OF:
+                raise ValueError(
+                    f"{where}: source: {file} holds level data, of which only the families"
+                    f" {' and '.join(LEVELS_OF)} are made; give pairs"
+                )
             yield item if isinstance(item, Pair) else item.pair(*LEVELS_OF[name])

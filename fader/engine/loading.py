@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ KNOWN = (
     " id"
 )
 POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
+QUIET = threading.RLock()  # what `quiet` turns off belongs to the process, not to a thread
 NO_ADAPTER = {"subfolder": "no-adapter-unless-asked"}  # where transformers looks for one: nowhere
 # buffers that older checkpoints hold and that are computed anew: no weights are lost with them
 COMPUTED = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias|(attn|attention)\.bias)$")
@@ -282,21 +284,22 @@ def _first_line(error: BaseException) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' own bars, reports and warnings: what they say is refused or said
-    here."""
-    bars, level = (
-        transformers_logging.is_progress_bar_enabled(),
-        transformers_logging.get_verbosity(),
-    )
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity(50)  # only what is critical
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    here. One thread at a time."""
+    with QUIET:
+        bars, level = (
+            transformers_logging.is_progress_bar_enabled(),
+            transformers_logging.get_verbosity(),
+        )
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity(50)  # only what is critical
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            transformers_logging.set_verbosity(level)
+            if bars:
+                transformers_logging.enable_progress_bar()
 
 
 def refuse_by_report(name: str, report: dict[str, Any]) -> None:

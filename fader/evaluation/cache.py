@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock
 from rich.console import Console
@@ -122,8 +124,10 @@ class ResultCache:
             }
             for (key, one), answer in zip(batch, said, strict=True)
         ]
-        with self._lock, self.file.open("a", encoding="utf-8") as stream:
-            stream.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with self._lock, self.file.open("a+b") as stream:
+            stream.truncate(_whole_lines(stream))  # another process may have ended in the midst
+            stream.write(lines.encode("utf-8"))
 
     def _key(self, asked: Query) -> str:
         request = asked.request.model_dump(mode="json")
@@ -143,6 +147,18 @@ class ResultCache:
             vectors,
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _whole_lines(stream: BinaryIO) -> int:
+    """The bytes of a file up to the end of its last whole line."""
+    end = stream.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 2**16)
+        stream.seek(start)
+        if (place := stream.read(end - start).rfind(b"\n")) >= 0:
+            return start + place + 1
+        end = start
+    return 0
 
 
 def _read(given: tuple[Request, str], likelihood: Likelihood) -> Measurement:

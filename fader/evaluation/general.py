@@ -4,6 +4,7 @@ axes are monotone."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from fader.evaluation.metrics import (
     average,
     distinct,
     exactly,
+    paired_difference,
     perplexity,
     perplexity_ratio,
 )
@@ -77,27 +79,47 @@ def fluency(suite: Suite) -> Iterator[Metric]:
 def ability(suite: Suite) -> Iterator[Metric]:
     """Share of simple multiple-choice questions whose right choice has the highest log-probability
     per token."""
-    rows = [row for _, row in read_rows(STARTER / "ability.jsonl")][: suite.limit]
     for strengths in _mixtures(suite):
-        method, fields = named(strengths), {"alignment": {"vectors": dict(strengths)}}
-        asked = [
-            Query(
-                "ability",
-                method,
-                "all",
-                f"{place}:{choice}",
-                Request.of(row["question"], **fields),
-                choice,
-            )
-            for place, row in enumerate(rows)
-            for choice in row["choices"]
-        ]
-        means = iter([said.mean for said in suite.cache.ask(asked)])
-        right = [
-            float(int(np.argmax([next(means) for _ in row["choices"]])) == row["answer"])
-            for row in rows
-        ]
-        yield average("ability", method, "all", "accuracy", right, suite.seed)
+        right = answered(suite, "ability", named(strengths), strengths)
+        yield average("ability", named(strengths), "all", "accuracy", right, suite.seed)
+
+
+def meta_ability(suite: Suite) -> Iterator[Metric]:
+    """What the model that obeys preferences does when it is told none: the same questions, paired
+    with the base model (`accuracy_over_base`), and neutral text (`perplexity_ratio`)."""
+    task, seed = "meta-ability", suite.seed
+    vectors = {"meta": suite.meta, "meta-one-stage": suite.one_stage}
+    for name in filter(None, vectors.values()):
+        suite.cache.fader.vector(name)
+    base = answered(suite, task, "base", {})
+    yield average(task, "base", "all", "accuracy", base, seed)
+    for method, name in vectors.items():
+        if name:
+            right = answered(suite, task, method, {name: 1.0})
+            yield average(task, method, "all", "accuracy", right, seed)
+            metric = "accuracy_over_base"
+            yield paired_difference(task, method, "all", metric, right, base, seed)
+            for metric_of_text in neutral(suite, task, {name: 1.0}):
+                yield replace(metric_of_text, method=method)
+
+
+def answered(suite: Suite, task: str, method: str, strengths: Mapping[str, float]) -> list[float]:
+    """Of each simple multiple-choice question 1 where the right choice has the highest
+    log-probability per token under a mixture."""
+    rows = [row for _, row in read_rows(STARTER / "ability.jsonl")][: suite.limit]
+    fields = {"alignment": {"vectors": dict(strengths)}}
+    asked = [
+        Query(
+            task, method, "all", f"{place}:{choice}", Request.of(row["question"], **fields), choice
+        )
+        for place, row in enumerate(rows)
+        for choice in row["choices"]
+    ]
+    means = iter([said.mean for said in suite.cache.ask(asked)])
+    return [
+        float(int(np.argmax([next(means) for _ in row["choices"]])) == row["answer"])
+        for row in rows
+    ]
 
 
 def styles(suite: Suite) -> Iterator[Metric]:

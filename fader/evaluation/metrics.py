@@ -293,6 +293,49 @@ def how_many(
     )
 
 
+def mean_of_groups(
+    task: str,
+    method: str,
+    case: str,
+    metric: str,
+    groups: Sequence[Sequence[float]],
+    prompts: Sequence[Sequence[Hashable]],
+    least: float = 0.0,
+    seed: int = 0,
+) -> Metric:
+    """The mean of several groups' means, each group counted once however many items it has.
+    `prompts`: of each item of each group; a prompt may have items in several groups. `least`: what
+    an item may be at least (1 is the most): 0, or -1 for differences.
+
+    Prompts are resampled by exponential weights (the Bayesian bootstrap), which leave no group
+    empty. To each group one item of either extreme is added, so that few items that agree are not
+    taken for certainty.
+    """
+    drawn = dict.fromkeys(one for some in prompts for one in some)
+    names = {name: place for place, name in enumerate(drawn)}
+    dice = np.random.default_rng(seed)
+    weights = dice.exponential(size=(RESAMPLES, len(names)))
+    found = np.zeros(RESAMPLES)
+    for values, named in zip(groups, prompts, strict=True):
+        extremes = dice.exponential(size=(RESAMPLES, 2))
+        own = np.hstack([weights[:, [names[one] for one in named]], extremes])
+        held = np.array([*values, least, 1.0])
+        found += own @ held / own.sum(axis=1) / len(groups)
+    low, high = np.quantile(found, [0.025, 0.975])
+    value = float(np.mean([np.mean(values) for values in groups]))
+    return _metric(
+        task,
+        method,
+        case,
+        metric,
+        value,
+        min(low, value),
+        max(high, value),
+        sum(map(len, groups)),
+        seed,
+    )
+
+
 def distinct(text: str, size: int = 2) -> float:
     """distinct-n: the share of a text's word n-grams that are different (1 for texts shorter than n
     words). Low: it repeats itself."""

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fader.data.meta import Item
 from fader.data.preferences import Family
 from fader.data.records import LEVELS, LevelItem, Pair, split
 from fader.endpoint import Endpoint
 from fader.evaluation.cache import Measurement, Query, ResultCache
 from fader.evaluation.judge import LevelJudge
 from fader.evaluation.metrics import Metric, average
-from fader.request import Request
+from fader.request import Rendering, Request
 from fader.starter.shipped import DOMAINS, STYLES, starter_levels
 
 Matrix = NDArray[np.float64]
@@ -44,6 +45,14 @@ class Suite:
     """The families of preferences that the task `personalized` measures; left out: the shipped."""
     personal: str = "personal"
     """The vector of the personalised reward model."""
+    meta: str = "meta"
+    """The vector of the model that obeys preferences in tiers."""
+    one_stage: str = ""
+    """That vector after the first stage of training; empty: it is not measured."""
+    rendering: Rendering = "meta"
+    """How tiers are told: with the rule for conflicts, or without it."""
+    tier_items: Sequence[Item] = ()
+    """The items of conflicts and of consensus; left out: the shipped."""
     judge: LevelJudge | None = None
     """Says which level a generated answer has; left out: the shipped classifier."""
     public: Path | None = None

@@ -10,7 +10,8 @@ PAD (arXiv 2410.04070) and Linear Alignment tell the model a principle; `princip
 rendering: one user turn with the paper's three section titles, the question after the last of them.
 
 Implicit preferences are facts about the user, or a history of answers they chose and rejected, from
-which the model is to infer.
+which the model is to infer. A history may grow without end: the newest choices are told, as many as
+the model has room for.
 
 What people write is text, whatever it looks like. The tags and titles of a rendering that stand in
 it get other brackets, in whatever disguise (lookalikes.py), so that no text can close its tier and
@@ -20,6 +21,7 @@ template ends a turn.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 
 import regex  # type: ignore[import-untyped]
@@ -73,6 +75,30 @@ def render(preferences: Preferences) -> str:
         return ""
     say = {"meta": _meta, "tiers": _tiers, "system": _system, "principle": _principle}
     return say[preferences.rendering](preferences)
+
+
+def newest_that_fit(
+    preferences: Sequence[Preferences], fits: Callable[[Sequence[Preferences]], bool]
+) -> tuple[Sequence[Preferences], int]:
+    """The preferences with the newest choices of their histories, as many of each as fit, and how
+    many of the oldest are left out. Where nothing fits, all are."""
+
+    def newest(count: int) -> list[Preferences]:
+        return [
+            one.model_copy(update={"history": one.history[max(0, len(one.history) - count) :]})
+            for one in preferences
+        ]
+
+    most = max((len(one.history) for one in preferences), default=0)
+    if not most:
+        return preferences, 0
+    high = 1
+    while high < most and fits(newest(high)):  # from below: the whole may be very long
+        high *= 2
+    counts = range(1, min(high, most) + 1)
+    kept = newest(bisect_left(counts, True, key=lambda count: not fits(newest(count))))
+    left_out = sum(len(one.history) for one in preferences) - sum(len(one.history) for one in kept)
+    return kept, left_out
 
 
 def conversation(

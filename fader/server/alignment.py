@@ -106,11 +106,13 @@ async def vectors(request: Request) -> Response:
 
 
 def _card(folder: Path) -> Any:
-    """A vector's card; null where it has none that can be read."""
+    """A vector's card without its training curve, which is most of it; null where it has none that
+    can be read."""
     try:
-        return json.loads((folder / CARD).read_text()) if is_file(folder / CARD) else None
+        card = json.loads((folder / CARD).read_text()) if is_file(folder / CARD) else {}
     except (OSError, ValueError):
         return None
+    return {key: value for key, value in card.items() if key != "curve"} or None
 
 
 async def list_profiles(request: Request) -> Response:

@@ -7,7 +7,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from fader.profiles import is_name, profiles
+from fader.engine import builtin
+from fader.profiles import SHIPPED, is_name, profiles
 from fader.server.aligned import model_of
 from fader.server.errors import Refused
 from fader.server.serving import Serving, serving
@@ -16,8 +17,11 @@ from fader.server.serving import Serving, serving
 async def models(request: Request) -> Response:
     """All of them."""
     of = serving(request)
-    names = [profile for profile in profiles() if is_name(profile)]
-    rows = [_row(of, base, profile) for base in of.backend.models for profile in (None, *names)]
+    rows = [
+        _row(of, base, profile)
+        for base in of.backend.models
+        for profile in (None, *filter(is_name, _profiles_for(base)))
+    ]
     return JSONResponse({"object": "list", "data": rows})
 
 
@@ -30,6 +34,13 @@ async def model(request: Request) -> Response:
             404, f"there is no profile {profile[:100]!r}", param="model", code="model_not_found"
         )
     return JSONResponse(_row(of, base, profile))
+
+
+def _profiles_for(base: str) -> list[str]:
+    """The profiles that a model may be asked under: those that ship are for the built-in one."""
+    return [
+        name for name, file in profiles().items() if file.parent != SHIPPED or base == builtin.NAME
+    ]
 
 
 def _row(of: Serving, base: str, profile: str | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from fader.answer import Chunk, Likelihood, Result
 from fader.backends import Backend
 from fader.engine.running import Running
-from fader.request import Alignment
+from fader.request import Alignment, Sampling
 from fader.request import Request as Asked
 from fader.server.errors import Refused, refusal
 from fader.server.guard import drain, too_large
@@ -116,6 +116,8 @@ def fitted(backend: Backend, request: Asked, most: int) -> Asked:
     most `most`. Raises `Invalid` for one that cannot run."""
     sampling = request.sampling
     least = max(1, sampling.min_tokens)
+    if request.alignment.preferences.history:  # it is cut to leave room: for an answer as usual
+        least = max(least, min(most, Sampling().max_tokens))
     short = sampling.model_copy(update={"max_tokens": least})
     needs = backend.needs(request.model_copy(update={"sampling": short}))
     room = min(backend.about(name).max_length - length for name, (_, length) in needs.items())

@@ -103,6 +103,7 @@ def usage(results: Sequence[Result], read: int | None = None) -> dict[str, Any]:
             "cached_tokens": sum(result.usage.cached_tokens for result in results),
             "lookahead_tokens": sum(found.explored for found in searches),
             "reward_calls": sum(result.usage.reward_calls for result in results),
+            "dropped_choices": sum(result.dropped_choices for result in results),
             "rewards": [
                 found.reward if math.isfinite(found.reward) else None for found in searches
             ],

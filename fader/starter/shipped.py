@@ -14,6 +14,8 @@ STARTER = Path(__file__).parent / "data"
 DOMAINS = ("medical", "legal", "financial")
 STYLES = ("concise", "formal", "warm", "humorous", "cautious", "plain")
 AIMS = ("harmless", "helpful")
+TOLD = ("personal", "meta")
+"""The vectors that make the model obey what it is told: PAD's and MetaAlign's."""
 
 
 def starter_levels(domain: str) -> list[LevelItem]:

@@ -57,7 +57,13 @@ def find(name: str) -> Vector:
     and links that lead out of the folders are no names, and nothing of them is opened. Raises
     ValueError naming the known vectors."""
     known = available()
-    if not re.fullmatch(NAME, name) or name not in known or not is_inside(known[name]):
+    if name in known and not re.fullmatch(NAME, name):
+        raise Invalid(
+            "no request can name it so; call its folder by letters, digits, points, hyphens and"
+            " underscores",
+            f"vectors.{name}",
+        )
+    if name not in known or not is_inside(known[name]):
         raise Invalid(f"no such vector; known: {', '.join(known) or 'none'}", f"vectors.{name}")
     with at("vectors", name):
         return Vector.load(known[name], name)

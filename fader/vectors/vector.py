@@ -38,6 +38,8 @@ from fader.vectors.peft_folder import (
 )
 
 CARD = "fader.json"
+FILES = {CONFIG, WEIGHTS, CARD}
+"""What a vector's folder holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,6 +369,12 @@ def check_place(folder: Path) -> None:
     ):
         raise ValueError(
             f"out: {folder} is there already and is no vector; choose another folder, or remove it"
+        )
+    others = (file.name for file in folder.iterdir()) if folder.exists() else ()
+    if beside := next((name for name in sorted(others) if name not in FILES), None):
+        raise ValueError(
+            f"out: {folder} holds {beside} beside a vector, and would be replaced as a whole;"
+            " choose another folder, or remove it"
         )
 
 
