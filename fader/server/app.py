@@ -16,7 +16,7 @@ from fader.backends import Backend
 from fader.engine.running import Busy, Cancelled
 from fader.request import Alignment
 from fader.schema import Invalid
-from fader.server import alignment, chat, completions, models, responses, tokens
+from fader.server import alignment, chat, completions, models, playground, responses, tokens
 from fader.server.errors import Refused, respond
 from fader.server.guard import Guard
 from fader.server.keys import Keys
@@ -76,6 +76,7 @@ def create_app(
             response_class=JSONResponse,
             response_model=None,
         )
+    app.router.routes.extend(playground.ROUTES)
     described = app.openapi()
     described.setdefault("components", {}).setdefault("schemas", {}).update(_components())
     handled = (HTTPException, RequestValidationError, Refused, Invalid, Busy, Cancelled)

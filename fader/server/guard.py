@@ -22,9 +22,10 @@ from fader.server.errors import Refused, refusal
 from fader.server.keys import Key, Keys
 from fader.server.limits import Limits
 from fader.server.metrics import Metrics
+from fader.server.playground import files
 
-OPEN = {"/health", "/ready"}
-"""What is answered without a key."""
+OPEN = {"/health", "/ready", *files()}
+"""What is answered without a key: the page asks for it."""
 SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",

@@ -1,10 +1,12 @@
 """MetaAlign (arXiv 2410.14184): a model that obeys the preferences in its prompt, as a vector.
 
 The paper fine-tunes on the better answers (SFT), then prefers them to the others (DPO), under meta
-prompts; its one-stage variant is SFT alone. Here either stage trains the same LoRA, the second from
-where the first ended. As for the personalised model (`personal.py`) what belongs together stands in
-one batch and, where the order flips, in one sigmoid: a pair under two opposed texts, or the same
-two texts with their tiers swapped (`told.py` says why). Lessons are made of items (`data/meta.py`):
+prompts; its one-stage variant is SFT alone. Here each stage trains the same LoRA, from where the
+one before ended. As for the personalised model (`personal.py`) what belongs together stands in one
+batch, and the preferences begin with both orders of a flip in one sigmoid: a pair under two opposed
+texts, or the same two texts with their tiers swapped (`told.py` says why). Then each order counts
+for itself, by SimPO: what is wanted is that the model itself finds the better answer likelier, not
+that it moves towards it, so no reference is subtracted. Lessons are made of items (`data/meta.py`):
 
     one text      told by the user or the provider, as a fact, or by past choices; often with others
                   beside it from which nothing follows
@@ -59,10 +61,18 @@ GENERAL = 0.03
 """For each lesson that teaches: pairs on other subjects, each as two retained lessons."""
 SHORT = 100
 """Words of both answers of a past choice that is told."""
-META = replace(PERSONAL, rank=12, alpha=24, loss="flip", learning_rate=FIRST_RATE)
-"""The settings of the second stage; the vector has 2.5 MB."""
-SUPERVISED = replace(META, loss="sft")
+META = replace(PERSONAL, rank=12, alpha=24, loss="simpo", beta=5.0, length_normalized=True)
+"""The settings of the preferences; the vector has 2.5 MB."""
+META_DPO = replace(META, loss="dpo", beta=PERSONAL.beta, length_normalized=False)
+"""The same by equation (9) of PAD, DPO as in the paper."""
+SUPERVISED = replace(META, loss="sft", learning_rate=FIRST_RATE)
 """The settings of the first stage."""
+FLIPS = replace(META_DPO, loss="flip", learning_rate=FIRST_RATE)
+"""Those of the first preferences."""
+SUPERVISED_SHARE = 0.15
+"""The first lessons, which are taught supervised."""
+FLIPPED_SHARE = 0.2
+"""The lessons after these, which are taught with both orders in one sigmoid."""
 
 
 def taught_items(families: Sequence[Family], written: Sequence[Item], seed: int = 0) -> list[Item]:
@@ -201,29 +211,28 @@ def train_meta(
     folder: Path,
     stages: Stages = "two",
     recipe: Recipe = META,
-    supervised: Recipe = SUPERVISED,
-    supervised_share: float = 0.5,
     **settings: Any,
 ) -> Vector:
     """Train the model and write it to its folder as a vector: with it at strength 1 the model obeys
-    what it is told. The loss `flip` of `recipe` needs lessons two by two, as `meta_lessons` makes
-    them.
+    what it is told. Lessons come two by two, as `meta_lessons` makes them.
 
-    `two`: supervised on the first `supervised_share` of the lessons, written beside the folder as
-    NAME-one-stage, then preferences on all of them; `one`: supervised alone, on all;
-    `preferences`: these alone. Resumable, and raises ValueError, as `train_vectors`, which says
-    what `settings` there are.
+    `two`: supervised on the first lessons, written beside the folder as NAME-one-stage, then
+    preferences on the others, both orders of a flip together at first, which is written to a hidden
+    folder; `one`: supervised alone, on all; `preferences`: these alone. Resumable, and raises
+    ValueError, as `train_vectors`, which says what `settings` there are.
     """
     if stages == "one":
-        return train_vector(name, lessons, folder, supervised, **settings)
-    if stages == "two":
-        some = lessons[: round(supervised_share * len(lessons) / recipe.batch) * recipe.batch]
-        first = train_vector(
-            f"{name}-one-stage",
-            some or lessons,
-            folder.with_name(f"{folder.name}-one-stage"),
-            supervised,
-            **settings,
-        )
-        settings["start"] = [first]
-    return train_vector(name, lessons, folder, recipe, **settings)
+        return train_vector(name, lessons, folder, replace(recipe, loss="sft"), **settings)
+    size = {key: getattr(recipe, key) for key in ("rank", "alpha", "batch", "max_length", "seed")}
+    parts = (
+        (f"{name}-one-stage", f"{folder.name}-one-stage", SUPERVISED, SUPERVISED_SHARE),
+        (f"{name}-flips", f".{folder.name}-flips", FLIPS, FLIPPED_SHARE),
+    )
+    at = 0
+    for named, place, settled, share in parts[stages == "preferences" :]:
+        end = at + round(share * len(lessons) / recipe.batch) * recipe.batch
+        if at < end < len(lessons):
+            part, mine = folder.with_name(place), replace(settled, **size)
+            settings["start"] = [train_vector(named, lessons[at:end], part, mine, **settings)]
+        at = end
+    return train_vector(name, lessons[at:], folder, recipe, **settings)

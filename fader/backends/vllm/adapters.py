@@ -1,0 +1,178 @@
+"""Mixtures of vectors as LoRA adapters on disk, where vLLM reads them.
+
+A mixture is one adapter whose factors are those of its vectors, stacked: A = [A_1; A_2; ...] and B
+= [λ_1 B_1, λ_2 B_2, ...], so B A is the sum of λ_i B_i A_i, exactly. It is written once, under the
+hash of what is in it, into a folder that several processes may share and that holds so many bytes
+at most: what was used least recently goes first. Strengths are rounded to steps, so that a slider
+does not make adapters without end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from pydantic import BaseModel
+from safetensors.torch import save_file
+
+from fader.files import whole_folder
+from fader.schema import Invalid, path_of
+from fader.vectors.peft_folder import CONFIG, PREFIX, WEIGHTS, plain_config
+from fader.vectors.vector import Vector
+
+STEP = 0.05
+"""Strengths are multiples of this."""
+
+Mixture = tuple[tuple[Vector, float], ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA on disk: what vLLM reads for a mixture of vectors."""
+
+    number: int
+    """Above 0, one for each in a process."""
+    name: str
+    folder: Path
+
+
+class Adapters:
+    """The adapters of one model, `room` bytes of them at most, in `folder`.
+
+    `rank`: the greatest one that the engine takes; `modules`: the last parts of the names of the
+    layers that it can change.
+    """
+
+    def __init__(self, folder: Path, room: int, rank: int, modules: Collection[str]) -> None:
+        self.folder = folder
+        self.room = room
+        self.rank = rank
+        self.modules = modules
+        self._numbers: dict[str, int] = {}  # name -> number
+
+    def check(self, mixture: Mixture, field: str) -> None:
+        """Raises `Invalid`, under the path of the field that names the vectors, for a mixture that
+        the engine cannot take."""
+        for vector, _ in mixture:
+            for module in vector.factors:
+                if module.rpartition(".")[2] not in self.modules:
+                    raise Invalid(
+                        f"changes the layer {module}, which vLLM cannot change per row; take the"
+                        " engine `torch`",
+                        path_of(field, vector.name),
+                    )
+        if (rank := _rank(mixture)) > self.rank:
+            raise Invalid(
+                f"{len(mixture)} vectors have the rank {rank} together, the engine takes up to"
+                f" {self.rank}; name fewer, or cut them with `fader vectors compress`",
+                field,
+            )
+        if (size := _size(mixture)) > self.room:
+            raise Invalid(
+                f"the vectors take {size} bytes as one adapter, the folder of adapters holds"
+                f" {self.room}; give it more room",
+                field,
+            )
+
+    def of(self, mixture: Mixture) -> Adapter | None:
+        """The adapter of a mixture, written where it is not there; None for no vectors. Raises
+        OSError where it cannot be written; then nothing is left of it."""
+        if not mixture:
+            return None
+        name = _name(mixture)
+        folder = self.folder / name
+        if not (folder / CONFIG).is_file():
+            self._make_room(_size(mixture))
+            with suppress(FileExistsError), whole_folder(folder) as scratch:
+                _write(mixture, scratch)
+        with suppress(OSError):  # another process may just have made room
+            (folder / CONFIG).touch()
+        return Adapter(self._numbers.setdefault(name, len(self._numbers) + 1), name, folder)
+
+    def _make_room(self, size: int) -> None:
+        """Remove adapters until so many bytes more are within bounds."""
+        kept = sorted(
+            (config.stat().st_mtime, config.parent) for config in self.folder.glob(f"*/{CONFIG}")
+        )
+        sizes = {folder: (folder / WEIGHTS).stat().st_size for _, folder in kept}
+        taken = sum(sizes.values())
+        for _, folder in kept:
+            if taken + size <= self.room:
+                break
+            shutil.rmtree(folder, ignore_errors=True)
+            taken -= sizes[folder]
+
+
+def _rank(mixture: Mixture) -> int:
+    """The greatest rank of any layer of the adapter."""
+    ranks: dict[str, int] = {}
+    for vector, _ in mixture:
+        for module, (down, _) in vector.factors.items():
+            ranks[module] = ranks.get(module, 0) + down.shape[0]
+    return max(ranks.values(), default=0)
+
+
+def _size(mixture: Mixture) -> int:
+    """Bytes of the adapter's factors, in float32."""
+    return sum(
+        4 * (down.numel() + up.numel())
+        for vector, _ in mixture
+        for down, up in vector.factors.values()
+    )
+
+
+def _name(mixture: Mixture) -> str:
+    """A hash of the vectors' numbers and their strengths."""
+    parts = sorted((vector.digest, strength) for vector, strength in mixture)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+def _write(mixture: Mixture, folder: Path) -> None:
+    """Write the adapter, all of whose layers have one rank: the lesser ones are padded with
+    zeros."""
+    rank = _rank(mixture)
+    modules = {module for vector, _ in mixture for module in vector.factors}
+    tensors = {}
+    for module in modules:
+        pairs = [
+            (one.factors[module], strength) for one, strength in mixture if module in one.factors
+        ]
+        down = torch.cat([pair[0].float() for pair, _ in pairs])
+        up = torch.cat([pair[1].float() * strength for pair, strength in pairs], dim=1)
+        less = rank - down.shape[0]
+        pad = torch.nn.functional.pad
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = pad(down, (0, 0, 0, less)).contiguous()
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = pad(up, (0, less)).contiguous()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    # vLLM wants to know the last parts of the names alone
+    config = plain_config(dict.fromkeys(sorted(modules), rank), None)
+    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+
+
+def rounded(model: Model) -> Model:
+    """A request, or a part of one, with all its strengths of vectors rounded to `STEP`."""
+    changed = {}
+    for name, value in model:
+        new = value
+        if name == "vectors" and value:
+            new = {one: round_strength(strength) for one, strength in value.items()}
+        elif isinstance(value, BaseModel):
+            new = rounded(value)
+        elif isinstance(value, tuple):
+            new = tuple(rounded(one) if isinstance(one, BaseModel) else one for one in value)
+        if new != value:
+            changed[name] = new
+    return model.model_copy(update=changed) if changed else model
+
+
+def round_strength(strength: float) -> float:
+    """The nearest multiple of `STEP`."""
+    return round(round(strength / STEP) * STEP, 6) + 0.0
