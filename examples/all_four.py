@@ -1,8 +1,7 @@
 """All four places in one request: tiers that the vector `meta` reads, a vector in the weights, a
-personalised guide and a look-ahead. It runs beside eight other requests, four of which switch one
-place off; the table shows what each place moves."""
+personalised guide and a look-ahead. It runs beside eight other requests, and each place is switched
+off in turn: a table shows what it moves."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -26,27 +25,18 @@ ALL: dict[str, Any] = {
     ],
     "search": {
         "kind": "lookahead",
-        "top_k": 4,
+        "top_k": 3,
         "lookahead": 8,
         "rewards": [{"kind": "keywords", "words": WORDS}],
     },
 }
-OFF = {
+OFF: dict[str, dict[str, Any]] = {
     "context": {**ALL, "preferences": {}},
     "weights": {**ALL, "vectors": {"meta": 1}},
     "scores": {**ALL, "guides": []},
     "sequences": {**ALL, "search": None},
 }
 """The request with one place switched off; `meta`, which reads the tiers, stays."""
-OTHERS: list[dict[str, Any]] = [
-    {"prompt": QUESTION},
-    {"prompt": "Why is the sky blue?", "alignment": {"vectors": {"plain": 1}}},
-    {"prompt": "Name a river.", "sampling": {"max_tokens": 12, "temperature": 1, "seed": 1}},
-    {
-        "prompt": "Tell me about the sea.",
-        "alignment": {"guides": [{"kind": "contrast", "principle": "Answer like a pirate."}]},
-    },
-]
 PAIRS = {
     "context": (
         "- Water it every morning.\n- Turn the pot once a week.\n- Pick the tips.",
@@ -62,30 +52,39 @@ PAIRS = {
     ),
 }
 """Two answers for each place that a given text can measure: the first is what it asks for."""
-SAMPLING = {"max_tokens": 32, "repetition_penalty": 1.15}
+FIGURES = {
+    "context": "a list over prose, nats per token",
+    "weights": "formal over casual, nats per token",
+    "scores": "warm over neutral, nats per token",
+    "sequences": "share of the words that are said",
+}
+OTHERS: list[dict[str, Any]] = [
+    {"prompt": QUESTION, "alignment": OFF["sequences"]},
+    {"prompt": QUESTION},
+    {"prompt": QUESTION, "sampling": {"temperature": 1, "seed": 1}},
+    {"prompt": "Name a river.", "sampling": {"max_tokens": 8}},
+    {"prompt": "Why is the sky blue?", "alignment": {"vectors": {"plain": 1}}},
+    {"prompt": "Why is the sky blue?", "alignment": {"vectors": {"plain": -1, "warm": 0.5}}},
+    {"prompt": "What is a bond?", "alignment": {"preferences": {"user": "I am seven."}}},
+    {
+        "prompt": "Tell me about the sea.",
+        "alignment": {"guides": [{"kind": "contrast", "principle": "Answer like a pirate."}]},
+    },
+]
+SAMPLING = {"max_tokens": 24, "repetition_penalty": 1.15}
 
 
-def margins(
-    fader: Fader, alignments: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, float]]:
-    """For each alignment and place, by how much more likely the answer is that the place asks for,
-    in nats per token. A given text is not searched for, and may hold any token."""
-    scored = [
-        {
-            **alignment,
-            "search": None,
-            "guides": [{**guide, "plausible": None} for guide in alignment["guides"]],
-        }
-        for alignment in alignments.values()
-    ]
-    asked = [
-        ({"prompt": QUESTION, "alignment": alignment}, answer)
-        for alignment in scored
-        for pair in PAIRS.values()
-        for answer in pair
-    ]
+def margins(fader: Fader) -> dict[str, list[float]]:
+    """By how much the answer that a place asks for is the likelier one, in nats per token: with all
+    four places, and without this one. A given text is not searched for, and may hold any token."""
+    asked = []
+    for place, answers in PAIRS.items():
+        for alignment in (ALL, OFF[place]):
+            guides = [{**guide, "plausible": None} for guide in alignment["guides"]]
+            read = {**alignment, "guides": guides, "search": None}
+            asked += [({"prompt": QUESTION, "alignment": read}, answer) for answer in answers]
     found = iter(one.mean for one in fader.score_batch(asked))
-    return {name: {place: next(found) - next(found) for place in PAIRS} for name in alignments}
+    return {place: [next(found) - next(found) for _ in (ALL, OFF[place])] for place in PAIRS}
 
 
 def said(text: str) -> float:
@@ -95,18 +94,19 @@ def said(text: str) -> float:
 
 def main(console: Console) -> None:
     """Answer alone and in company, and measure."""
-    alignments = {"all four": ALL, **{f"without {place}": one for place, one in OFF.items()}}
-    requests = [{"prompt": QUESTION, "alignment": one} for one in alignments.values()]
+    request = {"prompt": QUESTION, "alignment": ALL}
     with Fader() as fader:
-        texts = [one.text for one in fader.batch([*requests, *OTHERS], sampling=SAMPLING)]
-        alone = fader.generate(requests[0], sampling=SAMPLING).text
-        moved = margins(fader, alignments)
+        alone = fader.generate(request, sampling=SAMPLING).text
+        beside, unsearched, *_ = fader.batch([request, *OTHERS], sampling=SAMPLING)
+        moved = {**margins(fader), "sequences": [said(beside.text), said(unsearched.text)]}
     console.print(f"[bold]{QUESTION}[/]")
-    console.print(Panel(texts[0].strip(), title="all four places in one request"))
-    console.print(f"alone and beside eight others: {'the same' if alone == texts[0] else 'other'}")
-    table = Table("", *PAIRS, "sequences")
-    for (name, row), text in zip(moved.items(), texts, strict=False):
-        table.add_row(name, *(f"{value:+.2f}" for value in row.values()), f"{said(text):.2f}")
+    console.print(Panel(beside.text.strip(), title="all four places in one request"))
+    console.print(
+        f"alone and beside eight others: {'the same' if beside.text == alone else 'other'}"
+    )
+    table = Table("place", "what it asks for", "all four", "without it")
+    for place, (on, off) in moved.items():
+        table.add_row(place, FIGURES[place], f"{on:.2f}", f"{off:.2f}")
     console.print(table)
 
 

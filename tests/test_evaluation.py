@@ -220,7 +220,7 @@ def test_a_line_that_another_process_left_unfinished_spoils_no_other(fader, tmp_
 def test_the_ledger_knows_a_model_by_its_template(tiny_folder, tmp_path):
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
     wanted = [Query("t", "m", "c", "0", Request.of("the sea"), " wide")]
-    for template in (TEMPLATE, TEMPLATE, TEMPLATE.replace("<|user|>", "")):
+    for template in (TEMPLATE, TEMPLATE, TEMPLATE.replace("<|end|>", "")):
         (folder / "chat_template.jinja").write_text(template)
         with Fader(load(str(folder))) as fader:
             ResultCache(fader, tmp_path / "ledger.jsonl", quiet=True).ask(wanted)

@@ -323,6 +323,21 @@ def test_a_principle_keeps_the_conflict_rule_where_there_are_two_tiers():
     assert CONFLICT_RULE in apart
 
 
+@pytest.mark.parametrize("rendering", ["system", "principle"])
+def test_tiers_of_different_preferences_keep_the_conflict_rule(rendering):
+    """As a guide's principle stands beside the request's own preferences."""
+    provider = {"provider": "Stay safe."}
+    apart = Preferences(user="Be brief.", rendering=rendering)
+    for own, times in (("system", 1), ("meta", 1), ("tiers", 0)):
+        shown = conversation(ASK, (Preferences(**provider, rendering=own), apart), tokenizer())
+        assert shown.count(CONFLICT_RULE) == times
+        assert shown.startswith("<|system|>")
+    both = Preferences(**provider, user="Hi.", rendering="system")
+    assert conversation(ASK, (both, apart), tokenizer()).count(CONFLICT_RULE) == 1
+    alone = (Preferences(user="Hi.", rendering="system"), apart)
+    assert CONFLICT_RULE not in conversation(ASK, alone, tokenizer())
+
+
 @pytest.mark.parametrize("rendering", ["meta", "tiers"])
 def test_a_user_cannot_write_a_provider(rendering):
     """A tier that closes itself and opens the provider's stays one user tier, to the letter."""

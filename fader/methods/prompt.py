@@ -178,7 +178,8 @@ def _turns(
     neutral: list[Callable[[str], str]] = [_untitled] if principles else []
     if any(one.rendering in ("meta", "tiers") for one in told):
         neutral.append(_untagged)
-    above = "\n\n".join(_beside(one, neutral) for one in told if one not in principles)
+    lines = [_beside(one, neutral) for one in told if one not in principles]
+    above = "\n\n".join([*lines, *([CONFLICT_RULE] if _unruled(told) else [])])
     turns = [{"role": message.role, "content": message.content} for message in messages]
     for turn in turns:
         for change in neutral:
@@ -196,6 +197,17 @@ def _turns(
     ):
         _above_the_question(turns, turns.pop(0)["content"], "\n\n")
     return turns
+
+
+def _unruled(told: Sequence[Preferences]) -> bool:
+    """Whether the two tiers speak, but each in preferences of its own, so that none of them has the
+    rule that keeps them apart. Where one of them are bare tiers, the model was taught the rule."""
+    principles = _together(one for one in told if one.rendering == "principle")
+    rendered = [*(one for one in told if one.rendering != "principle"), principles]
+    tiers = [(bool(one.provider), bool(one.user or one.facts or one.history)) for one in rendered]
+    ruled = any(one.rendering in ("meta", "tiers") and not one.empty for one in rendered)
+    both = [any(speaks) for speaks in zip(*tiers, strict=True)] == [True, True]
+    return both and not ruled and (True, True) not in tiers
 
 
 def _beside(preferences: Preferences, neutral: Sequence[Callable[[str], str]]) -> str:
