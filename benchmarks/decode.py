@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.interleave import chosen, compare, main, prompts
+from benchmarks.interleave import DEVICE, DTYPE, chosen, compare, main, prompts
 from fader import Fader
 from fader.engine import builtin
 from fader.methods.prompt import conversation
@@ -21,9 +21,8 @@ def run(case: str | None = None, tokens: int = 64, rounds: int = 5) -> Iterator[
     """Answers in batches of 1, 8 and 16, in tokens per second."""
     cases = chosen(case, TARGETS)
     folder = builtin.fetch()
-    theirs = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa"
-    ).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE, attn_implementation="sdpa")
+    theirs: Any = model.eval().to(DEVICE)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     with Fader(share_prompts=False) as fader:
         for name, target in cases.items():
@@ -32,6 +31,7 @@ def run(case: str | None = None, tokens: int = 64, rounds: int = 5) -> Iterator[
                 conversation([Message(role="user", content=text)], (), tokenizer) for text in asked
             ]
             inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+            inputs = inputs.to(DEVICE)
 
             def generate(inputs: Any = inputs) -> float:
                 with torch.inference_mode():

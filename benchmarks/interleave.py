@@ -12,6 +12,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+"""Where, and in which type, the sides that are not ours run: as ours does (`engine/loading.py`)."""
 Side = Callable[[], float]
 """Runs once and returns how much work it did (tokens, say)."""
 

@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from benchmarks.interleave import chosen, compare, main, prompts
+from benchmarks.interleave import DEVICE, DTYPE, chosen, compare, main, prompts
 from benchmarks.vectors import random_vector
 from fader import Fader
 from fader.engine import builtin
@@ -50,7 +50,7 @@ def released(base: Read, personal: Read, ids: Sequence[int], tokens: int) -> lis
     answer; so does this."""
     text = list(ids)
     for _ in range(tokens):
-        whole = torch.tensor([text])
+        whole = torch.tensor([text], device=DEVICE)
         kept = base(whole).topk(CANDIDATES)
         own = kept.values.log_softmax(-1)
         reward = personal(whole)[kept.indices].log_softmax(-1) - own
@@ -90,8 +90,9 @@ def _against_released(
     expected: list[int] = []
     with tempfile.TemporaryDirectory() as scratch:
         fader.backend.vector("personal").save(Path(scratch) / "personal")
-        base = AutoModelForCausalLM.from_pretrained(builtin.fetch(), dtype=torch.float32)
-        personal = PeftModel.from_pretrained(base, str(Path(scratch) / "personal")).eval()
+        base = AutoModelForCausalLM.from_pretrained(builtin.fetch(), dtype=DTYPE)
+        personal: Any = PeftModel.from_pretrained(base, str(Path(scratch) / "personal"))
+        personal.eval().to(DEVICE)
 
     def read(whole: torch.Tensor, told: bool) -> torch.Tensor:
         with torch.inference_mode(), nullcontext() if told else personal.disable_adapter():

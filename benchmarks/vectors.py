@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.interleave import chosen, compare, main, prompts
+from benchmarks.interleave import DEVICE, DTYPE, chosen, compare, main, prompts
 from fader import Fader, Vector
 from fader.engine import builtin
 from fader.methods.prompt import conversation
@@ -46,12 +46,12 @@ def mixtures() -> list[dict[str, float]]:
 def peft_model(fader: Fader) -> Any:
     """The same model under PEFT with one adapter per mixture, merged exactly (`cat`)."""
     base = AutoModelForCausalLM.from_pretrained(
-        builtin.fetch(), dtype=torch.float32, attn_implementation="sdpa"
+        builtin.fetch(), dtype=DTYPE, attn_implementation="sdpa"
     )
     with tempfile.TemporaryDirectory() as scratch:
         for seed, name in enumerate(NAMES):
             random_vector(name, fader, seed).save(Path(scratch) / name)
-        model = PeftModel.from_pretrained(
+        model: Any = PeftModel.from_pretrained(
             base, str(Path(scratch) / NAMES[0]), adapter_name=NAMES[0]
         )
         for name in NAMES[1:]:
@@ -60,7 +60,7 @@ def peft_model(fader: Fader) -> Any:
         model.add_weighted_adapter(
             list(mixture), list(mixture.values()), f"mix{row}", combination_type="cat"
         )
-    return model.eval()
+    return model.eval().to(DEVICE)
 
 
 TARGETS: dict[str, float | None] = {"against-none": 0.8, "against-peft": 3.0}
@@ -102,6 +102,7 @@ def run(case: str | None = None, tokens: int = 64, rounds: int = 5) -> Iterator[
             conversation([Message(role="user", content=text)], (), tokenizer) for text in asked
         ]
         inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+        inputs = inputs.to(DEVICE)
         model = peft_model(fader)
 
         def generate() -> float:

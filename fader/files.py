@@ -37,6 +37,15 @@ def is_file(place: Path) -> bool:
         return False
 
 
+def stamp(place: Path) -> list[tuple[str, int, int]]:
+    """By what a changed file or folder is told from what it was: its files' names, sizes in bytes
+    and times of writing; none where there is nothing."""
+    found = sorted(place.rglob("*")) if place.is_dir() else [place]
+    return [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in found if is_file(file)
+    ]
+
+
 def repeated(names: Iterable[str]) -> str | None:
     """The first name that comes a second time. Of two fields of one name a reader loses one."""
     return next((name for name, count in Counter(names).items() if count > 1), None)
@@ -62,11 +71,26 @@ def write_whole(file: Path, content: str | bytes) -> None:
 
     Raises OSError naming the file.
     """
+    with _whole(file) as scratch:
+        scratch.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def join_whole(file: Path, parts: Iterable[Path]) -> None:
+    """Write what some files hold, one after the other; whole, as `write_whole` does."""
+    with _whole(file) as scratch, scratch.open("wb") as stream:
+        for part in parts:
+            with part.open("rb") as read:
+                shutil.copyfileobj(read, stream)
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[Path]:
+    """A name beside a file's place, renamed there when the block ends well."""
     place = file.resolve()
     scratch = _scratch(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        yield scratch
         scratch.replace(place)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(file)) from error

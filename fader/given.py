@@ -17,7 +17,7 @@ from typing import Any
 from fader.files import is_file
 from fader.profiles import load_alignment
 from fader.request import Alignment, Request, RequestLike
-from fader.schema import Faults, Invalid, at, parse, path_of, short
+from fader.schema import Invalid, at, parse, path_of, short, within
 from fader.vectors.peft_folder import CONFIG
 from fader.vectors.store import available
 
@@ -139,15 +139,8 @@ def is_model(place: Path) -> bool:
 @contextmanager
 def naming(place: int, count: int) -> Iterator[None]:
     """Puts the number of the request before its faults, where there are several."""
-    try:
+    if count == 1:
         yield
-    except ValueError as error:
-        if count == 1:
-            raise
-        faults = error.faults if isinstance(error, Invalid) else [Invalid(str(error))]
-        Faults(
-            found=[
-                Invalid(f.said, f"request {place + 1}" + (f": {f.path}" if f.path else ""))
-                for f in faults
-            ]
-        ).raise_any()
+        return
+    with within(f"request {place + 1}"):
+        yield

@@ -6,7 +6,7 @@ Unknown fields are refused with their path (`schema.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -539,6 +539,18 @@ class Request(Frozen):
         said += [_of_sampling(of.get("sampling", {})) for of in (given, value)]
         sampling = {name: one for part in said for name, one in part.items()}
         return parse(cls, {**given, **value, "sampling": sampling})
+
+
+def named(value: Any, kind: Literal["vectors", "model"]) -> Iterator[str]:
+    """Names of the vectors, or of the models, that a request as JSON values names anywhere."""
+    if isinstance(value, dict):
+        found = value.get(kind) or ()
+        yield from [found] if isinstance(found, str) else found
+        for inner in value.values():
+            yield from named(inner, kind)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from named(inner, kind)
 
 
 RequestLike = str | Sequence[Mapping[str, Any] | Message] | Mapping[str, Any] | Request

@@ -116,6 +116,18 @@ def at(*parts: str | int) -> Iterator[None]:
         raise fault.under(*parts) from None
 
 
+@contextmanager
+def within(where: str) -> Iterator[None]:
+    """Around code that reads one of several values: its faults say which, as in `request 2:
+    alignment.vectors.medical` or `big.jsonl:17: model`."""
+    try:
+        yield
+    except ValueError as error:
+        faults = error.faults if isinstance(error, Invalid) else [Invalid(str(error))]
+        found = [Invalid(f.said, where + (f": {f.path}" if f.path else "")) for f in faults]
+        Faults(found=found).raise_any()
+
+
 class Faults:
     """Collects the faults of one value, so that all of them are raised at once."""
 

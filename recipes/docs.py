@@ -38,7 +38,7 @@ ROOMS = (
     ("data",),
     ("starter",),
     ("methods",),
-    ("backends",),
+    ("backends", "shards"),
     ("fader", "given"),
     ("training",),
     ("evaluation",),

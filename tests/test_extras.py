@@ -1,6 +1,7 @@
 """What the extras bring is asked for only by what needs it."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -19,11 +20,11 @@ EXTRAS = {
         "matplotlib",
         "pytest",
         "hypothesis",
-        "accelerate",
         "fastapi",
         "llguidance",
         "uvicorn",
         "prometheus_client",
+        "ray",
     ),
 }
 SCRIPT = f"""
@@ -65,7 +66,10 @@ def run(*arguments, cwd=None):
 def test_the_extras_are_what_is_left_out():
     extras = PROJECT["optional-dependencies"]
     names = {
-        one.partition(">")[0] for name, needs in extras.items() if name != "dev" for one in needs
+        re.match(r"[\w-]+", one)[0]
+        for name, needs in extras.items()
+        if name != "dev"
+        for one in needs
     }
     assert {
         name.replace("scikit-learn", "sklearn").replace("prometheus-client", "prometheus_client")
@@ -90,6 +94,7 @@ PAIR = '{"prompt": "Hi", "chosen": "Hello.", "rejected": "No."}\n'
         (["train", "vector", "mine", "--data", "pairs.jsonl"], "train,eval"),
         (["train", "cotrain", "one=pairs.jsonl", "two=pairs.jsonl"], "train,eval"),
         (["eval", "generation"], "eval"),
+        (["generate", "--input", "pairs.jsonl", "--ray"], "ray"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else value,
 )

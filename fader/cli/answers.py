@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from fader import Fader, Likelihood, Result
+from fader import Fader, Likelihood, Result, __version__
+from fader.backends import Backend, EngineName
 from fader.cli.show import (
     Align,
     AsJson,
@@ -22,16 +24,20 @@ from fader.cli.show import (
     Model,
     RunBy,
     commands,
+    needing,
     print_json,
     rows,
     screen,
     show,
 )
 from fader.engine import builtin
+from fader.files import stamp
 from fader.given import Places, resolve
 from fader.profiles import load_alignment
-from fader.request import Alignment, Lookahead, Sampling, json_schema
-from fader.schema import Faults
+from fader.request import Alignment, Lookahead, Sampling, json_schema, named
+from fader.schema import Faults, within
+from fader.shards import Output, one_by_one, shards
+from fader.vectors.store import available
 
 app = commands("Align language models at inference time.")
 
@@ -98,11 +104,36 @@ def generate(
         int | None,
         typer.Option(help="Report each token's log-probability and this many alternatives (JSON)."),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "File for the answers, a JSON object for each line of --input. A stopped run goes"
+                " on where it was."
+            )
+        ),
+    ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help=(
+                "Answer --input by workers on Ray: the cluster that RAY_ADDRESS names, else this"
+                " machine. Without --out, big.jsonl is answered in big.answers.jsonl."
+            ),
+        ),
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="How many of them.")] = 2,
     as_json: AsJson = False,
 ) -> None:
     """Answer prompts, all in one batch. A line of --input is a prompt (`{"prompt": ...}`) with, if
     it likes, its own alignment."""
     fields = {"alignment": align, **_sampling(context)}
+    if out is not None or ray:
+        if prompts or input in (None, "-"):
+            raise ValueError("--out, --ray: answer the lines of a file; give --input FILE")
+        _into_file(input, out, model, engine.value, workers if ray else None, fields)
+        return
     asked: list[Any] = [*(prompts or []), *(row for _, row in rows(input))]
     if not asked:
         raise ValueError(
@@ -140,6 +171,58 @@ def generate(
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
         sys.stdout.write("\n")
+
+
+def _into_file(
+    source: str,
+    out: Path | None,
+    model: str,
+    by: EngineName,
+    workers: int | None,
+    fields: dict[str, Any],
+) -> None:
+    """Answer the lines of a file into another one, shard by shard; by `workers` on Ray, or here."""
+    if workers is not None:
+        with needing("--ray", "ray"):
+            from fader.backends.ray import spread
+    output = Output(out or Path(source).with_suffix(".answers.jsonl"))
+    places, asked, vectors = Places(), list[tuple[str, str]](), set[str]()
+    places.models.taken.add(model)
+    for line, row in rows(source):
+        place = f"{source}:{line}"
+        with within(place):
+            [request] = resolve([row], places, **fields)
+        asked.append((place, request.model_dump_json(exclude_unset=True)))
+        vectors.update(named(request.model_dump(mode="json"), "vectors"))
+    if not asked:
+        raise ValueError(f"--input: {source} has no lines")
+    used = {name: folder for name, folder in available().items() if name in vectors}
+    given: dict[str, str | Path] = {
+        "model": model,
+        **places.models.places,
+        **places.vectors.places,
+        **used,
+    }
+    depends = {name: [str(one), stamp(Path(one))] for name, one in given.items()}
+    make = partial(_backend, model, places.models.places, places.vectors.places, by)
+    answering = one_by_one(make) if workers is None else spread(make, workers)
+    with (
+        output.held(),
+        Progress(
+            *Progress.get_default_columns(), console=Console(stderr=True), transient=True
+        ) as progress,
+    ):
+        task = progress.add_task("answers", total=len(asked))
+        found = list(shards(asked, {"fader": __version__, "engine": by, **depends}))
+        output.write(found, answering, lambda lines: progress.advance(task, lines))
+    screen.print(f"{len(asked)} answers: {output.file}")
+
+
+def _backend(
+    model: str, models: dict[str, Path], vectors: dict[str, Path], by: EngineName
+) -> Backend:
+    """What answers, in a process of its own or in this one."""
+    return Fader(model, models=models, vectors=vectors, engine=by).backend
 
 
 @app.command(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fader.backends import EngineName
+from fader.backends import Backend, EngineName
 from fader.backends.local import Local, loader
 from fader.backends.vllm import VLLM
 from fader.cli.show import AsJson, Engine, Model, RunBy, commands, needing, screen, show
@@ -63,6 +65,24 @@ def serve(
             )
         ),
     ] = True,
+    replicas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N or MIN-MAX",
+            help=(
+                "Serve by so many processes on Ray: the cluster that RAY_ADDRESS names, else this"
+                " machine. A range: by how much there is to do."
+            ),
+        ),
+    ] = None,
+    replica_cpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPUs of a replica; left out: its share of the cluster."),
+    ] = None,
+    replica_gpus: Annotated[
+        int | None,
+        typer.Option(min=0, help="GPUs of a replica; left out: one where there are any."),
+    ] = None,
 ) -> None:
     """Serve a model over OpenAI's API, every request under its own alignment."""
     with needing("serving", "server"):
@@ -74,20 +94,41 @@ def serve(
     default = load_alignment(align if align is not None else {})
     limits = Limits(seconds=seconds, waiting=waiting, per_key=per_key, rows=rows)
     called = name or (Path(model).stem if is_model(Path(model)) else model)
-    settings: Any = {"max_waiting": limits.waiting, "share_prompts": share_prompts}
-    backend: Local
-    by: EngineName = engine.value
-    if by == "vllm":
-        backend = VLLM(model, name=called, **settings)
+    make = partial(_backend, model, called, limits.waiting, share_prompts, engine.value)
+    backend: Backend
+    if replicas is None:
+        backend = make()
     else:
-        backbone = loader(by)(model)
-        backbone.name = called
-        backend = Local(backbone, **settings)
+        least, most = _bounds(replicas)
+        with needing("--replicas", "ray"):
+            from fader.backends.ray import Replicas
+        takes = None
+        if replica_cpus is not None or replica_gpus is not None:
+            takes = {"num_cpus": replica_cpus or 1, "num_gpus": replica_gpus or 0}
+        backend = Replicas(make, least, most, limits.waiting, takes)
     try:
         screen.print(f"{called} at http://{host}:{port}/v1; its page: http://{host}:{port}/")
         run(backend, host, port, known, default, limits, allow_host or (), allow_origin or ())
     finally:
         backend.close()
+
+
+def _backend(model: str, called: str, waiting: int, share_prompts: bool, by: EngineName) -> Backend:
+    """The backend of one process."""
+    if by == "vllm":
+        return VLLM(model, name=called, max_waiting=waiting, share_prompts=share_prompts)
+    backbone = loader(by)(model)
+    backbone.name = called
+    return Local(backbone, max_waiting=waiting, share_prompts=share_prompts)
+
+
+def _bounds(replicas: str) -> tuple[int, int]:
+    """The fewest and the most replicas, of `4` or `1-4`."""
+    found = re.fullmatch(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?", replicas)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if least > most:
+        raise ValueError(f"--replicas: must be a number, or a range such as 1-4 (got {replicas!r})")
+    return least, most
 
 
 @app.command("add", epilog="Example: `fader keys add clinic-ward-3`")

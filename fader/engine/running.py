@@ -20,6 +20,10 @@ class Busy(RuntimeError):
     """The greatest number of jobs waits already; nothing was queued. Try again later."""
 
 
+class Lost(RuntimeError):
+    """What ran the job is gone, and nothing else could go on with it. Ask again."""
+
+
 class Running(Future[T]):
     """The result of a job that waits or runs. `usage` is what it has cost so far, and in the end
     what it cost."""

@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from filelock import FileLock
 from rich.console import Console
@@ -24,7 +24,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from fader.answer import Likelihood, Result
 from fader.fader import Fader
 from fader.files import write_whole
-from fader.request import Request
+from fader.request import Request, named
 
 FORMAT = 1
 """Raise it by hand when a change of the code changes what is measured: lines of another format are
@@ -131,10 +131,10 @@ class ResultCache:
 
     def _key(self, asked: Query) -> str:
         request = asked.request.model_dump(mode="json")
-        models = {asked.request.model or self.fader.model, *_named(request, "model")}
+        models = {asked.request.model or self.fader.model, *named(request, "model")}
         vectors = {
             vector: self.fader.vector(vector).digest
-            for vector in sorted(set(_named(request, "vectors")))
+            for vector in sorted(set(named(request, "vectors")))
         }
         content = [
             FORMAT,
@@ -178,18 +178,6 @@ def _written(result: Result) -> Measurement:
         usage.rows,
         reward,
     )
-
-
-def _named(value: Any, kind: str) -> Iterator[str]:
-    """Names of the vectors, or of the models, that a request names anywhere."""
-    if isinstance(value, dict):
-        named = value.get(kind) or ()
-        yield from [named] if isinstance(named, str) else named
-        for inner in value.values():
-            yield from _named(inner, kind)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _named(inner, kind)
 
 
 def _lines(file: Path) -> dict[str, Measurement]:

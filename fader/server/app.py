@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from fader.backends import Backend
-from fader.engine.running import Busy, Cancelled
+from fader.engine.running import Busy, Cancelled, Lost
 from fader.request import Alignment
 from fader.schema import Invalid
 from fader.server import alignment, chat, completions, models, playground, responses, tokens
@@ -79,7 +79,7 @@ def create_app(
     app.router.routes.extend(playground.ROUTES)
     described = app.openapi()
     described.setdefault("components", {}).setdefault("schemas", {}).update(_components())
-    handled = (HTTPException, RequestValidationError, Refused, Invalid, Busy, Cancelled)
+    handled = (HTTPException, RequestValidationError, Refused, Invalid, Busy, Cancelled, Lost)
     for kind in (*handled, TimeoutError, ValueError, Exception):
         app.add_exception_handler(kind, respond)
     return Guard(app, keys, limits, metrics, hosts, origins), app.state.serving

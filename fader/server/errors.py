@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from fader.engine.running import Busy, Cancelled
+from fader.engine.running import Busy, Cancelled, Lost
 from fader.schema import Invalid
 
 RETRY_SECONDS = 1
@@ -103,6 +103,9 @@ def refusal(error: BaseException) -> Refused:
             return busy(str(error))
         case Cancelled():
             return Refused(503, "the request was ended: the server is shutting down")
+        case Lost():
+            headers = {"Retry-After": str(RETRY_SECONDS)}
+            return Refused(503, str(error), code="replica_lost", headers=headers)
         case TimeoutError() | asyncio.TimeoutError():
             return Refused(
                 504,
