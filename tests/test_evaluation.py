@@ -14,7 +14,7 @@ from conftest import TEMPLATE, Speaking, level_items, random_vectors
 from test_cli import rows, run
 
 from fader import Fader, Vector, load
-from fader.cli.evaluate import PERSONAL
+from fader.cli.evaluate import PERSONAL, TIERS
 from fader.data.records import LEVELS
 from fader.endpoint import Endpoint
 from fader.engine.backbone import quick_dtype
@@ -402,7 +402,7 @@ def test_levels_gives_what_it_promises(suite):
 
 @pytest.mark.parametrize(
     "task",
-    [name for name in TASKS if name not in ("levels", "generation", "judges", *PERSONAL)],
+    [name for name in TASKS if name not in ("levels", "generation", "judges", *PERSONAL, *TIERS)],
 )
 @pytest.mark.long
 def test_every_task_yields_figures(suite, task):

@@ -378,8 +378,8 @@ def test_preferences_in_tiers_steer_what_is_written(ready, monkeypatch, capsys):
 
 
 def test_the_tiers_are_told_in_what_is_on_top(ready):
-    suite = replace(ready, meta="harmless", personal="warm")
-    told = Preferences(user=tuple(asking.WISHES.values()), rendering="meta")
+    suite = replace(ready, meta="harmless", personal="warm", rendering="tiers")
+    told = Preferences(user=tuple(asking.WISHES.values()), rendering="tiers")
     messages = [Message(role="user", content="the sea")]
     fader = ready.cache.fader
     ids = tuple(prompt_ids(messages, [told], backbone(fader).tokenizer))
