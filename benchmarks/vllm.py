@@ -56,7 +56,9 @@ def vector(name: str, fader: Fader, seed: int) -> Vector:
 def engine(**more: Any) -> VLLM:
     """The built-in model on vLLM."""
     settings = {"max_model_len": 1024}
-    return VLLM(builtin.NAME, dtype="float32", kv_bytes=2**30, settings=settings, **more)
+    return VLLM(
+        builtin.NAME, dtype="float32", kv_bytes=2**30, max_rank=2 * RANK, settings=settings, **more
+    )
 
 
 def run(

@@ -43,6 +43,7 @@ def theirs(ours):
         kv_bytes=KV_BYTES,
         token_budget=256,
         max_rows=32,
+        max_rank=16,
         settings={"max_model_len": 512},
     )
     with Fader(backend) as fader:

@@ -55,7 +55,7 @@ class VLLM(Local):
         name: str | None = None,
         max_rows: int = 64,
         max_mixtures: int = 8,
-        max_rank: int = 64,
+        max_rank: int = 32,
         adapter_bytes: int = 4 * 2**30,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
