@@ -298,7 +298,7 @@ def bench(
         typer.Argument(
             help=(
                 "A script under benchmarks/: decode, guide, pad, vectors, knob, prompts, shape,"
-                " deal."
+                " deal, serve."
             )
         ),
     ],
