@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DOCS := .venv-docs
+CLIENTS := .venv-clients
 
-.PHONY: install model demo serve test test-wheel quick coverage check docs clean
+.PHONY: install model demo serve test test-wheel test-clients quick coverage check docs clean
 
 install: $(VENV)/.installed
 
@@ -48,6 +49,17 @@ coverage: model
 test-wheel: model
 	$(BIN)/python tests/wheel.py
 
+# other people's clients against a server; some minutes to install
+test-clients: install $(CLIENTS)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --long tests/test_clients.py
+
+$(CLIENTS)/.installed: constraints.txt
+	@echo "Installing into $(CLIENTS): some minutes, once"
+	@$(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install --quiet -c constraints.txt 'lm_eval[api]' llm litellm langchain-openai > $(CLIENTS)/pip.log 2>&1 \
+		|| { cat $(CLIENTS)/pip.log; exit 1; }
+	@touch $@
+
 # the site in site/: strict, links checked, and nothing in it that is fetched from elsewhere
 docs: $(DOCS)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
@@ -60,4 +72,4 @@ $(DOCS)/.installed: constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DOCS) site build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(DOCS) $(CLIENTS) site build dist .mypy_cache .ruff_cache .pytest_cache
