@@ -85,8 +85,8 @@ class Process:
         threads.append(threading.Thread(target=write))
         for thread in threads:
             thread.start()
-        until(lambda: len(begun) == clients and len(self._profiles()) == 5, 300)
         try:
+            until(lambda: len(begun) == clients and len(self._profiles()) == 5, 300)
             yield ends
         finally:
             over.set()
