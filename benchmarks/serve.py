@@ -5,7 +5,8 @@ vectors, guides, one in eight a search), of which clients cut off one in ten; to
 reach the clients, against the same requests run offline in one batch, those cut off for as long as
 they were read. `wrong`: answers of these that differ from their offline run, ties within 1e-4
 aside, of those compared; its ratio is the share of right ones. `memory`: the server's MiB after the
-load, against those before it. `idle`: tokens per second of 8 streams without an alignment, against
+load, against those before it, without the prompts that it remembers (they grow up to a bound; MiB
+of both as `remembered`). `idle`: tokens per second of 8 streams without an alignment, against
 the same batch on the engine. `ttft`: their milliseconds to the first token, each as [p50, p95], and
 those of the 32 streams as `under_load`. `admission`: milliseconds that a request takes beside its
 forward passes, through the server (HTTP, parsing, planning, the answer) and offline.
@@ -262,7 +263,7 @@ def _loaded(
     read_all(url, warm, streams)  # memory is set aside, kernels are chosen
     if set(cases) != {"memory"}:
         fader.batch([one.offline() for one in warm])
-    before = process.memory_info().rss
+    before = _memory(url, process)
     speeds: tuple[list[float], list[float]] = ([], [])
     wrong = compared = 0
     for turn in range(1, rounds + 1):
@@ -280,7 +281,7 @@ def _loaded(
             if one.cut is None:
                 compared += 1
                 wrong += mine.ids != theirs and not is_tie(fader, one, mine.ids, theirs)
-    after = process.memory_info().rss
+    after = _memory(url, process)
     for name in cases:
         if name == "streams-32":
             yield row("serve", name, *speeds, TARGETS[name])
@@ -291,9 +292,18 @@ def _loaded(
                 "n": compared,
             }
         else:
-            sizes = [after / 2**20], [before / 2**20]
-            found = row("serve", name, *sizes, TARGETS[name], "MiB")
-            yield {**found, "ratio": round(before / after, 3), "n": rounds * requests}
+            found = row("serve", name, [after[0]], [before[0]], TARGETS[name], "MiB")
+            ratio = round(before[0] / after[0], 3)
+            remembered = [round(after[1], 1), round(before[1], 1)]
+            yield {**found, "ratio": ratio, "n": rounds * requests, "remembered": remembered}
+
+
+def _memory(url: str, process: psutil.Process) -> tuple[float, float]:
+    """MiB of the server without remembered prompts, and of these."""
+    text = httpx.get(f"{url}/metrics").text
+    [line] = [one for one in text.splitlines() if one.startswith("fader_kv_remembered_bytes ")]
+    remembered = float(line.split()[1])
+    return (process.memory_info().rss - remembered) / 2**20, remembered / 2**20
 
 
 def _idle(
