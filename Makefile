@@ -7,8 +7,9 @@ BROWSER := .browser
 VLLM := .venv-vllm
 RAY := .venv-ray
 DEPLOY := .venv-deploy
+CLIENTS := .venv-clients
 
-.PHONY: install model demo serve test test-wheel test-browser test-vllm test-ray test-deploy test-gpu quick coverage check docs clean
+.PHONY: install model demo serve test test-wheel test-browser test-vllm test-ray test-deploy test-clients test-gpu quick coverage check docs clean
 
 install: $(VENV)/.installed
 
@@ -108,6 +109,17 @@ $(DEPLOY)/.installed: pyproject.toml constraints.txt
 test-gpu: model
 	$(BIN)/python -m pytest --long -rs tests/test_gpu.py "tests/test_laws.py" -k "gpu or cuda"
 
+# other people's clients against a server; some minutes to install
+test-clients: install $(CLIENTS)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --long tests/test_clients.py
+
+$(CLIENTS)/.installed: constraints.txt
+	@echo "Installing into $(CLIENTS): some minutes, once"
+	@$(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install --quiet -c constraints.txt 'lm_eval[api]' llm litellm langchain-openai > $(CLIENTS)/pip.log 2>&1 \
+		|| { cat $(CLIENTS)/pip.log; exit 1; }
+	@touch $@
+
 # the site in site/: strict, links checked, and nothing in it that is fetched from elsewhere
 docs: $(DOCS)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
@@ -120,4 +132,4 @@ $(DOCS)/.installed: constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DOCS) $(BROWSER) $(VLLM) $(RAY) $(DEPLOY) site build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(DOCS) $(BROWSER) $(VLLM) $(RAY) $(DEPLOY) $(CLIENTS) site build dist .mypy_cache .ruff_cache .pytest_cache

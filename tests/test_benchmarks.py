@@ -28,6 +28,10 @@ CASES = {
         {"rounds": 1, "tokens": 2, "long": 100, "answer": 8, "requests": 2},
         ["beside-long"],
     ),
+    "serve": (
+        {"requests": 10, "streams": 4, "tokens": 2, "turns": 1},
+        ["streams-32", "wrong", "memory", "idle", "ttft", "admission"],
+    ),
     "deal": (
         {"count": 1, "tokens": 3, "rounds": 1},
         [
@@ -54,7 +58,11 @@ def test_rows(name):
         assert row["name"] == name
         assert row["target"] == bench.TARGETS[row["case"]]
         assert row["ratio"] > 0
-        better = row["theirs"] / row["ours"] if row["unit"] == "ms" else row["ours"] / row["theirs"]
+        ours, theirs = row["ours"], row["theirs"]
+        if row["unit"] == "answers":  # of those compared, the wrong ones
+            better = 1 - ours / theirs
+        else:
+            better = theirs / ours if row["unit"] in ("ms", "MiB") else ours / theirs
         assert row["ratio"] == pytest.approx(better, rel=0.05)
 
 

@@ -17,11 +17,12 @@ from test_cli import rows, run
 MAIN = "from fader.cli import main; main()"
 
 
-def start(folder, port, *more):
-    command = [sys.executable, "-c", MAIN, "serve", "--model", folder, "--port", port, *more]
+def start(model, port, *more, folder=None):
+    """`fader serve` in that folder, once it takes requests."""
+    command = [sys.executable, "-c", MAIN, "serve", "--model", model, "--port", port, *more]
     here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    process = subprocess.Popen([*map(str, command)], cwd=folder, env=here)
-    end = time.monotonic() + 120
+    process = subprocess.Popen([*map(str, command)], cwd=folder or model, env=here)
+    end = time.monotonic() + 600
     while True:
         try:
             assert httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200

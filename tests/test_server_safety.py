@@ -374,6 +374,7 @@ def test_the_metrics_tell_what_was_done(served):
         'fader_answers_total{alignment="preferences"}',
         *("fader_queue_length ", "fader_rows_per_second ", "fader_tokens_per_second "),
         *("fader_prompt_share_from_memory ", "fader_kv_used_bytes ", "fader_running "),
+        "fader_kv_remembered_bytes ",
         *("fader_time_to_first_token_seconds_count ", "fader_inter_token_seconds_count "),
     ):
         assert f"\n{said}" in text

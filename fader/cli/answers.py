@@ -384,7 +384,7 @@ def bench(
         typer.Argument(
             help=(
                 "A script under benchmarks/: decode, guide, pad, vectors, knob, prompts, shape,"
-                " deal, vllm."
+                " deal, serve, vllm."
             )
         ),
     ],

@@ -21,6 +21,7 @@ GAUGES = {
     "tokens_per_second": ("tokens_per_second", "Tokens read, over the last 10 seconds"),
     "kv_used_bytes": ("kv_used", "KV memory of rows in use"),
     "kv_reserved_bytes": ("kv_reserved", "KV memory that is set aside"),
+    "kv_remembered_bytes": ("kv_remembered", "KV memory of prompts kept for later requests"),
     "prompt_share_from_memory": (
         "prompt_share_from_memory",
         "Of the prompt tokens of new rows, the share that was in memory",

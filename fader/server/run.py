@@ -21,7 +21,9 @@ from fader.server.serving import Serving
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 REQUEST_SECONDS = 30.0
-"""How long a client may take for the head of its first request."""
+"""How long a client may take for the head of a request."""
+UNREAD_SECONDS = 60.0
+"""How long a client may read nothing of what is sent to it."""
 
 
 def run(
@@ -101,17 +103,29 @@ class _Server(uvicorn.Server):
 
 
 class _Patient(H11Protocol):
-    """A connection that is closed if the head of its first request does not come in time: a byte a
-    second keeps nothing open."""
+    """A connection that is closed if the head of a request does not come in time, or if what is
+    sent is not read: a byte a second keeps nothing open."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._late = self.loop.call_later(REQUEST_SECONDS, self._close_if_silent)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            raw = transport.get_extra_info("socket")
+            unread = int(UNREAD_SECONDS * 1000)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread)
+        self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._late.cancel()
         super().connection_lost(exc)
 
-    def _close_if_silent(self) -> None:
-        if self.cycle is None:
+    def on_response_complete(self) -> None:
+        self._late.cancel()
+        self._await_head()
+        super().on_response_complete()  # which may begin the next request
+
+    def _await_head(self) -> None:
+        self._late = self.loop.call_later(REQUEST_SECONDS, self._close_if_silent, self.cycle)
+
+    def _close_if_silent(self, before: object) -> None:
+        if self.cycle is before:  # no request has begun since
             self.transport.close()

@@ -36,6 +36,8 @@ from fader.server.written import Spell
 T = TypeVar("T")
 END = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": still at it\n\n"
+LAST_SECONDS = 5.0
+"""How long a client may take to read that its stream has ended in an error."""
 
 
 @dataclass
@@ -319,9 +321,12 @@ class Events(Response):
             async with self._jobs.in_time:
                 async for event in self._events:
                     await write(event)
+                await write(b"", more=False)
         except Exception as error:
-            await write(self._failed(refusal(error)))
-        await write(b"", more=False)
+            with suppress(TimeoutError):  # a client that reads nothing is not waited for
+                async with asyncio.timeout(LAST_SECONDS):
+                    await write(self._failed(refusal(error)))
+                    await write(b"", more=False)
 
 
 def data(value: Any) -> bytes:
