@@ -39,7 +39,7 @@ from fader.methods.prompt import CONFLICT_RULE, conversation, ending_ids, prompt
 from fader.request import Message, Preferences
 from fader.starter.shipped import starter_families, starter_items, starter_levels, starter_rows
 from fader.training.meta import META, meta_lessons, sample_lessons, taught_items, train_meta
-from fader.training.vector import _row
+from fader.training.vector import Recipe, _row
 
 ASK = (Message(role="user", content="How much is it?"),)
 TEXTS = (("Never state prices.",), ("State prices.",))
@@ -425,7 +425,7 @@ def test_training_reads_what_serving_reads():
     )
     words = tokenizer(template)
     for lesson in (LESSONS[0], next(one for one in LESSONS if one.retained)):
-        row = _row(lesson, words, ending_ids(words), "untold")
+        row = _row(lesson, words, ending_ids(words), Recipe(reference="untold"))
         told = [lesson.told] if lesson.told else []
         assert row["prompt_ids"] == prompt_ids(lesson.messages, told, words)
         assert row["reference_ids"] == prompt_ids(lesson.messages, [], words)

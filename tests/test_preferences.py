@@ -156,7 +156,7 @@ def test_lessons_under_preferences_come_in_flips():
 def test_training_reads_what_serving_reads(tiny_folder):
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     lesson = told_lessons(taught_flips(starter_families(), share=0.02), IDLE, "principle")[0]
-    row = _row(lesson, tokenizer, ending_ids(tokenizer), "untold")
+    row = _row(lesson, tokenizer, ending_ids(tokenizer), Recipe(reference="untold"))
     assert row["prompt_ids"] == prompt_ids(lesson.messages, [lesson.told], tokenizer)
     assert row["reference_ids"] == prompt_ids(lesson.messages, [], tokenizer)
     whole = tokenizer.apply_chat_template(
@@ -189,6 +189,54 @@ def test_an_untold_reference_reads_the_question_alone(tmp_path, tiny_folder):
     assert len(said) <= len(read)
 
 
+@trains
+def test_distillation_compares_with_what_a_teacher_finds_behind_examples(tmp_path, tiny_folder):
+    model, tokenizer = load(str(tiny_folder))
+    flips = taught_flips(starter_families()[:3], share=0.2)
+    lessons = told_lessons(flips, IDLE, "principle", examples=1)
+    recipe = Recipe(loss="distil", max_length=4000, retain_weight=2.0)
+    lessons, rows = _short_enough(lessons, tokenizer, model, recipe)
+    place = next(place for place, one in enumerate(lessons) if one.retained)
+    lessons, rows = (some[place - 4 : place + 4] for some in (lessons, rows))
+    assert {one.retained for one in lessons} == {True, False}
+    with progress_bar(False) as bar:
+        trainer = _trainer(recipe, model, tokenizer, rows, 1, tmp_path, bar)
+    losses = []
+    for lesson, row in zip(lessons, rows, strict=True):
+        before = () if lesson.retained else lesson.shown
+        assert len(before) == (0 if lesson.retained else 2)
+        told = [] if lesson.retained else [lesson.told]
+        messages = [*before, *lesson.messages]
+        assert row["teacher_ids"] == prompt_ids(messages, told, tokenizer)
+        for said in (row["chosen_ids"], row["rejected_ids"]):
+            found, taught = (
+                model(torch.tensor([asked + said])).logits[0, len(asked) - 1 : -1].log_softmax(-1)
+                for asked in (row["prompt_ids"], row["teacher_ids"])
+            )
+            apart = (taught.exp() * (taught - found)).sum(-1).mean()
+            losses.append(float(apart.detach()) * (2 if lesson.retained else 1))
+    batch = trainer.data_collator(rows)
+    assert float(trainer.compute_loss(trainer.model, batch)) == pytest.approx(
+        sum(losses) / len(losses), rel=0.02
+    )
+
+
+@trains
+def test_a_student_comes_nearer_to_its_teacher(tmp_path, tiny_folder):
+    flips = taught_flips(starter_families()[:1], share=0.1)
+    lessons = [
+        lesson
+        for seed in range(60)
+        for lesson in told_lessons(flips[:2], [], "principle", seed, examples=1)
+    ]
+    recipe = Recipe(loss="distil", max_length=4000, learning_rate=1e-2, batch=4)
+    vector = train_vector(
+        "m", lessons, tmp_path / "m", recipe, model=str(tiny_folder), progress=False
+    )
+    losses = [row["loss"] for row in vector.card["curve"]]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
 def test_nearness_finds_twins_and_opposites_and_leaves_strangers_far():
     loud = [pair(f"q{i}", f"bang crash {i}", f"hush calm {i}") for i in range(20)]
     red = [pair(f"r{i}", f"ruby scarlet {i}", f"azure navy {i}") for i in range(20)]
@@ -212,7 +260,7 @@ def test_nearness_finds_twins_and_opposites_and_leaves_strangers_far():
 def test_some_lessons_of_a_batch_are_read_as_in_it(tiny_folder):
     model, tokenizer = load(str(tiny_folder))
     lessons = told_lessons(taught_flips(starter_families(), share=0.02), IDLE, "principle")[:4]
-    rows = [_row(one, tokenizer, ending_ids(tokenizer), "told") for one in lessons]
+    rows = [_row(one, tokenizer, ending_ids(tokenizer), Recipe()) for one in lessons]
     batch = collate(rows, pad=0)
     model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     whole = answer_logprobs(model, batch, batch["strengths"]).chunk(2)

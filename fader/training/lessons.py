@@ -58,6 +58,14 @@ class Lesson:
     """The preferences under which it is taught, if any."""
 
 
+@dataclass(frozen=True)
+class Demonstrated(Lesson):
+    """A lesson that a teacher reads behind answers to other questions that do what is told."""
+
+    shown: tuple[Message, ...] = ()
+    """These questions and answers, in turns."""
+
+
 def lessons_of(items: Sequence[Item], others: Sequence[Item] = (), seed: int = 0) -> list[Lesson]:
     """The lessons of a data set along the line, and as many retained lessons of `others` as there
     are items."""

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fader.data.preferences import Family, Flip, Judged, without_leaks
-from fader.request import Preferences, Rendering
-from fader.training.lessons import Lesson
+from fader.data.records import Pair
+from fader.request import Message, Preferences, Rendering
+from fader.training.lessons import Demonstrated, Lesson
 
 JOINT = 0.3
 """The share of the lessons that tell two or three preferences."""
@@ -46,15 +47,22 @@ def taught_flips(families: Sequence[Family], seed: int = 0, share: float = 1.0) 
 
 
 def told_lessons(
-    flips: Sequence[Sequence[Judged]], idle: Sequence[str], rendering: Rendering, seed: int = 0
+    flips: Sequence[Sequence[Judged]],
+    idle: Sequence[str],
+    rendering: Rendering,
+    seed: int = 0,
+    examples: int = 0,
 ) -> list[Lesson]:
     """One pass through the flips in an order, and in wordings, drawn by `seed`. `idle`: facts about
-    a user from which nothing follows."""
+    a user from which nothing follows. `examples`: how many answers that do what is told a teacher
+    is shown, to other questions of the family."""
     dice = random.Random(seed)
     wordings: dict[str, dict[str, Sequence[str]]] = {}
+    liked: dict[tuple[str, str], list[Pair]] = {}
     for flip in flips:
         for judged in flip:
             wordings.setdefault(judged.family, {})[judged.pole] = judged.wordings
+            liked.setdefault((judged.family, judged.pole), []).append(judged.pair)
     lessons: list[Lesson] = []
     for flip in dice.sample(flips, len(flips)):
         others = [family for family in wordings if family != flip[0].family]
@@ -68,10 +76,26 @@ def told_lessons(
             texts = [*beside[:place], dice.choice(judged.wordings), *beside[place:]]
             told = Preferences(user=tuple(texts), rendering=rendering)
             pair = judged.pair
-            lessons.append(Lesson(pair.messages, pair.chosen, pair.rejected, (1.0,), told=told))
+            lesson = Lesson(pair.messages, pair.chosen, pair.rejected, (1.0,), told=told)
+            if examples:
+                lesson = demonstrated(lesson, liked[judged.family, judged.pole], examples, dice)
+            lessons.append(lesson)
         if dice.random() < 2 * NEUTRAL:
             lessons += neutral(lessons[-1], idle, rendering, dice)
     return lessons
+
+
+def demonstrated(
+    lesson: Lesson, liked: Sequence[Pair], examples: int, dice: random.Random
+) -> Demonstrated:
+    """The lesson behind the chosen answers of so many of these pairs, on other questions."""
+    others = [one for one in liked if one.messages != lesson.messages]
+    shown = [
+        turn
+        for one in dice.sample(others, min(examples, len(others)))
+        for turn in (*one.messages, Message(role="assistant", content=one.chosen))
+    ]
+    return Demonstrated(**vars(lesson), shown=tuple(shown))
 
 
 def neutral(

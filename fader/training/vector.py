@@ -18,8 +18,10 @@ margins together:
 
 What makes an answer likely whatever is told cancels there, the base model's share too. Two lessons
 that prefer the same answer of one pair stay by themselves. `sft` is -log pi(chosen) per token
-alone. Retained lessons have the loss retain_weight * |change of log pi per token| for both answers
-instead, smooth below 0.2 nats.
+alone. `distil` (context distillation, arXiv 2209.15189) takes the base model as teacher that reads
+the lesson behind examples of what is told (`Demonstrated`), and compares whole distributions: the
+loss is KL(teacher || pi) per token, of both answers. Retained lessons have the loss retain_weight *
+|change of log pi per token| for both answers instead, smooth below 0.2 nats.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ from fader.engine import builtin
 from fader.engine.identity import fingerprint, identity
 from fader.methods.prompt import ending_ids, prompt_ids
 from fader.methods.tokens import text_ids
-from fader.training.lessons import Lesson
+from fader.training.lessons import Demonstrated, Lesson
 from fader.training.run import (
     Clock,
     Watch,
@@ -90,12 +92,12 @@ class Recipe:
     those of whole answers."""
     length_normalized: bool = True
     """Compare log-probabilities per token (length-normalised); off: of whole answers."""
-    loss: Literal["dpo", "simpo", "flip", "sft"] = "simpo"
+    loss: Literal["dpo", "simpo", "flip", "sft", "distil"] = "simpo"
     """`dpo` compares log-probabilities less the base model's, which are computed once before
     training; `simpo` compares log-probabilities as they are; `flip` does so for two lessons at
     once, one after the other, that prefer opposite answers under opposite preferences (for each by
     itself where both prefer the same answer); `sft` compares nothing and makes the chosen answers
-    likelier, per token."""
+    likelier, per token; `distil` learns what the base model finds likely behind examples."""
     reference: Literal["told", "untold"] = "told"
     """Whether the base model of `dpo` reads the lesson's preferences too. Untold, what the prompt
     alone does counts for the preference, as where the guide's reference is untold."""
@@ -377,9 +379,10 @@ def _short_enough(
     reach = getattr(base.config.get_text_config(), "max_position_embeddings", None) or longest
     limit = min(longest, reach)
     ending = ending_ids(tokenizer)
-    rows = [_row(lesson, tokenizer, ending, recipe.reference) for lesson in lessons]
+    rows = [_row(lesson, tokenizer, ending, recipe) for lesson in lessons]
     lengths = [
-        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+        max(len(row["prompt_ids"]), len(row.get("teacher_ids", ())))
+        + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
         for row in rows
     ]
     kept = [place for place, length in enumerate(lengths) if length <= limit]
@@ -610,6 +613,8 @@ class LineTrainer(DPOTrainer):
         num_items_in_batch: Any = None,
     ) -> Tensor:
         """The loss in the module docstring, averaged over the lessons of the batch."""
+        if self.recipe.loss == "distil":
+            return self._distilled(model, inputs)
         recipe, retained, lengths = self.recipe, inputs["retained"], inputs["lengths"]
         # [2 lessons]: the chosen ones, then the rejected
         logprobs = self.read(model, inputs, inputs["strengths"])
@@ -640,6 +645,27 @@ class LineTrainer(DPOTrainer):
         )
         self._note(margins[retained == 0], torch.cat([drift[retained == 1] for drift in drifts]))
         return torch.where(retained == 1, stayed, taught).mean()
+
+    def _distilled(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """KL(teacher || model) per token, averaged over the answers of the batch."""
+        retained, lengths, answer = inputs["retained"], inputs["lengths"], inputs["answer"]
+        strengths = inputs["strengths"]
+        with torch.no_grad():
+            taught = answer_logits(model, inputs["teacher"], torch.zeros_like(strengths))
+            taught = taught.float().log_softmax(-1)  # [answer tokens, vocabulary]
+        found = answer_logits(model, inputs, strengths).float().log_softmax(-1)
+        apart = (taught.exp() * (taught - found)).sum(-1)
+        said = found.detach().gather(1, inputs["target"][:, None])[:, 0]
+        sums = apart.new_zeros(2, len(lengths))
+        sums = sums.index_add(1, answer, torch.stack([apart, said])) / lengths
+        divergence, means = sums  # [2 lessons]
+        margins = torch.sub(*means.chunk(2))
+        self._note(
+            margins[retained == 0], divergence.detach()[torch.cat([retained, retained]) == 1]
+        )
+        weights = torch.where(retained == 1, self.recipe.retain_weight, 1.0)
+        loss: Tensor = (torch.cat([weights, weights]) * divergence).mean()
+        return loss
 
     def _note(self, margins: Tensor, drifts: Tensor) -> None:
         found = {"accuracy": (margins > 0).float(), "margin": margins, "drift": drifts.abs()}
@@ -692,6 +718,13 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
         "answer": torch.tensor(answer),
         "lengths": torch.tensor([len(parts[side]) for side in (1, 2) for parts in texts]),
     }
+    if "teacher_ids" in rows[0]:
+        alike = ("chosen_ids", "rejected_ids", "strengths")
+        read = [
+            {"prompt_ids": row["teacher_ids"], **{name: row[name] for name in alike}}
+            for row in rows
+        ]
+        batch["teacher"] = collate(read, pad)
     return {
         **batch,
         **{
@@ -726,8 +759,20 @@ def answer_logprobs(
     between: Callable[[Tensor], Tensor] = lambda hidden: hidden,
 ) -> Tensor:
     """Log-probability of both answers of each lesson [2 lessons], the chosen ones first, at each
-    lesson's strengths [lessons, vectors]. `between`: what is done to the last hidden states
-    [lessons, tokens, hidden] before the head."""
+    lesson's strengths [lessons, vectors]. `between`: see `answer_logits`."""
+    logits = answer_logits(model, inputs, strengths, between)
+    said = -functional.cross_entropy(logits.float(), inputs["target"], reduction="none")
+    return said.new_zeros(2 * len(strengths)).index_add(0, inputs["answer"], said)
+
+
+def answer_logits(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    strengths: Tensor,
+    between: Callable[[Tensor], Tensor] = lambda hidden: hidden,
+) -> Tensor:
+    """The logits from which each token of the answers is predicted [answer tokens, vocabulary].
+    `between`: what is done to the last hidden states [lessons, tokens, hidden] before the head."""
     causal: Any = model.get_base_model()
     with _at(model, strengths):
         body = causal.base_model(
@@ -735,10 +780,8 @@ def answer_logprobs(
             use_cache=False,
         )
     hidden = between(body.last_hidden_state).flatten(0, 1)
-    # [answer tokens, vocabulary]
-    logits = causal.get_output_embeddings()(hidden[inputs["source"]])
-    said = -functional.cross_entropy(logits.float(), inputs["target"], reduction="none")
-    return said.new_zeros(2 * len(strengths)).index_add(0, inputs["answer"], said)
+    logits: Tensor = causal.get_output_embeddings()(hidden[inputs["source"]])
+    return logits
 
 
 @contextmanager
@@ -761,7 +804,7 @@ def _at(model: nn.Module, strengths: Tensor) -> Iterator[None]:
             hook.remove()
 
 
-def _row(lesson: Lesson, tokenizer: Any, ending: Sequence[int], reference: str) -> dict[str, Any]:
+def _row(lesson: Lesson, tokenizer: Any, ending: Sequence[int], recipe: Recipe) -> dict[str, Any]:
     """A lesson in the token ids that serving reads, each answer with what ends its turn."""
     row = {
         "prompt_ids": prompt_ids(lesson.messages, [lesson.told] if lesson.told else [], tokenizer),
@@ -770,8 +813,12 @@ def _row(lesson: Lesson, tokenizer: Any, ending: Sequence[int], reference: str) 
         "strengths": list(lesson.strengths),
         "retained": float(lesson.retained),
     }
-    if reference == "untold":
+    if recipe.reference == "untold":
         row["reference_ids"] = prompt_ids(lesson.messages, [], tokenizer)
+    if recipe.loss == "distil":
+        told = [lesson.told] if lesson.told and not lesson.retained else []
+        shown = lesson.shown if isinstance(lesson, Demonstrated) and not lesson.retained else ()
+        row["teacher_ids"] = prompt_ids((*shown, *lesson.messages), told, tokenizer)
     return row
 
 
