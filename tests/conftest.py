@@ -16,6 +16,7 @@ os.environ.setdefault("FADER_KERNELS", "default")  # nothing is measured when a 
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -28,6 +29,8 @@ from fader.evaluation.suite import Suite
 from fader.request import Message
 from fader.starter.shipped import DOMAINS
 
+settings.register_profile("fader", deadline=None)  # a busy machine is no fault
+settings.load_profile("fader")
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,

@@ -219,14 +219,15 @@ def test_forks_keep_apart(tiny):
     assert torch.equal(left, again)
 
 
-def test_memory_returns(tiny):
-    memory = tiny.backend.backbones[tiny.model].memory
-    tiny.batch(["the sea", "a cat"], max_tokens=8, n=3, temperature=1.0)
-    stream = tiny.stream("one two", max_tokens=200, temperature=1.0)
-    next(stream)
-    stream.close()
-    tiny.generate("three", max_tokens=1)
-    assert memory.taken == 0
+def test_memory_returns(tiny_folder):
+    with Fader(load(str(tiny_folder))) as fader:  # of its own: no other test's end is waited for
+        memory = fader.backend.backbones[fader.model].memory
+        fader.batch(["the sea", "a cat"], max_tokens=8, n=3, temperature=1.0)
+        stream = fader.stream("one two", max_tokens=200, temperature=1.0)
+        next(stream)
+        stream.close()
+        fader.generate("three", max_tokens=1)
+        assert memory.taken == 0
 
 
 def test_same_seed_same_text_whatever_else_runs(tiny):

@@ -286,9 +286,9 @@ def test_no_rendering_closes_the_tier_of_another(beside):
 
 @pytest.mark.parametrize("part", ["<", "</", "<u", "[ ", "&", "&amp;", "\\u003c", "<user info "])
 def test_a_long_text_is_looked_through_once(part):
-    start = time.perf_counter()
+    start = time.process_time()
     render(Preferences(user=part * (1_000_000 // len(part))))
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize("words", [tokenizer(), tokenizer(NO_SYSTEM)], ids=["system", "none"])
