@@ -50,11 +50,11 @@ def row(
     target: float | None,
     unit: str = "tokens/s",
 ) -> dict[str, Any]:
-    """The row of a case from what the two sides measured in each round: speeds, or times where the
-    unit is "ms"."""
+    """The row of a case from what the two sides measured in each round: speeds, or times or
+    sizes where the unit is "ms" or "MiB"."""
     our, their = statistics.median(ours), statistics.median(theirs)
     pairs = [(our, their), *zip(ours, theirs, strict=True)]
-    ratio, *ratios = (b / a if unit == "ms" else a / b for a, b in pairs)
+    ratio, *ratios = (b / a if unit in ("ms", "MiB") else a / b for a, b in pairs)
     found = {
         "name": name,
         "case": case,

@@ -293,9 +293,8 @@ def _loaded(
             }
         else:
             found = row("serve", name, [after[0]], [before[0]], TARGETS[name], "MiB")
-            ratio = round(before[0] / after[0], 3)
             remembered = [round(after[1], 1), round(before[1], 1)]
-            yield {**found, "ratio": ratio, "n": rounds * requests, "remembered": remembered}
+            yield {**found, "n": rounds * requests, "remembered": remembered}
 
 
 def _memory(url: str, process: psutil.Process) -> tuple[float, float]:
