@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fader.answer import Chunk, Likelihood, Result
+from fader.backends import EngineName
 from fader.backends.local import Local
 from fader.engine import builtin
 from fader.engine.protocols import Backbone
@@ -32,7 +33,8 @@ class Fader:
     """A model, or several with one vocabulary, ready to answer requests with their own preferences,
     many at once.
 
-    The settings are those of `backends.local.Local`. Use as a context manager, or call `close`.
+    `engine`: who runs the model, see docs/backbones.md. The other settings are those of
+    `backends.local.Local`. Use as a context manager, or call `close`.
     """
 
     def __init__(
@@ -47,7 +49,10 @@ class Fader:
         token_budget: int = 512,
         share_prompts: bool = True,
         resources: Resources = NOTHING,
+        engine: EngineName = "torch",
     ) -> None:
+        if engine == "vllm":
+            raise ValueError("engine: vllm is not installed: pip install 'fader[vllm]'")
         self.backend = Local(
             model,
             models,
@@ -58,6 +63,7 @@ class Fader:
             token_budget,
             share_prompts=share_prompts,
             resources=resources,
+            engine=engine,
         )
         self._places = Places()  # what requests gave by place
         self._stamps: dict[str, int] = {}  # when the folders of vectors were written

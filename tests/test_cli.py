@@ -68,6 +68,7 @@ def rows(done: Done) -> list[dict]:
         (["generate", "x", "--align", "nowhere.yaml"], "neither JSON, nor a file, nor a profile"),
         (["generate", "--input", "nowhere.jsonl"], "nowhere.jsonl"),
         (["generate", "x", "--model", "no/such"], "model: 'no/such' could not be loaded"),
+        (["generate", "x", "--engine", "vllm"], "engine: vllm is not installed"),
         (["generate", "x", "--max-tokens", "0"], "sampling.max_tokens"),
         (["generate", "x", "--temperature", "nan"], "sampling.temperature"),
         (["vectors", "inspect", "nope"], "no such vector"),

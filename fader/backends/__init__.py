@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from fader.answer import Chunk, Likelihood, Result
 from fader.engine.running import Running
 from fader.engine.stats import Stats
 from fader.request import Request
 from fader.schema import Invalid
+
+EngineName = Literal["torch", "llama.cpp", "vllm"]
+"""Who runs the model: our engine on PyTorch, our engine on llama.cpp, or vLLM."""
 
 
 @dataclass(frozen=True)

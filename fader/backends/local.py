@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fader.answer import Chunk, Likelihood, Result
-from fader.backends import About
+from fader.backends import About, EngineName
 from fader.engine import builtin
 from fader.engine.loading import load
 from fader.engine.loop import Engine, Needs
@@ -80,9 +80,10 @@ class Local:
 
     `model`: the built-in model's name, a folder, a GGUF file, a hub id, or a loaded `Backbone`.
     `models`: others by name, for guides. `vectors`: folders of vectors by name, beside those found
-    in the usual places. `share_prompts`: whether requests that begin with the same tokens, under
-    the same vectors, read them once. `resources`: what rewards may use, by name. `max_waiting`: how
-    many requests may wait for memory before others are refused with `Busy`.
+    in the usual places. `engine`: what reads them, "torch" or "llama.cpp". `share_prompts`: whether
+    requests that begin with the same tokens, under the same vectors, read them once. `resources`:
+    what rewards may use, by name. `max_waiting`: how many requests may wait for memory before
+    others are refused with `Busy`.
     """
 
     def __init__(
@@ -97,10 +98,11 @@ class Local:
         share_prompts: bool = True,
         resources: Resources = NOTHING,
         max_waiting: int | None = None,
+        engine: EngineName = "torch",
     ) -> None:
         _refuse_no_model(model, "model")
         self.model = model if isinstance(model, str) else model.name
-        self._load = partial(load, device=device, dtype=dtype, kv_bytes=kv_bytes)
+        self._load = partial(loader(engine), device=device, dtype=dtype, kv_bytes=kv_bytes)
         self.engine = Engine({}, token_budget, max_waiting=max_waiting, share_prompts=share_prompts)
         for name, source in [(self.model, model), *(models or {}).items()]:
             self.add_model(name, source)
@@ -351,6 +353,15 @@ class Local:
             with faults.at():
                 found.append((self.vector(name, backbone), strength))
         return mixture(found)
+
+
+def loader(engine: EngineName) -> Callable[..., Backbone]:
+    """What loads a model for that engine. Raises ValueError for one that is not there."""
+    if engine == "torch":
+        return load
+    if engine == "llama.cpp":
+        raise ValueError("engine: llama.cpp is not installed: pip install 'fader[llama]'")
+    raise ValueError(f"engine: {engine!r} is not known; give torch, llama.cpp or vllm")
 
 
 class _Resolver:

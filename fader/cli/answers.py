@@ -15,7 +15,19 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fader import Fader, Result
-from fader.cli.show import Align, AsJson, Input, Model, commands, print_json, rows, screen, show
+from fader.cli.show import (
+    Align,
+    AsJson,
+    Engine,
+    Input,
+    Model,
+    RunBy,
+    commands,
+    print_json,
+    rows,
+    screen,
+    show,
+)
 from fader.engine import builtin
 from fader.given import Places, resolve
 from fader.profiles import load_alignment, profile_folders, profiles
@@ -63,6 +75,7 @@ def generate(
     input: Input = None,
     align: Align = None,
     model: Model = builtin.NAME,
+    engine: RunBy = Engine.TORCH,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -90,7 +103,12 @@ def generate(
     places = Places()
     places.models.taken.add(model)
     requests = resolve(asked, places, **fields)
-    with Fader(model, models=places.models.places, vectors=places.vectors.places) as fader:
+    with Fader(
+        model,
+        models=places.models.places,
+        vectors=places.vectors.places,
+        engine=engine.value,
+    ) as fader:
         if as_json or len(requests) > 1 or requests[0].sampling.n > 1:
             with Progress(
                 *Progress.get_default_columns(), console=Console(stderr=True), transient=True
@@ -118,7 +136,11 @@ def generate(
     epilog='Example: `echo \'{"prompt": "2+2?", "answer": "4"}\' | fader score --input - --json`'
 )
 def score(
-    input: Input = "-", align: Align = None, model: Model = builtin.NAME, as_json: AsJson = False
+    input: Input = "-",
+    align: Align = None,
+    model: Model = builtin.NAME,
+    engine: RunBy = Engine.TORCH,
+    as_json: AsJson = False,
 ) -> None:
     """How likely given answers are under the aligned policy. Lines: `{"prompt" or "messages",
     "answer", "alignment"?}`."""
@@ -130,7 +152,7 @@ def score(
         pairs.append(({key: value for key, value in row.items() if key != "answer"}, row["answer"]))
     if not pairs:
         raise ValueError(f"--input: {input} has no lines")
-    with Fader(model) as fader:
+    with Fader(model, engine=engine.value) as fader:
         for found in fader.score_batch(pairs, **fields):
             (
                 print_json(found.as_dict())
@@ -152,6 +174,7 @@ def chat(
     context: typer.Context,
     align: Align = None,
     model: Model = builtin.NAME,
+    engine: RunBy = Engine.TORCH,
     max_tokens: MaxTokens = 512,
     temperature: Annotated[
         float | None,
@@ -168,7 +191,7 @@ def chat(
     sampling = _sampling(context)
     alignment = load_alignment(align if align is not None else {})
     messages: list[dict[str, str]] = []
-    with Fader(model) as fader:
+    with Fader(model, engine=engine.value) as fader:
         while (text := _ask()) and text != "/quit":
             try:
                 if text.startswith("/"):

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fader.backends.local import Local
-from fader.cli.show import AsJson, Model, commands, needing, screen, show
+from fader.backends.local import Local, loader
+from fader.cli.show import AsJson, Engine, Model, RunBy, commands, needing, screen, show
 from fader.engine import builtin
-from fader.engine.loading import load
 from fader.given import is_model
 from fader.profiles import load_alignment
 
@@ -23,6 +22,7 @@ Name = Annotated[str, typer.Argument(help="Whose key it is.")]
 
 def serve(
     model: Model = builtin.NAME,
+    engine: RunBy = Engine.TORCH,
     host: Annotated[
         str, typer.Option(help="Address to listen at. One that others can reach needs API keys.")
     ] = "127.0.0.1",
@@ -72,7 +72,7 @@ def serve(
     default = load_alignment(align if align is not None else {})
     limits = Limits(seconds=seconds, waiting=waiting, per_key=per_key, rows=rows)
     called = name or (Path(model).stem if is_model(Path(model)) else model)
-    backbone = load(model)
+    backbone = loader(engine.value)(model)
     backbone.name = called
     backend = Local(backbone, max_waiting=limits.waiting, share_prompts=share_prompts)
     try:

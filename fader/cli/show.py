@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,19 @@ from fader.files import read_text
 
 screen = Console(markup=False, emoji=False)  # what people and models write is no mark-up
 
+
+class Engine(StrEnum):
+    """Who runs the model."""
+
+    TORCH = "torch"
+    LLAMA = "llama.cpp"
+    VLLM = "vllm"
+
+
+RunBy = Annotated[
+    Engine,
+    typer.Option("--engine", help="Who runs the model."),
+]
 Model = Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or hub id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 Rating = Annotated[
