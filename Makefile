@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DOCS := .venv-docs
+LLAMA := .venv-llama
+LLAMA_VERSION := $(shell sed -n 's/^llama-cpp-python==//p' constraints.txt)
+WHEELS ?= $(or $(FADER_CACHE),$(HOME)/.cache/fader)/wheels
 
-.PHONY: install model demo serve test test-wheel quick coverage check docs clean
+.PHONY: install model demo serve test test-wheel test-llama quick coverage check docs clean
 
 install: $(VENV)/.installed
 
@@ -48,6 +51,23 @@ coverage: model
 test-wheel: model
 	$(BIN)/python tests/wheel.py
 
+# the laws on llama.cpp, in an environment of its own; it is compiled once (needs a C++ compiler, 20
+# minutes on one core), and the wheel kept in the user's cache
+test-llama: $(LLAMA)/.installed model
+	OMP_NUM_THREADS=1 $(LLAMA)/bin/python -m pytest -p no:cacheprovider --long tests/test_llama.py
+
+$(LLAMA)/.installed: pyproject.toml constraints.txt
+	@echo "Installing into $(LLAMA): a long while, once"
+	@$(PYTHON) -m venv $(LLAMA)
+	@mkdir -p $(WHEELS)
+	@ls $(WHEELS)/llama_cpp_python-$(LLAMA_VERSION)-*.whl > $(LLAMA)/pip.log 2>&1 \
+		|| $(LLAMA)/bin/python -m pip wheel --quiet --no-deps -w $(WHEELS) llama-cpp-python==$(LLAMA_VERSION) >> $(LLAMA)/pip.log 2>&1 \
+		|| { cat $(LLAMA)/pip.log; exit 1; }
+	@$(LLAMA)/bin/python -m pip install --quiet -c constraints.txt torch >> $(LLAMA)/pip.log 2>&1 \
+		&& $(LLAMA)/bin/python -m pip install --quiet -c constraints.txt --find-links $(WHEELS) -e '.[llama,dev,rewards,json,data]' >> $(LLAMA)/pip.log 2>&1 \
+		|| { cat $(LLAMA)/pip.log; exit 1; }
+	@touch $@
+
 # the site in site/: strict, links checked, and nothing in it that is fetched from elsewhere
 docs: $(DOCS)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
@@ -60,4 +80,4 @@ $(DOCS)/.installed: constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DOCS) site build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(DOCS) $(LLAMA) site build dist .mypy_cache .ruff_cache .pytest_cache

@@ -22,6 +22,7 @@ EXTRAS = {
         "accelerate",
         "fastapi",
         "llguidance",
+        "llama_cpp",
         "uvicorn",
         "prometheus_client",
     ),

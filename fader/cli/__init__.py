@@ -6,7 +6,7 @@ from io import TextIOWrapper
 
 import typer
 
-from fader.cli import data, evaluate, serve, teacher, train, vectors
+from fader.cli import data, evaluate, models, serve, teacher, train, vectors
 from fader.cli.answers import app
 
 app.command("eval", epilog="Example: `fader eval levels --split test --json`")(evaluate.evaluate)
@@ -37,6 +37,7 @@ data.app.command(
         " tiers.jsonl`"
     ),
 )(teacher.meta)
+app.add_typer(models.app, name="models", epilog="Example: `fader models --fetch --json`")
 app.add_typer(vectors.app, name="vectors")
 app.add_typer(train.app, name="train")
 app.add_typer(data.app, name="data")

@@ -262,21 +262,6 @@ def _suited(sampling: Mapping[str, Any], alignment: Alignment) -> dict[str, Any]
     return {**sampling, "temperature": (0.0 if greedy else 0.7) if given is None else given}
 
 
-@app.command(epilog="Example: `fader models --fetch --json`")
-def models(
-    fetch: Annotated[
-        bool, typer.Option(help="Fetch the built-in model if it is not there.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """The models that can be asked for by name, where their weights are, and whether they are
-    there."""
-    if fetch:
-        builtin.fetch()
-    row = {"name": builtin.NAME, "path": str(builtin.path()), "fetched": builtin.fetched()}
-    show("Models", [row], as_json)
-
-
 @app.command(
     "profiles",
     epilog=(
