@@ -330,6 +330,16 @@ def test_files_are_converted(folder, file, tmp_path):
 
 
 @needs_llama
+@pytest.mark.long
+def test_the_benchmark_has_its_rows(builtin, tmp_path):
+    from benchmarks import llama
+
+    rows = list(llama.run(tokens=2, rounds=1, words=1))
+    assert [row["case"] for row in rows] == list(llama.TARGETS)
+    assert all(row["ratio"] > 0 and row["target"] == llama.TARGETS[row["case"]] for row in rows)
+
+
+@needs_llama
 def test_vectors_of_the_model_it_is_said_to_be_are_taken(folder, file, tmp_path):
     from fader.engine.llama.loading import load as load_gguf
 

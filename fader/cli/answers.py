@@ -306,7 +306,7 @@ def bench(
         typer.Argument(
             help=(
                 "A script under benchmarks/: decode, guide, pad, vectors, knob, prompts, shape,"
-                " deal."
+                " deal, llama."
             )
         ),
     ],

@@ -98,7 +98,8 @@ class LlamaBackbone:
         self.memory = LlamaMemory(self._contexts, SEQUENCES, cells, each)
         self._batch = _Batch()
         self.max_batch_tokens = BATCH
-        self._contexts.set_threads(choose_threads(self._contexts.all[0], measured))
+        self.threads = choose_threads(self._contexts.all[0], measured)
+        self._contexts.set_threads(self.threads)
 
     @property
     def dtype(self) -> str:

@@ -170,7 +170,7 @@ def _write_words(
 ) -> None:
     inner = getattr(tokenizer, "backend_tokenizer", None)
     whole = json.loads(inner.to_str()) if inner is not None else {}
-    words, kinds = _words(whole, loaded.get_input_embeddings().weight.shape[0])
+    words, kinds = _words(whole, int(loaded.config.vocab_size))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_pre(model, whole))
     writer.add_token_list(words)
