@@ -53,7 +53,8 @@ test-wheel: model
 
 # the laws on llama.cpp, in an environment of its own; it is compiled once (needs a C++ compiler, 20
 # minutes on one core), and the wheel kept in the user's cache
-test-llama: $(LLAMA)/.installed model
+test-llama: $(LLAMA)/.installed
+	@$(LLAMA)/bin/fader models --fetch > /dev/null
 	OMP_NUM_THREADS=1 $(LLAMA)/bin/python -m pytest -p no:cacheprovider --long tests/test_llama.py
 
 $(LLAMA)/.installed: pyproject.toml constraints.txt

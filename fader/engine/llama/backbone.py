@@ -34,7 +34,7 @@ BATCH = 512
 """Tokens of one call of llama.cpp at most."""
 SEQUENCES = 128
 """Sequences of a context, and the most logits of one call: room for them is set aside."""
-CELLS = 32768
+CELLS = 16384
 """Positions at most unless a budget is given: steps get longer with what is in memory."""
 PROBE = "In 2024, it cost $17.50:\n\n  naïve café: 3x the 世界!  \tOK?"
 """A text of which the tokenizer has to make what llama.cpp makes."""
