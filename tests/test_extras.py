@@ -69,7 +69,9 @@ def test_the_extras_are_what_is_left_out():
         one.partition(">")[0] for name, needs in extras.items() if name != "dev" for one in needs
     }
     assert {
-        name.replace("scikit-learn", "sklearn").replace("prometheus-client", "prometheus_client")
+        name.replace("scikit-learn", "sklearn")
+        .replace("llama-cpp-python", "llama_cpp")
+        .replace("prometheus-client", "prometheus_client")
         for name in names
     } <= EXTRAS
 
