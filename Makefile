@@ -8,8 +8,11 @@ VLLM := .venv-vllm
 RAY := .venv-ray
 DEPLOY := .venv-deploy
 CLIENTS := .venv-clients
+LLAMA := .venv-llama
+LLAMA_VERSION := $(shell sed -n 's/^llama-cpp-python==//p' constraints.txt)
+WHEELS ?= $(or $(FADER_CACHE),$(HOME)/.cache/fader)/wheels
 
-.PHONY: install model demo serve test test-wheel test-browser test-vllm test-ray test-deploy test-clients test-gpu quick coverage check docs clean
+.PHONY: install model demo serve test test-wheel test-browser test-vllm test-llama test-ray test-deploy test-clients test-gpu quick coverage check docs clean
 
 install: $(VENV)/.installed
 
@@ -120,6 +123,24 @@ $(CLIENTS)/.installed: constraints.txt
 		|| { cat $(CLIENTS)/pip.log; exit 1; }
 	@touch $@
 
+# the laws on llama.cpp, in an environment of its own; it is compiled once (needs a C++ compiler, 20
+# minutes on one core), and the wheel kept in the user's cache
+test-llama: $(LLAMA)/.installed
+	@$(LLAMA)/bin/fader models --fetch > /dev/null
+	OMP_NUM_THREADS=1 $(LLAMA)/bin/python -m pytest -p no:cacheprovider --long tests/test_llama.py
+
+$(LLAMA)/.installed: pyproject.toml constraints.txt
+	@echo "Installing into $(LLAMA): a long while, once"
+	@$(PYTHON) -m venv $(LLAMA)
+	@mkdir -p $(WHEELS)
+	@ls $(WHEELS)/llama_cpp_python-$(LLAMA_VERSION)-*.whl > $(LLAMA)/pip.log 2>&1 \
+		|| $(LLAMA)/bin/python -m pip wheel --quiet --no-deps -w $(WHEELS) llama-cpp-python==$(LLAMA_VERSION) >> $(LLAMA)/pip.log 2>&1 \
+		|| { cat $(LLAMA)/pip.log; exit 1; }
+	@$(LLAMA)/bin/python -m pip install --quiet -c constraints.txt torch >> $(LLAMA)/pip.log 2>&1 \
+		&& $(LLAMA)/bin/python -m pip install --quiet -c constraints.txt --find-links $(WHEELS) -e '.[llama,dev,rewards,json,data]' >> $(LLAMA)/pip.log 2>&1 \
+		|| { cat $(LLAMA)/pip.log; exit 1; }
+	@touch $@
+
 # the site in site/: strict, links checked, and nothing in it that is fetched from elsewhere
 docs: $(DOCS)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
@@ -132,4 +153,4 @@ $(DOCS)/.installed: constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DOCS) $(BROWSER) $(VLLM) $(RAY) $(DEPLOY) $(CLIENTS) site build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(DOCS) $(BROWSER) $(VLLM) $(LLAMA) $(RAY) $(DEPLOY) $(CLIENTS) site build dist .mypy_cache .ruff_cache .pytest_cache

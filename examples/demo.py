@@ -1,5 +1,8 @@
 """Four questions under alignments of every kind, in the prompt, in the weights, on the next-token
-scores and by search: one batch, side by side."""
+scores and by search: one batch, side by side. `--engine llama.cpp` runs it on llama.cpp."""
+
+import argparse
+from typing import get_args
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -7,6 +10,7 @@ from rich.live import Live
 from rich.panel import Panel
 
 from fader import Fader
+from fader.backends import EngineName
 
 Alignments = dict[str, dict[str, object]]
 PIRATE = {"kind": "contrast", "principle": "Answer like a pirate."}
@@ -43,7 +47,7 @@ SAMPLING = {"max_tokens": 60, "repetition_penalty": 1.15}
 """The penalty keeps the small model from saying a sentence again and again."""
 
 
-def main(console: Console) -> None:
+def main(console: Console, engine: EngineName = "torch") -> None:
     """Answer and show; all requests run together in one batch."""
     asked = [
         (question, name, alignment)
@@ -66,7 +70,7 @@ def main(console: Console) -> None:
 
     requests = [{"prompt": question, "alignment": alignment} for question, _, alignment in asked]
     with (
-        Fader() as fader,
+        Fader(engine=engine) as fader,
         Live(view(), console=console, refresh_per_second=8, vertical_overflow="visible") as live,
     ):
         for place, chunk in fader.stream_batch(requests, sampling=SAMPLING):
@@ -75,4 +79,6 @@ def main(console: Console) -> None:
 
 
 if __name__ == "__main__":
-    main(Console())
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--engine", choices=get_args(EngineName), default="torch")
+    main(Console(), parser.parse_args().engine)

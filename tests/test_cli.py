@@ -102,7 +102,8 @@ def rows(done: Done) -> list[dict]:
         (["vectors", "merge", "nope=1", "--out", "x"], "nope: no such vector"),
         (
             ["bench", "nope"],
-            "no benchmark 'nope'; known: deal, decode, guide, knob, pad, prompts, shape, vectors",
+            "no benchmark 'nope'; known: deal, decode, guide, knob, llama, pad, prompts, shape,"
+            " vectors",
         ),
         (["score", "--input", "-"], "has no lines"),
     ],
@@ -520,6 +521,7 @@ VECTOR_COMMANDS = ("list", "inspect", "extract", "merge", "compress", "negate", 
         ["score"],
         ["chat"],
         ["models"],
+        ["models", "convert"],
         ["profiles"],
         ["schema"],
         ["bench"],

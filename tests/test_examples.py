@@ -39,6 +39,7 @@ def test_every_example_has_a_test():
 
 
 def test_demo(example, shared, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["demo.py"])
     monkeypatch.setenv("COLUMNS", "160")  # so that no title is cut
     names, printed = example("demo")
     asked = [

@@ -22,6 +22,7 @@ EXTRAS = {
         "hypothesis",
         "fastapi",
         "llguidance",
+        "llama_cpp",
         "uvicorn",
         "prometheus_client",
         "ray",
@@ -72,7 +73,9 @@ def test_the_extras_are_what_is_left_out():
         for one in needs
     }
     assert {
-        name.replace("scikit-learn", "sklearn").replace("prometheus-client", "prometheus_client")
+        name.replace("scikit-learn", "sklearn")
+        .replace("llama-cpp-python", "llama_cpp")
+        .replace("prometheus-client", "prometheus_client")
         for name in names
     } <= EXTRAS
 

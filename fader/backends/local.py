@@ -15,6 +15,7 @@ from typing import Any
 from fader.answer import Chunk, Likelihood, Result
 from fader.backends import About, EngineName
 from fader.engine import builtin
+from fader.engine.llama.loading import load as load_gguf
 from fader.engine.loading import load
 from fader.engine.loop import Engine, Needs
 from fader.engine.prefix import Policy, Prefix
@@ -363,7 +364,7 @@ def loader(engine: EngineName) -> Callable[..., Backbone]:
     if engine == "torch":
         return load
     if engine == "llama.cpp":
-        raise ValueError("engine: llama.cpp is not installed: pip install 'fader[llama]'")
+        return load_gguf
     raise ValueError(f"engine: {engine!r} is not known; give torch, llama.cpp or vllm")
 
 

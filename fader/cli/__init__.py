@@ -6,7 +6,7 @@ from io import TextIOWrapper
 
 import typer
 
-from fader.cli import data, evaluate, profiles, serve, teacher, train, vectors
+from fader.cli import data, evaluate, models, profiles, serve, teacher, train, vectors
 from fader.cli.answers import app
 
 app.command("eval", epilog="Example: `fader eval levels --split test --json`")(evaluate.evaluate)
@@ -38,6 +38,7 @@ data.app.command(
     ),
 )(teacher.meta)
 app.add_typer(profiles.app, name="profiles")
+app.add_typer(models.app, name="models", epilog="Example: `fader models --fetch --json`")
 app.add_typer(vectors.app, name="vectors")
 app.add_typer(train.app, name="train")
 app.add_typer(data.app, name="data")

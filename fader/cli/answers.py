@@ -28,7 +28,6 @@ from fader.cli.show import (
     print_json,
     rows,
     screen,
-    show,
 )
 from fader.engine import builtin
 from fader.files import stamp
@@ -356,21 +355,6 @@ def _suited(sampling: Mapping[str, Any], alignment: Alignment) -> dict[str, Any]
     return {**sampling, "temperature": (0.0 if greedy else 0.7) if given is None else given}
 
 
-@app.command(epilog="Example: `fader models --fetch --json`")
-def models(
-    fetch: Annotated[
-        bool, typer.Option(help="Fetch the built-in model if it is not there.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """The models that can be asked for by name, where their weights are, and whether they are
-    there."""
-    if fetch:
-        builtin.fetch()
-    row = {"name": builtin.NAME, "path": str(builtin.path()), "fetched": builtin.fetched()}
-    show("Models", [row], as_json)
-
-
 @app.command(epilog="Example: `fader schema > request.schema.json`")
 def schema() -> None:
     """The JSON Schema of a request."""
@@ -384,7 +368,7 @@ def bench(
         typer.Argument(
             help=(
                 "A script under benchmarks/: decode, guide, pad, vectors, knob, prompts, shape,"
-                " deal, serve, vllm."
+                " deal, llama, serve, vllm."
             )
         ),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -60,9 +60,25 @@ def fingerprint(model: nn.Module) -> str:
 def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> str:
     """`fingerprint` of a model whose weights come one at a time, sorted by their names in the
     model; tied ones under each of their names."""
+
+    def sampled() -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
+        for name, weight in weights:
+            flat = weight.detach().reshape(-1)
+            places = sample_places(flat.numel())
+            yield name, tuple(weight.shape), flat[:: places.step][: len(places)]
+
+    return fingerprint_of_samples(sampled())
+
+
+def sample_places(count: int) -> range:
+    """Which of a weight's `count` numbers its fingerprint reads."""
+    return range(0, count, max(1, count // 64))[:64]
+
+
+def fingerprint_of_samples(samples: Iterable[tuple[str, tuple[int, ...], Tensor]]) -> str:
+    """`fingerprint_of` from the numbers at `sample_places` alone: name, shape, numbers."""
     digest = hashlib.sha256()
-    for name, weight in weights:
-        flat = weight.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 64)][:64].to(torch.bfloat16).view(torch.int16).cpu()
-        digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.numpy().tobytes())
+    for name, shape, numbers in samples:
+        sample = numbers.to(torch.bfloat16).view(torch.int16).cpu()
+        digest.update(f"{name}{shape}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]

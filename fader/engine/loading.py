@@ -108,7 +108,7 @@ def load(
             " auto"
         )
     if auto:
-        numbers = choose_dtype(AutoConfig.from_pretrained(**_source(name)), kernels)
+        numbers = choose_dtype(AutoConfig.from_pretrained(**files_of(name)), kernels)
     model, tokenizer = read(name, numbers)
     on_device: Any = model.to(torch.device(device))  # type: ignore[arg-type]
     try:
@@ -126,7 +126,7 @@ def read(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedToke
 
     Raises ValueError for what is not whole or cannot be read, OSError for what cannot be had.
     """
-    source = _source(name)
+    source = files_of(name)
     with one_message(name), quiet():
         config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
     if config.is_encoder_decoder:
@@ -164,7 +164,7 @@ def read(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedToke
                 f"model: {name} holds {_some(unread)}, which transformers does not read from GGUF"
                 " files; give the model as a folder of safetensors"
             )
-        model.generation_config.eos_token_id = _gguf_ends(reader, tokenizer)
+        model.generation_config.eos_token_id = gguf_ends(reader, tokenizer)
     else:
         _say_of_an_adapter(name, Path(source["pretrained_model_name_or_path"]))
     _say_what_is_not_applied(name, model.generation_config)
@@ -210,7 +210,7 @@ def check_safetensors(file: Path) -> None:
         ) from None
 
 
-def _source(name: str) -> dict[str, str]:
+def files_of(name: str) -> dict[str, str]:
     """Where transformers finds the model of that name; its files, where they are at hand, looked
     at."""
     path = Path(name)
@@ -338,7 +338,7 @@ def _refuse_broken_numbers(name: str, model: PreTrainedModel) -> None:
             )
 
 
-def _gguf_ends(reader: GGUFReader, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def gguf_ends(reader: GGUFReader, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """All tokens that end an answer or a turn by the file's own metadata; transformers reads only
     the first kind."""
     found = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
