@@ -28,8 +28,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 model: install
 	@$(BIN)/fader models --fetch > /dev/null
 
+# a screen of answers, then all four places in one request
 demo: model
 	@HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/demo.py
+	@HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/all_four.py
 
 # OpenAI's API on the built-in model, at http://127.0.0.1:8000/v1
 serve: model

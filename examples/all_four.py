@@ -1,4 +1,4 @@
-"""All four places in one request: tiers that the vector `meta` reads, a vector in the weights, a
+"""All four places in one request: preferences in two tiers, a vector in the weights, a
 personalised guide and a look-ahead. It runs beside eight other requests, and each place is switched
 off in turn: a table shows what it moves."""
 
@@ -14,7 +14,7 @@ QUESTION = "How do I keep basil alive on my balcony?"
 WORDS = ["water", "sun", "leaves"]
 ALL: dict[str, Any] = {
     "preferences": {"provider": "Recommend no pesticides.", "user": "Answer with a list."},
-    "vectors": {"meta": 1, "formal": 0.5},
+    "vectors": {"formal": 0.5},
     "guides": [
         {
             "kind": "personalized",
@@ -32,11 +32,11 @@ ALL: dict[str, Any] = {
 }
 OFF: dict[str, dict[str, Any]] = {
     "context": {**ALL, "preferences": {}},
-    "weights": {**ALL, "vectors": {"meta": 1}},
+    "weights": {**ALL, "vectors": {}},
     "scores": {**ALL, "guides": []},
     "sequences": {**ALL, "search": None},
 }
-"""The request with one place switched off; `meta`, which reads the tiers, stays."""
+"""The request with one place switched off."""
 PAIRS = {
     "context": (
         "- Water it every morning.\n- Turn the pot once a week.\n- Pick the tips.",

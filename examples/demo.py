@@ -16,6 +16,14 @@ Alignments = dict[str, dict[str, object]]
 PIRATE = {"kind": "contrast", "principle": "Answer like a pirate."}
 WORDS = ("market", "apple", "sell", "basket")
 SAID = {"kind": "keywords", "words": WORDS, "match": "form"}
+
+
+def wished(wish: str) -> dict[str, object]:
+    """What one person wants, told to the personalised model that guides the answer."""
+    guide = {"kind": "personalized", "vectors": {"personal": 1}, "principle": wish}
+    return {"guides": [guide]}
+
+
 QUESTIONS: dict[str, Alignments] = {
     "Why is the sky blue?": {
         "base model": {},
@@ -35,6 +43,14 @@ QUESTIONS: dict[str, Alignments] = {
         "vector: medical = -1": {"vectors": {"medical": -1}},
         "vector: medical = 1": {"vectors": {"medical": 1}},
         "vectors: medical = 0.5, warm = 1": {"vectors": {"medical": 0.5, "warm": 1}},
+    },
+    "How do I sleep better?": {
+        f"{name}: {wish}": wished(wish)
+        for name, wish in (
+            ("Ada", "Give an example."),
+            ("Ben", "End with a question."),
+            ("Cleo", "Be warm and encouraging."),
+        )
     },
     f"Write one sentence with these words: {', '.join(WORDS)}.": {
         "plain": {},

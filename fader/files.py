@@ -71,21 +71,22 @@ def write_whole(file: Path, content: str | bytes) -> None:
 
     Raises OSError naming the file.
     """
-    with _whole(file) as scratch:
+    with whole_file(file) as scratch:
         scratch.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def join_whole(file: Path, parts: Iterable[Path]) -> None:
     """Write what some files hold, one after the other; whole, as `write_whole` does."""
-    with _whole(file) as scratch, scratch.open("wb") as stream:
+    with whole_file(file) as scratch, scratch.open("wb") as stream:
         for part in parts:
             with part.open("rb") as read:
                 shutil.copyfileobj(read, stream)
 
 
 @contextmanager
-def _whole(file: Path) -> Iterator[Path]:
-    """A name beside a file's place, renamed there when the block ends well."""
+def whole_file(file: Path) -> Iterator[Path]:
+    """A name beside a file's place, to write into; renamed there when the block ends well. A
+    failure leaves the place as it was."""
     place = file.resolve()
     scratch = _scratch(place)
     try:

@@ -1,4 +1,4 @@
-"""Writes `docs/demo.svg`, the screen that `make demo` ends with:
+"""Writes `docs/demo.svg`, the screen of `make demo`:
 `python -m recipes.demo_picture`."""
 
 import re

@@ -102,8 +102,8 @@ def rows(done: Done) -> list[dict]:
         (["vectors", "merge", "nope=1", "--out", "x"], "nope: no such vector"),
         (
             ["bench", "nope"],
-            "no benchmark 'nope'; known: deal, decode, guide, knob, llama, pad, prompts, shape,"
-            " vectors",
+            "no benchmark 'nope'; known: deal, decode, guide, knob, llama, pad, prompts, serve,"
+            " shape, vectors, vllm",
         ),
         (["score", "--input", "-"], "has no lines"),
     ],

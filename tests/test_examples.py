@@ -12,7 +12,6 @@ from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import NextLogits
 from fader.rewards.specs import KeywordsSpec
 from fader.rewards.table import make
-from fader.vectors.store import available
 
 FOLDER = Path(__file__).parent.parent / "examples"
 
@@ -59,7 +58,6 @@ def test_demo(example, shared, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.skipif("meta" not in available(), reason="the vector meta does not ship yet")
 def test_all_four(example, monkeypatch):
     """Whatever else is said, each place moves its own figure."""
     monkeypatch.setenv("COLUMNS", "100")
@@ -77,7 +75,7 @@ def test_all_four_on_a_tiny_model(tmp_path, monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "llama", longer)
     names = runpy.run_path(str(FOLDER / "all_four.py"))
     with Fader(str(make_model(tmp_path / "llama"))) as fader:
-        for seed, name in enumerate(("meta", "formal", "personal", "plain", "warm")):
+        for seed, name in enumerate(("formal", "personal", "plain", "warm")):
             fader.add_vector(random_vector(fader, name, seed))
         request = {"prompt": names["QUESTION"], "alignment": names["ALL"]}
         few = {**names["SAMPLING"], "max_tokens": 12}

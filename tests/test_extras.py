@@ -26,6 +26,7 @@ EXTRAS = {
         "uvicorn",
         "prometheus_client",
         "ray",
+        "vllm",
     ),
 }
 SCRIPT = f"""

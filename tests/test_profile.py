@@ -200,7 +200,8 @@ def test_a_profile_is_learned_of_a_loaded_model(tmp_path, monkeypatch):
     command = ["profiles", "learn", "--history", str(file), "--model", str(tiny_folder), "--json"]
     [row] = rows(run(*command, cwd=tmp_path))
     assert 0 < row["choices"] < 200
-    [kept] = rows(run("profiles", "--json", cwd=tmp_path))
+    written = rows(run("profiles", "--json", cwd=tmp_path))
+    [kept] = (one for one in written if one["name"] == row["name"])
     assert kept["alignment"] == {"preferences": {"user": [row["text"]]}}
 
 

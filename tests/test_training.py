@@ -20,7 +20,15 @@ from fader.data.records import LEVELS, Pair, pair_of, read_levels, read_pairs, s
 from fader.engine.builtin import fetch
 from fader.methods.prompt import conversation
 from fader.request import Message
-from fader.starter.shipped import AIMS, DOMAINS, STARTER, STYLES, starter_levels, starter_pairs
+from fader.starter.shipped import (
+    AIMS,
+    DOMAINS,
+    STARTER,
+    STYLES,
+    TOLD,
+    starter_levels,
+    starter_pairs,
+)
 from fader.training.lessons import PLACES, at_one, cotrain, lessons_of
 from fader.vectors.vector import Vector
 
@@ -375,10 +383,10 @@ SHIPPED = sorted(
 
 
 def test_the_domains_are_shipped():
-    assert set(SHIPPED) == {*DOMAINS, *STYLES, *AIMS}
+    assert {*SHIPPED} - {*TOLD} == {*DOMAINS, *STYLES, *AIMS}
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name not in TOLD])
 def test_starter_vectors_fit_and_move(name, builtin):
     """Each shipped vector is small, carries its card, and at lambda 1 ranks its own side higher
     than at -1 on unseen pairs."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
@@ -26,6 +26,7 @@ from fader.engine.identity import fingerprint
 from fader.engine.llama.binding import library, why
 from fader.engine.llama.file import ENDS, FINGERPRINT, HEAD, PARTS, SAME, WHOLE
 from fader.engine.loading import files_of, read
+from fader.files import whole_file
 
 FLOATS = {
     "f32": gguf.GGMLQuantizationType.F32,
@@ -56,8 +57,8 @@ LLAMA = (
 
 
 def convert(model: str, out: Path, to: str = "q8_0") -> Path:
-    """Write a model's folder, the built-in model or a GGUF file as a GGUF file of a type. Written
-    beside its place and renamed.
+    """Write a model's folder, the built-in model or a GGUF file as a GGUF file of a type. Whole
+    or not there.
 
     Raises ValueError for an architecture or tokenizer that is not converted, and for a file that is
     there.
@@ -70,9 +71,8 @@ def convert(model: str, out: Path, to: str = "q8_0") -> Path:
         raise ValueError(f"--out: {out} is there already; give another place or remove it")
     if to in QUANTISED:
         library()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, suffix=".part") as scratch:
-        whole, ready = Path(scratch) / "floats.gguf", Path(scratch) / "ready.gguf"
+    with whole_file(out) as ready, TemporaryDirectory(dir=out.parent, suffix=".part") as scratch:
+        whole = Path(scratch) / "floats.gguf"
         if Path(model).suffix == ".gguf":
             if to in FLOATS:
                 raise ValueError(f"--to: {model} is a GGUF file already; give a quantised type")
@@ -81,7 +81,6 @@ def convert(model: str, out: Path, to: str = "q8_0") -> Path:
             _write(model, whole if to in QUANTISED else ready, to if to in FLOATS else "f32")
         if to in QUANTISED:
             _quantise(whole, ready, to)
-        os.replace(ready, out)
     return out
 
 
