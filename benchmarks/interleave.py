@@ -14,11 +14,30 @@ from typing import Any
 
 import torch
 
+from fader import Fader, Vector
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 """Where, and in which type, the sides that are not ours run: as ours does (`engine/loading.py`)."""
 Side = Callable[[], float]
 """Runs once and returns how much work it did (tokens, say)."""
+RANK = 8
+"""Of `random_vector`, on the layers `ADAPTED`."""
+ADAPTED = ("q_proj", "v_proj", "o_proj", "down_proj")
+
+
+def random_vector(name: str, fader: Fader, seed: int) -> Vector:
+    """A vector of small random factors on the layers that training adapts."""
+    noise = torch.Generator().manual_seed(seed)
+    factors = {
+        module: (
+            torch.randn(RANK, inner, generator=noise) * 0.02,
+            torch.randn(out, RANK, generator=noise) * 0.02,
+        )
+        for module, (out, inner) in fader.backend.backbones[fader.model].layers.items()
+        if module.endswith(ADAPTED)
+    }
+    return Vector(name, factors)
 
 
 def compare(

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.interleave import chosen, main, row
-from benchmarks.vectors import NAMES, random_vector
+from benchmarks.interleave import chosen, main, random_vector, row
+from benchmarks.vectors import NAMES
 from fader import Fader
 
 TARGETS: dict[str, float | None] = {"change": None}

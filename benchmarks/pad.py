@@ -18,8 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from benchmarks.interleave import DEVICE, DTYPE, chosen, compare, main, prompts
-from benchmarks.vectors import random_vector
+from benchmarks.interleave import DEVICE, DTYPE, chosen, compare, main, prompts, random_vector
 from fader import Fader
 from fader.engine import builtin
 

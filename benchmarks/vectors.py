@@ -12,28 +12,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.interleave import DEVICE, DTYPE, chosen, compare, main, prompts
-from fader import Fader, Vector
+from benchmarks.interleave import DEVICE, DTYPE, chosen, compare, main, prompts, random_vector
+from fader import Fader
 from fader.engine import builtin
 from fader.methods.prompt import conversation
 from fader.request import Message
 
-NAMES, RANK, ROWS = ("one", "two", "three"), 8, 16
-ADAPTED = ("q_proj", "v_proj", "o_proj", "down_proj")
-
-
-def random_vector(name: str, fader: Fader, seed: int) -> Vector:
-    """A vector of small random factors on the layers that training adapts."""
-    noise = torch.Generator().manual_seed(seed)
-    factors = {
-        module: (
-            torch.randn(RANK, inner, generator=noise) * 0.02,
-            torch.randn(out, RANK, generator=noise) * 0.02,
-        )
-        for module, (out, inner) in fader.backend.backbones[fader.model].layers.items()
-        if module.endswith(ADAPTED)
-    }
-    return Vector(name, factors)
+NAMES, ROWS = ("one", "two", "three"), 16
 
 
 def mixtures() -> list[dict[str, float]]:

@@ -10,17 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
-from benchmarks.interleave import chosen, compare, main, prompts
-from fader import Fader, Vector
+from benchmarks.interleave import RANK, chosen, compare, main, prompts, random_vector
+from fader import Fader
 from fader.answer import Answer
 from fader.backends.vllm import VLLM
 from fader.backends.vllm.adapters import Adapter
 from fader.engine import builtin
 
-RANK, TIE = 8, 2e-3
-ADAPTED = ("q_proj", "v_proj", "o_proj", "down_proj")
+TIE = 2e-3
 TARGETS: dict[str, float | None] = {
     "plain": 0.95,
     "plain-1": None,
@@ -37,20 +34,6 @@ GANG = {
     "vectors": {"three": 1},
 }
 """Three policies, each with an adapter."""
-
-
-def vector(name: str, fader: Fader, seed: int) -> Vector:
-    """A vector of small random factors on the layers that training adapts."""
-    noise = torch.Generator().manual_seed(seed)
-    factors = {
-        module: (
-            torch.randn(RANK, inner, generator=noise) * 0.02,
-            torch.randn(out, RANK, generator=noise) * 0.02,
-        )
-        for module, (out, inner) in fader.backend.backbones[fader.model].layers.items()
-        if module.endswith(ADAPTED)
-    }
-    return Vector(name, factors)
 
 
 def engine(**more: Any) -> VLLM:
@@ -70,7 +53,7 @@ def run(
         backend = fader.backend
         assert isinstance(backend, VLLM)
         for seed, name in enumerate(("one", "two", "three")):
-            fader.add_vector(vector(name, fader, seed))
+            fader.add_vector(random_vector(name, fader, seed))
 
         def ours(count: int, alignments: Sequence[dict[str, Any]]) -> float:
             requests = [
@@ -123,7 +106,7 @@ def _wrong(fader: Fader, count: int, tokens: int, target: float | None) -> dict[
     mine = fader.batch(requests, **fields)
     with Fader(dtype="float32") as reference:
         for seed, name in enumerate(("one", "two", "three")):
-            reference.add_vector(vector(name, reference, seed))
+            reference.add_vector(random_vector(name, reference, seed))
         theirs = reference.batch(requests, **fields)
     wrong = sum(
         not same(one.answers[0], other.answers[0]) for one, other in zip(mine, theirs, strict=True)

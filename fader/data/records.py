@@ -43,6 +43,14 @@ class Pair:
         return Pair(self.messages, self.rejected, self.chosen, self.split)
 
 
+def showing(turns: Iterable[tuple[Sequence[Message], str]]) -> tuple[Message, ...]:
+    """Questions and their answers as turns."""
+    found: list[Message] = []
+    for messages, answer in turns:
+        found += [*messages, Message(role="assistant", content=answer)]
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class LevelItem:
     """A question with its answers at the three levels of Alignment Vectors."""

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from fader.data.meta import Cell, Conflict, Item, cells, conflicts
-from fader.data.records import shuffled
+from fader.data.records import showing, shuffled
 from fader.evaluation.flip import ROUNDING, relative
 from fader.evaluation.metrics import Metric, mean_of_groups, paired_difference, share
 from fader.evaluation.suite import Suite
-from fader.evaluation.tiers import BASE, SHOWN, Telling, means, showing, ways
+from fader.evaluation.tiers import BASE, SHOWN, Telling, means, ways
 from fader.methods.prompt import render
 from fader.request import Message
 from fader.starter.shipped import starter_items

@@ -36,6 +36,7 @@ from fader.data.meta import (
     implicit_cases,
     items_of,
 )
+from fader.data.records import showing
 from fader.evaluation.metrics import Metric, average, paired_difference, share
 from fader.evaluation.suite import Suite
 from fader.evaluation.tiers import (
@@ -45,7 +46,6 @@ from fader.evaluation.tiers import (
     Telling,
     Way,
     means,
-    showing,
     untold,
     ways,
 )

@@ -120,13 +120,5 @@ def means(
     return [[next(found) for _ in telling.answers] for telling in tellings]
 
 
-def showing(turns: Iterable[tuple[Sequence[Message], str]]) -> tuple[Message, ...]:
-    """Questions and their answers as turns."""
-    found: list[Message] = []
-    for messages, answer in turns:
-        found += [*messages, Message(role="assistant", content=answer)]
-    return tuple(found)
-
-
 def _vectors(vector: str) -> dict[str, Any]:
     return {"vectors": {vector: 1.0}} if vector else {}

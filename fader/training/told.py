@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fader.data.preferences import Family, Flip, Judged, without_leaks
-from fader.data.records import Pair
-from fader.request import Message, Preferences, Rendering
+from fader.data.records import Pair, showing
+from fader.request import Preferences, Rendering
 from fader.training.lessons import Demonstrated, Lesson
 
 JOINT = 0.3
@@ -90,12 +90,9 @@ def demonstrated(
 ) -> Demonstrated:
     """The lesson behind the chosen answers of so many of these pairs, on other questions."""
     others = [one for one in liked if one.messages != lesson.messages]
-    shown = [
-        turn
-        for one in dice.sample(others, min(examples, len(others)))
-        for turn in (*one.messages, Message(role="assistant", content=one.chosen))
-    ]
-    return Demonstrated(**vars(lesson), shown=tuple(shown))
+    some = dice.sample(others, min(examples, len(others)))
+    shown = showing((one.messages, one.chosen) for one in some)
+    return Demonstrated(**vars(lesson), shown=shown)
 
 
 def neutral(
