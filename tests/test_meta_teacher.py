@@ -189,6 +189,8 @@ def test_the_bar_expects_what_is_asked(server, tmp_path):
         (["--price-in", "1"], "price-in, price-out: give both or neither"),
         (["--dry-run"], "dry-run: only a teacher costs anything; give endpoint and teacher"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--count", "5"], "--count: only a teacher is asked so; leave it out"),
+        (["--splits", "1,0,0"], "--splits: only a teacher is asked so; leave it out"),
     ],
 )
 def test_faulty_options_are_named(tmp_path, given, said):

@@ -523,6 +523,8 @@ def test_the_command_trains_both_arms(tmp_path, tiny_folder, start):
     done = run(*command, "--stage", "map", "--out", "x", cwd=tmp_path)
     assert done.returncode == 2
     assert "--start: the stage map goes on from a trained model; give the vector" in done.stderr
+    done = run(*command, "--stage", "map", "--start", "", "--out", "x", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("--start: is empty")) == (2, 1)
     for arm in ARMS:
         more = ["--stage", arm, "--start", "start", "--rank", "2", "--out", arm]
         (row,) = printed(run(*command, *more, cwd=tmp_path))

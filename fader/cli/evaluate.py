@@ -16,6 +16,7 @@ from fader.cli.show import (
     Model,
     Rating,
     SkipBad,
+    given_options,
     named_value,
     needing,
     print_json,
@@ -300,8 +301,7 @@ def tune(
 
 def _refuse_unread(context: typer.Context, tasks: Sequence[str]) -> None:
     """Raises ValueError for an option that was given and that none of the tasks reads."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    given = given_options(context)
     for name in given:
         option = f"--{name.replace('_', '-')}"
         if (name in READ_BY and not READ_BY[name] & {*tasks}) or (

@@ -12,7 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fader.cli.data import Language, messages, shares
-from fader.cli.show import AsJson, needing, print_json, screen
+from fader.cli.show import AsJson, given_options, needing, print_json, screen
 from fader.endpoint import Endpoint
 from fader.starter.shipped import starter_items
 
@@ -187,7 +187,12 @@ def preferences(
     _show(made, Path(out), as_json)
 
 
+WITHOUT_A_TEACHER = {"out", "data", "seed", "force", "as_json"}
+"""The options of `meta` that are read where items come from files alone."""
+
+
 def meta(
+    context: typer.Context,
     out: Out,
     data: Annotated[
         list[str] | None,
@@ -238,6 +243,10 @@ def meta(
             raise ValueError("endpoint, teacher: give both or neither")
         if dry_run:
             raise ValueError("dry-run: only a teacher costs anything; give endpoint and teacher")
+        for name in given_options(context):
+            if name not in WITHOUT_A_TEACHER:
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{option}: only a teacher is asked so; leave it out")
         items, alone = gather(data) if data else (starter_items(), 0)
         _show_built(build(items, alone, place, seed), place, as_json)
         return

@@ -313,6 +313,8 @@ def personal(
         from fader.training.told import taught_flips
 
     others: Counter[str] = Counter()
+    if start == "":
+        raise ValueError("--start: is empty; give a vector by name or folder, or leave it out")
     if stage is not Stage.backbone and start is None:
         raise ValueError(
             f"--start: the stage {stage.value} goes on from a trained model; give the vector of"

@@ -6,7 +6,9 @@ one before ended. As for the personalised model (`personal.py`) what belongs tog
 batch, and the preferences begin with both orders of a flip in one sigmoid: a pair under two opposed
 texts, or the same two texts with their tiers swapped (`told.py` says why). Then each order counts
 for itself, by SimPO: what is wanted is that the model itself finds the better answer likelier, not
-that it moves towards it, so no reference is subtracted. Lessons are made of items (`data/meta.py`):
+that it moves towards it, so no reference is subtracted. In all stages the better answer's own
+likelihood is in the loss, which holds the text together. Lessons are made of items
+(`data/meta.py`):
 
     one text      told by the user or the provider, as a fact, or by past choices; often with others
                   beside it from which nothing follows
@@ -61,17 +63,27 @@ GENERAL = 0.03
 """For each lesson that teaches: pairs on other subjects, each as two retained lessons."""
 SHORT = 100
 """Words of both answers of a past choice that is told."""
-META = replace(PERSONAL, rank=12, alpha=24, loss="simpo", beta=5.0, length_normalized=True)
-"""The settings of the preferences; the vector has 2.5 MB."""
+META = replace(
+    PERSONAL,
+    rank=12,
+    alpha=24,
+    loss="simpo",
+    beta=5.0,
+    length_normalized=True,
+    sft_weight=1.0,
+    learning_rate=1e-3,
+)
+"""The settings of the preferences; the vector has 2.5 MB. Without the likelihood of the better
+answer in the loss, all text becomes unlikely (CPO, arXiv 2401.08417, adds it for the same)."""
 META_DPO = replace(META, loss="dpo", beta=PERSONAL.beta, length_normalized=False)
 """The same by equation (9) of PAD, DPO as in the paper."""
 SUPERVISED = replace(META, loss="sft", learning_rate=FIRST_RATE)
 """The settings of the first stage."""
 FLIPS = replace(META_DPO, loss="flip", learning_rate=FIRST_RATE)
 """Those of the first preferences."""
-SUPERVISED_SHARE = 0.15
+SUPERVISED_SHARE = 0.12
 """The first lessons, which are taught supervised."""
-FLIPPED_SHARE = 0.2
+FLIPPED_SHARE = 0.12
 """The lessons after these, which are taught with both orders in one sigmoid."""
 
 
