@@ -226,6 +226,7 @@ def endpoint():
 
 
 @pytest.mark.parametrize("aim", AIMS)
+@pytest.mark.long
 def test_a_model_behind_an_endpoint_judges_aims(endpoint, monkeypatch, aim):
     own = [one for one in own_texts(aim) if one.label == aim][:10]
     monkeypatch.setattr(

@@ -100,6 +100,7 @@ def run():
 """
 
 
+@pytest.mark.long
 def test_two_checkouts_side_by_side(tmp_path, monkeypatch):
     for name, seconds in (("here", 0.05), ("there", 0.1)):
         folder = tmp_path / name / "benchmarks"

@@ -277,6 +277,7 @@ def plain(pattern: str) -> str:
 
 
 @pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.long
 def test_what_may_pass_is_tried_again_and_else_one_message(server, tmp_path, kind):
     step, said = PASSING[kind]
     server.script.extend([step, step])

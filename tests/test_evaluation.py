@@ -559,6 +559,7 @@ def test_a_model_behind_an_endpoint_judges(judging, tmp_path):
         ),
     ],
 )
+@pytest.mark.long
 def test_a_judge_of_levels_that_answers_in_an_odd_shape_is_one_message(judging, body, said):
     judging.body = body
     with pytest.raises((ValueError, ConnectionError), match=f"--judge: .*{said}") as caught:

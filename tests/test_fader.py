@@ -89,6 +89,7 @@ def test_score_is_the_sum_of_its_tokens(tiny):
         tiny.score("the sea", "")
 
 
+@pytest.mark.long
 def test_of_a_long_history_the_oldest_choices_are_dropped_and_counted(tiny):
     """Ten thousand choices answer as the newest of them do, and what was left out is said."""
     history = [

@@ -104,6 +104,7 @@ def plan(count=20, axes=(LENGTH, TONE), **changes):
     return PreferencePlan(Plan("tax-law", count, tries=3), axes, **changes)
 
 
+@pytest.mark.long
 def test_a_run_makes_flips_and_a_second_one_asks_nothing(server, tmp_path):
     out = tmp_path / "mine.jsonl"
     given = ["--family", "length=short answers/thorough answers"]

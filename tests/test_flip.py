@@ -423,6 +423,7 @@ def test_the_contrast_is_its_formula(ready):
 
 
 @pytest.mark.parametrize("task", ["flip", "control", "conflict", "implicit"])
+@pytest.mark.long
 def test_every_task_runs_and_remembers(ready, task, monkeypatch):
     found = by_name(TASKS[task](ready))
     methods = {method for method, _, _ in found} - {"untold", "always-provider", "always-refuse"}

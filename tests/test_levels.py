@@ -283,6 +283,7 @@ def leftovers(folder: Path) -> list[str]:
     return [file.name for file in folder.rglob("*.tmp")]
 
 
+@pytest.mark.long
 def test_a_run_makes_valid_data_and_a_second_one_asks_nothing(server, tmp_path):
     out = tmp_path / "tax.jsonl"
     priced = ["--price-in", "1", "--price-out", "2", "--json"]

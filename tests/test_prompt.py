@@ -285,6 +285,7 @@ def test_no_rendering_closes_the_tier_of_another(beside):
 
 
 @pytest.mark.parametrize("part", ["<", "</", "<u", "[ ", "&", "&amp;", "\\u003c", "<user info "])
+@pytest.mark.long
 def test_a_long_text_is_looked_through_once(part):
     start = time.process_time()
     render(Preferences(user=part * (1_000_000 // len(part))))

@@ -264,6 +264,7 @@ def test_every_kind_is_here_and_in_the_table():
     assert kinds == set(REWARDS) == {type(one) for one in SPECS}
 
 
+@pytest.mark.long
 def test_one_float_per_text_and_batch_equals_singles(reward):
     texts = [
         *OTHERS,
@@ -296,6 +297,7 @@ def test_a_better_text_gets_more(one, better, worse, resources):
     ["The dog's good day. " * 5000, "a" * 50_000, "狗。" * 30_000, '"[{.' * 20_000],
     ids=lambda text: text[:4],
 )
+@pytest.mark.long
 def test_long_texts_are_judged_quickly(reward, text):
     start = time.perf_counter()
     found = value(reward, text)

@@ -169,6 +169,7 @@ def test_the_identity_of_a_model_is_of_every_weight_and_its_words(tiny_folder):
 
 @warnings_of_the_trainer
 @pytest.mark.parametrize("sft_epochs", [0.0, 1.0])
+@pytest.mark.long
 def test_a_run_of_one_step_learns(tmp_path, tiny_folder, sft_epochs):
     from fader.training.vector import Recipe
 

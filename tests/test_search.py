@@ -289,6 +289,7 @@ def test_waiting_for_a_place_in_the_engine_costs_no_budget(tiny):
     ids=str,
 )
 @pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.long
 def test_a_search_takes_no_more_rows_than_it_announced(tiny_folder, moved, spec, implicit):
     """On a model of its own, whose memory was never more than what this request needs."""
     reward = {"kind": "implicit", "policy": {"vectors": {"one": 1.0}}}
@@ -321,9 +322,8 @@ def test_a_search_takes_no_more_rows_than_it_announced(tiny_folder, moved, spec,
     ],
     ids=str,
 )
-@pytest.mark.parametrize(
-    "stop", [(), pytest.param((" sea", "the s", "at"), marks=pytest.mark.long)], ids=str
-)
+@pytest.mark.parametrize("stop", [(), (" sea", "the s", "at")], ids=str)
+@pytest.mark.long
 def test_shortcuts_change_no_token_whatever_the_settings(tiny, more, stop):
     words = {
         "kind": "keywords",

@@ -137,6 +137,7 @@ def test_every_response_has_the_security_headers(served, path):
 # Limits
 
 
+@pytest.mark.long
 def test_headers_and_bodies_are_bounded(served):
     served.error("/health", 431, "GET", headers={"X-Long": "x" * 20000})
 

@@ -120,6 +120,7 @@ class Slow:
 
 
 @pytest.mark.parametrize("reference", ["told", "untold"])
+@pytest.mark.long
 def test_a_guide_of_another_tokenizer_is_its_formula(fader, folders, reference):
     guide = {**GUIDE, "reference": reference}
     questions = ("the sea", "a cat sat on a mat", "watch the water")
