@@ -230,7 +230,7 @@ class TestQuantised:
             together = read(backbone, range(5))
             alone = torch.cat([read(backbone, [n]) for n in range(5)])
         other = theirs.backend.backbones[theirs.model]
-        other.memory.reserve(5, 64)
+        other.memory.reserve((5, 64))
         exact = read(other, range(5))
         size = exact.pow(2).mean().sqrt()
         assert (together - exact).pow(2).mean().sqrt() < apart * size

@@ -7,6 +7,8 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,9 +19,9 @@ from fader.engine.prefix import CacheSlot, Policy, Prefix, PromptTrie, find_or_a
 POLICY = Policy("model", (1, 2, 3))
 
 
-def memory(slots: int = 4) -> TorchMemory:
-    made = TorchMemory(2, 1, 4, 4, torch.float32, torch.device("cpu"), budget=64 * 64)
-    made.reserve(slots, 64)
+def memory(slots: int = 4, paged: bool | None = None) -> TorchMemory:
+    made = TorchMemory(2, 1, 4, 4, torch.float32, torch.device("cpu"), 64 * 64, paged)
+    made.reserve((slots, 64))
     return made
 
 
@@ -104,7 +106,7 @@ def test_a_slot_returns_with_the_last_prefix_on_any_thread():
     for thread in threads:
         thread.start()
     for slots in range(1, 60):
-        pool.reserve(slots, 64)
+        pool.reserve((slots, 64))
         for _ in range(30):
             prefix = Prefix()
             with suppress(MemoryError):
@@ -119,9 +121,15 @@ def test_a_slot_returns_with_the_last_prefix_on_any_thread():
     assert sorted(slots) == list(range(pool.slots))  # none lost, none twice
 
 
-def test_giving_a_slot_back_touches_nothing_until_the_engine_looks():
-    pool = memory(2)
+BOTH = pytest.mark.parametrize("paged", [True, False])
+"""Memory that is taken by pages, and memory that is taken at once."""
+
+
+@BOTH
+def test_giving_a_slot_back_touches_nothing_until_the_engine_looks(paged):
+    pool = memory(2, paged)
     slot = pool.allocate()
+    pool.wrote(slot, 64)
     pool.keys[:, slot] = float("nan")
     pool.judge(slot, is_sound=False)
     thread = threading.Thread(target=pool.free, args=(slot,))
@@ -133,9 +141,11 @@ def test_giving_a_slot_back_touches_nothing_until_the_engine_looks():
     assert not pool.keys.isnan().any()  # wiped before another row gets it
 
 
-def test_a_fork_of_what_may_not_be_finite_may_not_be_either():
-    pool = memory(2)
+@BOTH
+def test_a_fork_of_what_may_not_be_finite_may_not_be_either(paged):
+    pool = memory(2, paged)
     slot = pool.allocate()
+    pool.wrote(slot, 64)
     pool.judge(slot, is_sound=False)
     pool.values[:, slot] = float("inf")
     copy = pool.fork(slot, 5)
@@ -146,18 +156,66 @@ def test_a_fork_of_what_may_not_be_finite_may_not_be_either():
     assert pool.values[:, copy].isfinite().all()
 
 
-def test_memory_grows_and_keeps_what_is_in_use():
-    pool = memory(1)
-    slot = pool.allocate()
-    pool.keys[:, slot, :, :64] = 7
-    pool.reserve(3, 100)
-    assert (pool.slots >= 3, pool.capacity) == (True, 128)
-    assert (pool.keys[:, slot, :, :64] == 7).all()
-    assert pool.used == 2 * 128 * 2 * 4 * 4  # layers, positions, keys and values, dim, bytes
-    assert pool.reserved == pool.used * pool.slots
+@BOTH
+def test_memory_grows_and_keeps_what_is_in_use(paged):
+    pool = memory(1, paged)
+    each = 2 * 2 * 4 * 4  # layers, keys and values, dim, bytes
+    slot, free = pool.allocate(), set(range(pool.slots))
+    pool.wrote(slot, 60)
+    pool.keys[:, slot, :, :60] = 7
+    pool.reserve((1, 64), (3, 100))
+    assert (pool.slots >= 4, pool.capacity) == (True, 128)
+    assert (pool.keys[:, slot, :, :60] == 7).all()
+    assert not pool.keys[:, slot, :, 60:].any()
+    assert not any(pool.keys[:, other].any() for other in free - {slot})
+    assert pool.used == (60 if paged else 128) * each
+    assert pool.reserved == pool.used * (1 if paged else pool.slots)
     pool.free(slot)
-    pool.reserve(pool.slots, 64)
+    assert pool.used == 0
+    pool.reserve((pool.slots, 64))
     assert pool.capacity == 128  # it fits as it is
+
+
+def test_by_pages_a_long_row_makes_the_others_no_dearer():
+    """Of 64 x 64 positions."""
+    needs = (1, 48 * 64), (15, 64)
+    whole, paged = memory(1, False), memory(1, True)
+    assert (whole.area(*needs), paged.area(*needs)) == (16 * 48 * 64, 63 * 64)
+    assert whole.room(*needs) < 0
+    assert paged.room(*needs) == 64
+    paged.reserve(*needs)
+    assert (paged.slots, paged.capacity) == (16, 48 * 64)
+    slots = [paged.allocate() for _ in range(16)]
+    for slot in slots:
+        paged.wrote(slot, 64)
+    paged.wrote(slots[3], 48 * 64)
+    assert paged.reserved == paged.used == 2 * 2 * 4 * 4 * 63 * 64
+    assert paged.room() == 64
+
+
+def test_pages_of_free_slots_are_given_back_when_the_budget_needs_them():
+    width = 512
+    pool = TorchMemory(4, 2, 64, 64, torch.float32, torch.device("cpu"), 20 * width, True)
+    pool.reserve((16, width))
+    slots = [pool.allocate() for _ in range(16)]
+    for slot in slots:
+        pool.wrote(slot, width)
+        pool.keys[:, slot], pool.values[:, slot] = slot + 1, slot + 1
+    each = 4 * 2 * 128 * 4 * width
+    assert pool.reserved == 16 * each
+    for slot in slots[1:]:
+        pool.free(slot)
+    pool.reserve((3, width), (1, width))
+    assert pool.reserved == 16 * each  # 1 in use and 15 free: 3 more of 20 fit
+    assert (pool.keys[:, 1:] == torch.arange(2.0, 17).view(1, 15, 1, 1, 1)).all()
+    taken = psutil.Process().memory_info().rss
+    pool.reserve((3, width), (1, width), beside=6 * width)
+    assert taken - psutil.Process().memory_info().rss > 4 * each
+    assert pool.reserved == 11 * each  # 4, 6 and 10 free ones
+    assert not pool.keys[:, 11:].any()
+    assert not pool.values[:, 11:].any()
+    assert (pool.values[:, :11] == torch.arange(1.0, 12).view(1, 11, 1, 1, 1)).all()
+    assert pool.allocate() == 1
 
 
 class Texts:
@@ -165,7 +223,7 @@ class Texts:
 
     def __init__(self, budget: int = 512) -> None:
         self.memory = TorchMemory(2, 1, 4, 4, torch.float32, torch.device("cpu"), budget)
-        self.memory.reserve(1, 64)
+        self.memory.reserve((1, 64))
         self.trie = PromptTrie(self.memory)
 
     def truth(self, mixture, tokens) -> torch.Tensor:
@@ -278,14 +336,24 @@ def test_what_is_restored_is_wiped_if_its_row_ends_unread():
 
 
 def test_copies_take_of_the_room_ahead_of_need_and_leave_what_is_needed():
-    pool = memory(1)
+    pool = memory(1, False)
     slot = pool.allocate()
-    assert pool.room(0, 0) == pool.room(1, 64) == 63 * 64
-    pool.reserve(40, 64, beside=20 * 64)
-    assert (pool.slots, pool.room(0, 0)) == (40, 24 * 64)
-    pool.reserve(41, 64, beside=20 * 64)
+    assert pool.room() == pool.room((1, 64)) == 63 * 64
+    pool.reserve((40, 64), beside=20 * 64)
+    assert (pool.slots, pool.room()) == (40, 24 * 64)
+    pool.reserve((41, 64), beside=20 * 64)
     assert pool.slots == 44  # not 80, nor the 64 of the budget
     pool.free(slot)
+
+
+def test_what_runs_leaves_the_rest_of_the_budget_to_copies():
+    pool = memory(1, True)
+    assert pool.room() == 64 * 64
+    slot = pool.allocate()
+    pool.reserve((1, 64), (2, 100))
+    assert pool.room() == pool.room((1, 64), (2, 100)) == (64 - 5) * 64
+    pool.free(slot)
+    assert pool.room() == 64 * 64
 
 
 def test_programs_and_prefixes_need_no_torch():

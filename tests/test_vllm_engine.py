@@ -71,7 +71,7 @@ class Unsteady:
 
     def _logits(self, text, mixture):
         memory = self.backbone.memory
-        memory.reserve(1, len(text))
+        memory.reserve((1, len(text)))
         slot = memory.allocate()
         try:
             return self.backbone.forward([Segment(slot, 0, text, 1, mixture)])[0][0]

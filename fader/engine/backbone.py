@@ -124,6 +124,7 @@ class TorchBackbone:
             positions += range(segment.start, segment.start + count)
             slots += [segment.slot] * count
             kept += range(len(ids) - segment.keep, len(ids))
+            self.memory.wrote(segment.slot, segment.start + count)
         keep = torch.tensor(kept or [len(ids) - 1], device=self.device)
         where = torch.tensor(positions, device=self.device)
         rows = attention.Rows(
@@ -182,7 +183,7 @@ class TorchBackbone:
         """Read the probe text in two ways, at once and token by token: what our attention gives
         must be what the model's own gives."""
         ids = _probe_ids(self.vocabulary)
-        self.memory.reserve(2, PROBE)
+        self.memory.reserve((2, PROBE))
         one, two = self.memory.allocate(), self.memory.allocate()
         try:
             whole = self.forward([Segment(one, 0, ids, PROBE, ())])[0]

@@ -45,14 +45,14 @@ from fader.engine.program import (
     SequenceLogits,
     UsageSoFar,
 )
-from fader.engine.protocols import Backbone, Delta, Segment
+from fader.engine.protocols import Backbone, Delta, Need, Segment
 from fader.engine.running import Busy, Cancelled, Running
 from fader.engine.stats import Meter, Stats
 from fader.schema import Invalid
 
 T = TypeVar("T")
 
-Needs = Mapping[str, tuple[int, int]]
+Needs = Mapping[str, Need]
 """For each backbone: how many rows a program keeps alive at most, and how many positions the
 longest of them takes, prompt included."""
 
@@ -187,10 +187,10 @@ class Engine:
                     " shorten the prompt or lower max_tokens",
                     "messages",
                 )
-            if memory.area(rows, length) > memory.budget:
+            if (area := memory.area((rows, length))) > memory.budget:
                 raise Invalid(
                     f"{rows} rows of up to {length} tokens need"
-                    f" {memory.area(rows, length)} positions of KV memory, the budget of {name} is"
+                    f" {area} positions of KV memory, the budget of {name} is"
                     f" {memory.budget}; lower max_tokens, n or the number of policies, or give a"
                     " larger kv_bytes",
                     "alignment",
@@ -344,16 +344,16 @@ class Engine:
         return admitted
 
     def _fits(self, job: _Job) -> bool:
-        wanted: dict[str, tuple[int, int]] = {}
-        for name in job.needs:
-            needs = [other.needs[name] for other in (*self._live, job) if name in other.needs]
-            wanted[name] = sum(rows for rows, _ in needs), max(length for _, length in needs)
-            if self.backbones[name].memory.room(*wanted[name]) < 0:
-                return False
-        for name, (rows, length) in wanted.items():
+        running = {
+            name: [other.needs[name] for other in (*self._live, job) if name in other.needs]
+            for name in job.needs
+        }
+        if any(self.backbones[name].memory.room(*needs) < 0 for name, needs in running.items()):
+            return False
+        for name, needs in running.items():
             memory, prompts = self.backbones[name].memory, self._prompts[name]
-            prompts.shrink(memory.room(rows, length))  # what is remembered makes room for what runs
-            memory.reserve(rows, length, prompts.positions)
+            prompts.shrink(memory.room(*needs))  # what is remembered makes room for what runs
+            memory.reserve(*needs, beside=prompts.positions)
         return True
 
     def _resume(self, job: _Job, answer: Any) -> None:
@@ -581,7 +581,7 @@ class Engine:
         mixture = row.policy.vectors
         known = self._prompts[row.policy.backbone].known(mixture, row.text[: row.start])
         end = known + WORTH_WAITING
-        if end > min(row.start, backbone.memory.room(0, 0)):  # or it could not be remembered
+        if end > min(row.start, backbone.memory.room()):  # or it could not be remembered
             return False
         return any(
             other.slot is not None

@@ -1,20 +1,26 @@
 """The KV memory of the PyTorch backbone: keys and values as [layers, slots, kv heads, capacity,
-head dim], allocated ahead of need.
+head dim], made ahead of need.
 
-The memory is a rectangle of slots x capacity within `budget` positions; `reserve` grows it,
-decoding never does.
+The memory is a rectangle of slots x capacity; `reserve` grows it, decoding never does. On a CPU the
+rectangle is of addresses alone (`_paged_zeros`): a page of it takes memory once a row has written
+there. So the `budget`, in positions, is spent on what jobs announced, and one long row makes the
+others no dearer. What freed slots have written stays theirs until the budget needs it. Elsewhere
+the rectangle is memory, and must fit the budget as a whole.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
+import mmap
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fader.engine.protocols import Kept
+from fader.engine.protocols import Kept, Need
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +44,7 @@ class TorchMemory:
     """A `Memory` of tensors."""
 
     STEP = 64  # capacities are multiples of this
+    AHEAD = 16  # slots of addresses that are made at once
 
     def __init__(
         self,
@@ -48,9 +55,15 @@ class TorchMemory:
         dtype: torch.dtype,
         device: torch.device,
         budget: int,
+        paged: bool | None = None,
     ) -> None:
+        """`paged`: whether memory is taken by pages, as they are written; left out: where that is
+        possible."""
         self.budget = budget
+        self.paged = device.type == "cpu" and PAGED if paged is None else paged
         self.slots = self.capacity = 0
+        self._promised = 0  # positions of the jobs that run
+        self._written: list[int] = []  # of each slot: how many of its first positions take memory
         self._free: list[int] = []
         # Slots come back from any thread, and from the garbage collector in the midst of anything:
         # appending to a deque is safe there, a lock or the heap is not.
@@ -58,50 +71,114 @@ class TorchMemory:
         self._unsound: set[int] = set()
         self.keys = torch.zeros(layers, 0, heads, 0, key_dim, dtype=dtype, device=device)
         self.values = torch.zeros(layers, 0, heads, 0, value_dim, dtype=dtype, device=device)
+        self._pages: list[mmap.mmap | None] = []  # of keys and values
+        self._bytes = layers * heads * (key_dim + value_dim) * dtype.itemsize  # of a position
 
-    @classmethod
-    def area(cls, slots: int, length: int) -> int:
-        """Positions that `slots` rows of up to `length` positions take."""
-        return slots * (-(-length // cls.STEP) * cls.STEP)
+    def area(self, *needs: Need) -> int:
+        """Positions of the budget that jobs of these needs take together."""
+        if self.paged:
+            return sum(rows * self._width(length) for rows, length in needs)
+        return math.prod(self._shape(needs))
 
-    def _rectangle(self, slots: int, length: int) -> tuple[int, int]:
+    def _width(self, length: int) -> int:
+        return -(-length // self.STEP) * self.STEP
+
+    def _shape(self, needs: Sequence[Need]) -> tuple[int, int]:
+        """The slots and the capacity of a rectangle for these needs alone."""
+        longest = max((length for _, length in needs), default=0)
+        return sum(rows for rows, _ in needs), self._width(longest)
+
+    def _rectangle(self, needs: Sequence[Need]) -> tuple[int, int]:
+        """The same beside the rows in use: they stay where they are, so it can only grow."""
         self._collect()
-        capacity = self.area(1, length)
-        if len(self._free) < self.slots:  # rows in use stay where they are: it can only grow
+        slots, capacity = self._shape(needs)
+        if len(self._free) < self.slots:
             return max(slots, self.slots), max(capacity, self.capacity)
         return slots, capacity
 
-    def room(self, slots: int, length: int) -> int:
-        """Positions of the budget that are left beside `slots` rows in all, the longest of `length`
-        positions, and the rows in use; below 0 if there is no room for them."""
-        slots, capacity = self._rectangle(slots, length)
-        return self.budget - slots * capacity
+    def room(self, *needs: Need) -> int:
+        """Positions of the budget that are left beside the rows in use and these jobs, of which the
+        last is to begin."""
+        slots, capacity = self._rectangle(needs)
+        if not self.paged:
+            return self.budget - slots * capacity
+        if not needs:
+            return self.budget - (self._promised if len(self._free) < self.slots else 0)
+        # rows that no running job announced are held by results, as many as there may be
+        held = self.slots - len(self._free) - sum(rows for rows, _ in needs[:-1])
+        longest = heapq.nlargest(held, map(self._written.__getitem__, self._taken()))
+        return self.budget - self.area(*needs) - sum(longest)
 
-    def reserve(self, slots: int, length: int, beside: int = 0) -> None:
-        """Make room for `slots` rows in all, the longest of `length` positions, where copies take
-        `beside` positions of the budget. Moves the memory only to grow it."""
-        slots, capacity = self._rectangle(slots, length)
-        if slots <= self.slots and capacity <= self.capacity:
-            return
-        if slots > self.slots:  # some room ahead, so that growing is rare
-            slots = max(slots, min(2 * self.slots, (self.budget - beside) // capacity))
-        if len(self._free) == self.slots:  # nothing to keep: the old goes before the new is asked
-            self._free, self.slots, self.capacity = [], 0, 0
+    def reserve(self, *needs: Need, beside: int = 0) -> None:
+        """Make room for these jobs, where copies take `beside` positions of the budget. Moves the
+        memory only to grow it."""
+        slots, capacity = self._rectangle(needs)
+        self._promised = self.area(*needs)
+        if slots > self.slots or capacity > self.capacity:
+            if slots > self.slots:  # some room ahead, so that growing is rare
+                most = (self.budget - beside) // capacity
+                ahead = max(self.AHEAD, 2 * self.slots) if self.paged else min(2 * self.slots, most)
+                slots = max(slots, ahead)
+            self._grow(slots, capacity)
+        if self.paged:
+            self._give_back(self._promised + beside)
+
+    def _grow(self, slots: int, capacity: int) -> None:
+        taken = self._taken()
+        if not taken:  # nothing to keep: the old goes before the new is asked
+            self._free, self._written, self.slots, self.capacity = [], [], 0, 0
             self.keys, self.values = (
                 self.keys[:, :0, :, :0].clone(),
                 self.values[:, :0, :, :0].clone(),
             )
-        self.keys, self.values = (
-            self._grown(memory, slots, capacity) for memory in (self.keys, self.values)
-        )
-        self._free = [slot for slot in self._free if slot < slots] + list(range(self.slots, slots))
-        heapq.heapify(self._free)
+            self._pages = []
+        grown = [self._grown(one, slots, capacity, taken) for one in (self.keys, self.values)]
+        self.keys, self.values = (memory for memory, _ in grown)
+        self._pages = [pages for _, pages in grown]
+        kept = {slot: self._written[slot] for slot in taken}
+        self._written = [kept.get(slot, 0) for slot in range(slots)]
+        self._free = [slot for slot in range(slots) if slot not in kept]  # sorted, so it is a heap
         self.slots, self.capacity = slots, capacity
 
-    def _grown(self, memory: Tensor, slots: int, capacity: int) -> Tensor:
-        new = memory.new_zeros(memory.shape[0], slots, memory.shape[2], capacity, memory.shape[4])
-        new[:, : self.slots, :, : self.capacity] = memory
-        return new
+    def _grown(
+        self, memory: Tensor, slots: int, capacity: int, taken: Sequence[int]
+    ) -> tuple[Tensor, mmap.mmap | None]:
+        """A greater memory with what the slots in use hold, and its pages."""
+        shape = (memory.shape[0], slots, memory.shape[2], capacity, memory.shape[4])
+        pages = None
+        if self.paged:
+            new, pages = _paged_zeros(shape, memory.dtype)
+        else:
+            new = memory.new_zeros(shape)
+        for slot in taken:
+            written = self._written[slot]
+            new[:, slot, :, :written] = memory[:, slot, :, :written]
+        return new, pages
+
+    def _give_back(self, promised: int) -> None:
+        """Free the pages of slots that nobody uses, the last ones first, as far as the budget is
+        exceeded by what is promised and what they take."""
+        free = sorted(self._free, reverse=True)
+        over = promised + sum(self._written[slot] for slot in free) - self.budget
+        for slot in free:
+            if over <= 0:
+                break
+            if self._written[slot]:
+                over -= self._written[slot]
+                self._release(slot)
+
+    def _release(self, slot: int) -> None:
+        """Give the pages of a slot back to the system."""
+        for memory, pages in zip((self.keys, self.values), self._pages, strict=True):
+            assert pages is not None
+            size = memory.stride(1) * memory.itemsize  # a slot's bytes lie together in each layer
+            for layer in range(memory.shape[0]):
+                start = (layer * self.slots + slot) * size
+                first, last = -(-start // mmap.PAGESIZE), (start + size) // mmap.PAGESIZE
+                if last > first:
+                    where = first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE
+                    pages.madvise(mmap.MADV_DONTNEED, *where)
+        self._written[slot] = 0
 
     def allocate(self) -> int:
         """The lowest free slot, so that the slots in use stay together."""
@@ -123,9 +200,18 @@ class TorchMemory:
             slot = self._returned.popleft()
             if slot in self._unsound:
                 self._unsound.remove(slot)
-                self.keys[:, slot] = 0
-                self.values[:, slot] = 0
+                self.keys[:, slot, :, : self._written[slot]] = 0
+                self.values[:, slot, :, : self._written[slot]] = 0
             heapq.heappush(self._free, slot)
+
+    def _taken(self) -> list[int]:
+        """The slots in use, among them those that are about to come back."""
+        free = set(self._free)
+        return [slot for slot in range(self.slots) if slot not in free]
+
+    def wrote(self, slot: int, end: int) -> None:
+        """Say, beforehand, that a slot's positions up to `end` are about to be written."""
+        self._written[slot] = max(self._written[slot], end)
 
     def judge(self, slot: int, is_sound: bool) -> None:
         """Say whether what a slot holds is known to be finite. If not, it is wiped before another
@@ -144,17 +230,20 @@ class TorchMemory:
     @property
     def used(self) -> int:
         """Bytes that belong to the slots in use."""
-        slots = self.slots
-        return self.reserved // slots * self.taken if slots else 0
+        if not self.paged or not self.taken:
+            return self._bytes * self.capacity * self.taken
+        free, written = set(self._free), list(self._written)
+        return self._bytes * sum(count for slot, count in enumerate(written) if slot not in free)
 
     @property
     def reserved(self) -> int:
         """Bytes set aside."""
-        return int(self.keys.nbytes + self.values.nbytes)
+        return self._bytes * (sum(self._written) if self.paged else self.slots * self.capacity)
 
     def fork(self, slot: int, length: int) -> int:
         """A new slot with the first `length` positions of `slot`."""
         copy = self.allocate()
+        self.wrote(copy, length)
         for memory in (self.keys, self.values):
             memory[:, copy, :, :length] = memory[:, slot, :, :length]
         self.judge(copy, slot not in self._unsound)
@@ -170,6 +259,22 @@ class TorchMemory:
     def restore(self, slot: int, start: int, kept: Kept, count: int) -> None:
         """Write the first `count` positions of a copy into a slot, from position `start` on."""
         assert isinstance(kept, KeptTensors)
+        self.wrote(slot, start + count)
         self.keys[:, slot, :, start : start + count] = kept.keys[:, :, :count]
         self.values[:, slot, :, start : start + count] = kept.values[:, :, :count]
         self.judge(slot, is_sound=False)  # until logits that are computed from it tell
+
+
+PAGED = hasattr(mmap, "MADV_DONTNEED") and hasattr(mmap, "MAP_PRIVATE")
+"""Whether this system hands out pages of memory as they are written, and takes them back."""
+
+
+def _paged_zeros(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, mmap.mmap]:
+    """Zeros on the CPU that take memory as they are written, page by page; and these pages."""
+    size = math.prod(shape) * dtype.itemsize
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    try:
+        pages = mmap.mmap(-1, size, flags=flags)
+    except OSError as error:
+        raise MemoryError(f"no {size} bytes of addresses could be had: {error}") from error
+    return torch.frombuffer(pages, dtype=dtype).view(*shape), pages

@@ -181,7 +181,7 @@ class PromptTrie:
         """Keep what a slot holds of a text that begins with `tokens`, as far as there is room."""
         path = self._path(mixture, tokens)
         known = sum(count for _, count in path)
-        room = self.memory.room(0, 0)
+        room = self.memory.room()
         end = min(len(tokens), room)
         if end <= known:
             return

@@ -48,6 +48,10 @@ class Segment:
     vectors: Mixture
 
 
+Need = tuple[int, int]
+"""How many rows a job keeps alive at most, and how many positions the longest of them takes."""
+
+
 class Kept(Protocol):
     """A copy of what some consecutive positions of a slot held. It stays when the slot is freed."""
 
@@ -74,17 +78,18 @@ class Memory(Protocol):
     def reserved(self) -> int:
         """Bytes set aside, in use or not."""
 
-    def area(self, slots: int, length: int) -> int:
-        """Positions of the budget that `slots` rows of up to `length` positions take. More than
-        `budget` for rows that can never be there together."""
+    def area(self, *needs: Need) -> int:
+        """Positions of the budget that jobs of these needs take together. More than `budget` for
+        those that can never be there together."""
 
-    def room(self, slots: int, length: int) -> int:
-        """Positions of the budget that are left beside `slots` rows in all, the longest of `length`
-        positions, and the slots in use; below 0 if there is no room for them."""
+    def room(self, *needs: Need) -> int:
+        """Positions of the budget that are left beside the slots in use and jobs of these needs:
+        those that run and, the last of them, one that is to begin. Below 0 if there is no room.
+        Without needs: beside what was reserved last, as long as slots are in use."""
 
-    def reserve(self, slots: int, length: int, beside: int = 0) -> None:
-        """Make room for `slots` rows in all, the longest of `length` positions. `beside`: how many
-        positions of the budget are taken by copies."""
+    def reserve(self, *needs: Need, beside: int = 0) -> None:
+        """Make room for jobs of these needs, which are all that run. `beside`: how many positions
+        of the budget copies take."""
 
     def allocate(self) -> int:
         """A free slot, which holds nothing yet. Raises MemoryError if none is free."""

@@ -228,7 +228,7 @@ def costs(comparison: Comparison, found: Written, asking: Asking) -> Iterator[Me
     yield ratio(task, method, case, "tokens_per_second", tokens, seconds, seed)
     backend = comparison.suite.cache.fader.backend
     held = [
-        float(sum(backend.backbones[name].memory.area(*needed) for name, needed in needs.items()))
+        float(sum(backend.backbones[name].memory.area(needed) for name, needed in needs.items()))
         for request in requests(comparison, asking, found.aims)
         for needs in (backend.needs(request),)
     ]

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from fader.engine.loading import one_message, quiet
-from fader.engine.protocols import Delta, Kept, Segment
+from fader.engine.protocols import Delta, Kept, Need, Segment
 from fader.vectors.weights import Checkpoint, open_checkpoint
 
 
@@ -31,15 +31,15 @@ class Room:
     used: int = 0
     reserved: int = 0
 
-    def area(self, slots: int, length: int) -> int:
-        """Positions that must be there for rows of up to `length` positions."""
-        return length
+    def area(self, *needs: Need) -> int:
+        """Positions that must be there for rows of up to these lengths."""
+        return max((length for _, length in needs), default=0)
 
-    def room(self, slots: int, length: int) -> int:
+    def room(self, *needs: Need) -> int:
         """Positions that are left beside others."""
-        return self.budget - length
+        return self.budget - self.area(*needs)
 
-    def reserve(self, slots: int, length: int, beside: int = 0) -> None:
+    def reserve(self, *needs: Need, beside: int = 0) -> None:
         """Nothing: vLLM has its memory from the start."""
 
     def allocate(self) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from fader.engine.llama.binding import library, why
 from fader.engine.llama.contexts import Context, Contexts
-from fader.engine.protocols import Kept, Mixture
+from fader.engine.protocols import Kept, Mixture, Need
 
 BYTES = ctypes.POINTER(ctypes.c_uint8)
 
@@ -56,6 +56,7 @@ class LlamaMemory:
         self._owner: dict[int, Context] = {}
         self._held = [0] * self.slots  # positions, those that wait to be restored included
         self._waiting: dict[int, list[tuple[int, KeptState, int]]] = {}  # to be restored
+        self._promised: tuple[Need, ...] = ()
 
     @property
     def used(self) -> int:
@@ -72,19 +73,21 @@ class LlamaMemory:
         """Slots in use."""
         return self.slots - len(self._free) - len(self._returned)
 
-    def area(self, slots: int, length: int) -> int:
-        """Positions that `slots` rows of up to `length` positions take."""
-        return slots * length if slots <= self.slots else self.budget + slots * length
+    def area(self, *needs: Need) -> int:
+        """Positions that jobs of these needs take together."""
+        taken = sum(rows * length for rows, length in needs)
+        return taken if sum(rows for rows, _ in needs) <= self.slots else self.budget + taken
 
-    def room(self, slots: int, length: int) -> int:
-        """Positions of the budget that are left beside so many rows and the slots in use."""
+    def room(self, *needs: Need) -> int:
+        """Positions of the budget that are left beside these jobs and the slots in use."""
         self.collect()
-        return self.budget - self.area(
-            max(slots, self.taken), max(length, max(self._held, default=0))
-        )
+        if not needs:
+            needs = self._promised if self.taken else ()
+        return self.budget - max(self.area(*needs), sum(self._held))
 
-    def reserve(self, slots: int, length: int, beside: int = 0) -> None:
-        """Nothing: a context's memory is made with it."""
+    def reserve(self, *needs: Need, beside: int = 0) -> None:
+        """Remember who runs; a context's memory is made with it."""
+        self._promised = needs
 
     def allocate(self) -> int:
         """The lowest free slot."""
