@@ -5,11 +5,12 @@ vectors, guides, one in eight a search), of which clients cut off one in ten; to
 reach the clients, against the same requests run offline in one batch, those cut off for as long as
 they were read. `wrong`: answers of these that differ from their offline run, ties within 1e-4
 aside, of those compared; its ratio is the share of right ones. `memory`: the server's MiB after the
-load, against those before it, without the prompts that it remembers (they grow up to a bound; MiB
-of both as `remembered`). `idle`: tokens per second of 8 streams without an alignment, against
-the same batch on the engine. `ttft`: their milliseconds to the first token, each as [p50, p95], and
-those of the 32 streams as `under_load`. `admission`: milliseconds that a request takes beside its
-forward passes, through the server (HTTP, parsing, planning, the answer) and offline.
+load, against those before it, without keys and values, those of remembered prompts among them:
+they grow up to the bound that `kv_bytes` sets (MiB of them, after and before, as `bounded`).
+`idle`: tokens per second of 8 streams without an alignment, against the same batch on the engine.
+`ttft`: their milliseconds to the first token, each as [p50, p95], and those of the 32 streams as
+`under_load`. `admission`: milliseconds that a request takes beside its forward passes, through the
+server (HTTP, parsing, planning, the answer) and offline.
 """
 
 from __future__ import annotations
@@ -293,16 +294,17 @@ def _loaded(
             }
         else:
             found = row("serve", name, [after[0]], [before[0]], TARGETS[name], "MiB")
-            remembered = [round(after[1], 1), round(before[1], 1)]
-            yield {**found, "n": rounds * requests, "remembered": remembered}
+            bounded = [round(after[1], 1), round(before[1], 1)]
+            yield {**found, "n": rounds * requests, "bounded": bounded}
 
 
 def _memory(url: str, process: psutil.Process) -> tuple[float, float]:
-    """MiB of the server without remembered prompts, and of these."""
+    """MiB of the server without keys and values, and of these."""
     text = httpx.get(f"{url}/metrics").text
-    [line] = [one for one in text.splitlines() if one.startswith("fader_kv_remembered_bytes ")]
-    remembered = float(line.split()[1])
-    return (process.memory_info().rss - remembered) / 2**20, remembered / 2**20
+    lines = [line.split() for line in text.splitlines() if line.startswith("fader_kv_")]
+    found = {name: float(value) for name, value in lines}
+    bounded = found["fader_kv_reserved_bytes"] + found["fader_kv_remembered_bytes"]
+    return (process.memory_info().rss - bounded) / 2**20, bounded / 2**20
 
 
 def _idle(
