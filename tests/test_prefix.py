@@ -193,6 +193,36 @@ def test_by_pages_a_long_row_makes_the_others_no_dearer():
     assert paged.room() == 64
 
 
+def test_no_mix_of_long_and_short_rows_exceeds_the_budget():
+    """A slot that a long row has left takes no more than its new row announces."""
+    pool, budget = memory(1, True), 64 * 64
+    for place in range(16):
+        running = [(1, 64)] * place
+        assert pool.room(*running, (1, 48 * 64)) >= 0
+        pool.reserve(*running, (1, 48 * 64))
+        long = pool.allocate()
+        pool.wrote(long, 48 * 64)
+        pool.free(long)
+        assert pool.room(*running, (1, 64)) >= 0
+        pool.reserve(*running, (1, 64))
+        pool.wrote(pool.allocate(), 60)  # it stays
+        assert pool.reserved <= budget * 2 * 2 * 4 * 4
+    assert pool.taken == 16
+
+
+def test_addresses_may_exceed_the_memory_that_there_is():
+    position = 1 << 20  # bytes
+    there = psutil.virtual_memory().total // position
+    pool = TorchMemory(
+        1, 1, position // 8, position // 8, torch.float32, torch.device("cpu"), 4 * there, True
+    )
+    pool.reserve((1, 2 * there))
+    slot = pool.allocate()
+    pool.wrote(slot, 1)
+    pool.keys[:, slot, :, 0] = 1
+    assert pool.used == position
+
+
 def test_pages_of_free_slots_are_given_back_when_the_budget_needs_them():
     width = 512
     pool = TorchMemory(4, 2, 64, 64, torch.float32, torch.device("cpu"), 20 * width, True)

@@ -13,8 +13,10 @@ from __future__ import annotations
 import heapq
 import math
 import mmap
+import sys
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +65,7 @@ class TorchMemory:
         self.paged = device.type == "cpu" and PAGED if paged is None else paged
         self.slots = self.capacity = 0
         self._promised = 0  # positions of the jobs that run
+        self._narrowest = 0  # of the jobs that run: the fewest positions that a row may take
         self._written: list[int] = []  # of each slot: how many of its first positions take memory
         self._free: list[int] = []
         # Slots come back from any thread, and from the garbage collector in the midst of anything:
@@ -81,7 +84,7 @@ class TorchMemory:
         return math.prod(self._shape(needs))
 
     def _width(self, length: int) -> int:
-        return -(-length // self.STEP) * self.STEP
+        return -(-max(length, 1) // self.STEP) * self.STEP
 
     def _shape(self, needs: Sequence[Need]) -> tuple[int, int]:
         """The slots and the capacity of a rectangle for these needs alone."""
@@ -104,24 +107,29 @@ class TorchMemory:
             return self.budget - slots * capacity
         if not needs:
             return self.budget - (self._promised if len(self._free) < self.slots else 0)
-        # rows that no running job announced are held by results, as many as there may be
+        # rows that no running job announced are held by results: so many at least, so long at least
         held = self.slots - len(self._free) - sum(rows for rows, _ in needs[:-1])
-        longest = heapq.nlargest(held, map(self._written.__getitem__, self._taken()))
-        return self.budget - self.area(*needs) - sum(longest)
+        shortest = heapq.nsmallest(held, map(self._written.__getitem__, self._taken()))
+        return self.budget - self.area(*needs) - sum(shortest)
 
     def reserve(self, *needs: Need, beside: int = 0) -> None:
         """Make room for these jobs, where copies take `beside` positions of the budget. Moves the
         memory only to grow it."""
         slots, capacity = self._rectangle(needs)
         self._promised = self.area(*needs)
+        self._narrowest = min((self._width(length) for _, length in needs), default=0)
         if slots > self.slots or capacity > self.capacity:
-            if slots > self.slots:  # some room ahead, so that growing is rare
-                most = (self.budget - beside) // capacity
-                ahead = max(self.AHEAD, 2 * self.slots) if self.paged else min(2 * self.slots, most)
-                slots = max(slots, ahead)
-            self._grow(slots, capacity)
+            self._grow(self._ahead(slots, capacity, beside), capacity)
         if self.paged:
             self._give_back(self._promised + beside)
+
+    def _ahead(self, slots: int, capacity: int, beside: int) -> int:
+        """So many slots and some ahead of need, so that growing is rare."""
+        if self.paged:
+            return max(slots, self.AHEAD, 2 * self.slots if slots > self.slots else 0)
+        if slots <= self.slots:
+            return slots
+        return max(slots, min(2 * self.slots, (self.budget - beside) // capacity))
 
     def _grow(self, slots: int, capacity: int) -> None:
         taken = self._taken()
@@ -188,7 +196,10 @@ class TorchMemory:
                 f"a program uses more rows than it announced: all {self.slots} slots of KV memory"
                 " are taken"
             )
-        return heapq.heappop(self._free)
+        slot = heapq.heappop(self._free)
+        if self.paged and self._written[slot] > self._narrowest:
+            self._release(slot)  # a row in use holds no more than its job announced
+        return slot
 
     def free(self, slot: int) -> None:
         """Take a slot back; from any thread."""
@@ -269,12 +280,19 @@ PAGED = hasattr(mmap, "MADV_DONTNEED") and hasattr(mmap, "MAP_PRIVATE")
 """Whether this system hands out pages of memory as they are written, and takes them back."""
 
 
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+"""Addresses may exceed the memory that there is. (Python names the flag from 3.13 on.)"""
+
+
 def _paged_zeros(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, mmap.mmap]:
     """Zeros on the CPU that take memory as they are written, page by page; and these pages."""
     size = math.prod(shape) * dtype.itemsize
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
     try:
         pages = mmap.mmap(-1, size, flags=flags)
     except OSError as error:
         raise MemoryError(f"no {size} bytes of addresses could be had: {error}") from error
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(*shape), pages

@@ -82,8 +82,12 @@ class LlamaMemory:
         """Positions of the budget that are left beside these jobs and the slots in use."""
         self.collect()
         if not needs:
-            needs = self._promised if self.taken else ()
-        return self.budget - max(self.area(*needs), sum(self._held))
+            return self.budget - (self.area(*self._promised) if self.taken else 0)
+        # rows that no running job announced are held by results: so many at least, so long at least
+        rows = self.taken - sum(rows for rows, _ in needs[:-1])
+        free = set(self._free)
+        taken = (length for slot, length in enumerate(self._held) if slot not in free)
+        return self.budget - self.area(*needs) - sum(heapq.nsmallest(rows, taken))
 
     def reserve(self, *needs: Need, beside: int = 0) -> None:
         """Remember who runs; a context's memory is made with it."""
