@@ -111,4 +111,4 @@ def _looks(character: str) -> str:
         return "/"
     if unicodedata.category(character) in ("Ps", "Pe") and "BRACKET" in name:
         return "[" if "LEFT" in name else "]"
-    return character.casefold()
+    return character
