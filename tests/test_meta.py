@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 from conftest import NO_SYSTEM, tokenizer, trains
 from test_cli import rows, run
 
@@ -40,6 +41,7 @@ from fader.request import Message, Preferences
 from fader.starter.shipped import starter_families, starter_items, starter_levels, starter_rows
 from fader.training.meta import META, meta_lessons, sample_lessons, taught_items, train_meta
 from fader.training.vector import Recipe, _row
+from fader.vectors.vector import compress
 
 ASK = (Message(role="user", content="How much is it?"),)
 TEXTS = (("Never state prices.",), ("State prices.",))
@@ -468,6 +470,24 @@ def test_two_stages_learn_who_is_followed(tmp_path, tiny_folder):
     first = json.loads((tmp_path / "m-one-stage" / "fader.json").read_text())
     losses = [row["loss"] for row in first["curve"]]
     assert losses[-1] < losses[0]
+
+
+@trains
+def test_a_training_goes_on_from_a_vector_of_higher_rank(tmp_path, tiny_folder):
+    item = replace(ITEM, answers=("aaaa", "bbbb"), texts=(("one",), ("two",)))
+    lessons = [one for seed in range(4) for one in meta_lessons([item], [], seed=seed)]
+    settings = {"model": str(tiny_folder), "progress": False}
+    wide = replace(META, batch=4, max_length=4000, rank=6)
+    first = train_meta("wide", lessons, tmp_path / "wide", "one", wide, **settings)
+    second = replace(wide, rank=4, learning_rate=1e-9)
+    folder = tmp_path / "m"
+    vector = train_meta("m", lessons, folder, "preferences", second, [first], **settings)
+    (flips,) = vector.card["started_from"]
+    assert flips["started_from"][0]["recipe"]["loss"] == "sft"
+    nearest = compress(first, 4)[0]
+    for name, (down, up) in vector.factors.items():
+        expected = nearest.factors[name][1].float() @ nearest.factors[name][0].float()
+        torch.testing.assert_close(up.float() @ down.float(), expected, atol=2e-3, rtol=0.05)
 
 
 @trains

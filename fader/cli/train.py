@@ -313,14 +313,12 @@ def personal(
         from fader.training.told import taught_flips
 
     others: Counter[str] = Counter()
-    if start == "":
-        raise ValueError("--start: is empty; give a vector by name or folder, or leave it out")
+    begun = _begun(start)
     if stage is not Stage.backbone and start is None:
         raise ValueError(
             f"--start: the stage {stage.value} goes on from a trained model; give the vector of"
             " stage 1, by name or folder"
         )
-    begun = [open_vector(start)] if start else []
     if data is None:
         flips: list[tuple[Judged, ...]] = [*taught_flips(starter_families(), seed)]
     else:
@@ -405,6 +403,15 @@ def meta(
             )
         ),
     ] = TrainingStages.two,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Vector to go on from, by name or folder, such as `personal`, which reads"
+                " preferences already; one of higher rank is cut."
+            )
+        ),
+    ] = None,
     rule: Annotated[
         Told | None,
         typer.Option(
@@ -445,6 +452,7 @@ def meta(
         for option, value in (("--beta", beta), ("--loss", loss)):
             if value is not None:
                 raise ValueError(f"{option}: the stage `one` compares no answers; leave it out")
+    begun = _begun(start)
     idle = [row["text"] for row in starter_rows("preferences/irrelevant", "train")]
     if data:
         samples = [one for file in data for one in read_samples(file) if one.split == "train"]
@@ -480,6 +488,7 @@ def meta(
         folder,
         stages.value,
         recipe,
+        begun,
         model=model,
         force=force,
     )
@@ -489,6 +498,13 @@ def meta(
         **{key: trained.card[key] for key in ("lessons", "retained", "seconds")},
     }
     print_json(row) if as_json else screen.print(row)
+
+
+def _begun(start: str | None) -> list[Vector]:
+    """The vector that a training goes on from, if any."""
+    if start == "":
+        raise ValueError("--start: is empty; give a vector by name or folder, or leave it out")
+    return [open_vector(start)] if start else []
 
 
 Settings = TypeVar("Settings", bound="Recipe")

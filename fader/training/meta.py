@@ -53,7 +53,7 @@ from fader.training.lessons import Lesson
 from fader.training.personal import FIRST_RATE, PERSONAL
 from fader.training.told import JOINT, NEUTRAL, neutral, taught_flips
 from fader.training.vector import Recipe, train_vector
-from fader.vectors.vector import Vector
+from fader.vectors.vector import Vector, compress
 
 Stages = Literal["one", "two", "preferences"]
 Rule = Literal["always", "never", "mixed"]
@@ -65,26 +65,26 @@ SHORT = 100
 """Words of both answers of a past choice that is told."""
 META = replace(
     PERSONAL,
-    rank=12,
-    alpha=24,
+    rank=14,
+    alpha=28,
     loss="simpo",
     beta=5.0,
     length_normalized=True,
-    sft_weight=1.0,
-    learning_rate=1e-3,
+    sft_weight=0.2,
+    learning_rate=8e-4,
 )
-"""The settings of the preferences; the vector has 2.5 MB. Without the likelihood of the better
+"""The settings of the preferences; the vector has 2.9 MB. Without the likelihood of the better
 answer in the loss, all text becomes unlikely (CPO, arXiv 2401.08417, adds it for the same)."""
 META_DPO = replace(META, loss="dpo", beta=PERSONAL.beta, length_normalized=False)
 """The same by equation (9) of PAD, DPO as in the paper."""
 SUPERVISED = replace(META, loss="sft", learning_rate=FIRST_RATE)
 """The settings of the first stage."""
-FLIPS = replace(META_DPO, loss="flip", learning_rate=FIRST_RATE)
+FLIPS = replace(META_DPO, loss="flip")
 """Those of the first preferences."""
 SUPERVISED_SHARE = 0.12
 """The first lessons, which are taught supervised."""
-FLIPPED_SHARE = 0.12
-"""The lessons after these, which are taught with both orders in one sigmoid."""
+FLIPPED_SHARE = 0.4
+"""Of all lessons: those after these, which are taught with both orders in one sigmoid."""
 
 
 def taught_items(families: Sequence[Family], written: Sequence[Item], seed: int = 0) -> list[Item]:
@@ -223,6 +223,7 @@ def train_meta(
     folder: Path,
     stages: Stages = "two",
     recipe: Recipe = META,
+    start: Sequence[Vector] = (),
     **settings: Any,
 ) -> Vector:
     """Train the model and write it to its folder as a vector: with it at strength 1 the model obeys
@@ -230,9 +231,13 @@ def train_meta(
 
     `two`: supervised on the first lessons, written beside the folder as NAME-one-stage, then
     preferences on the others, both orders of a flip together at first, which is written to a hidden
-    folder; `one`: supervised alone, on all; `preferences`: these alone. Resumable, and raises
-    ValueError, as `train_vectors`, which says what `settings` there are.
+    folder; `one`: supervised alone, on all; `preferences`: these alone. `start`: a vector to go on
+    from, such as the personalised model; one of higher rank is cut to the recipe's. Resumable, and
+    raises ValueError, as `train_vectors`, which says what `settings` there are.
     """
+    settings["start"] = [
+        compress(one, recipe.rank)[0] if one.rank > recipe.rank else one for one in start
+    ]
     if stages == "one":
         return train_vector(name, lessons, folder, replace(recipe, loss="sft"), **settings)
     size = {key: getattr(recipe, key) for key in ("rank", "alpha", "batch", "max_length", "seed")}
