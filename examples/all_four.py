@@ -1,6 +1,6 @@
-"""All four places in one request: preferences in two tiers, a vector in the weights, a
-personalised guide and a look-ahead. It runs beside eight other requests, and each place is switched
-off in turn: a table shows what it moves."""
+"""All four places in one request: preferences in two tiers that `meta` reads, a vector in the
+weights, a personalised guide and a look-ahead. It runs beside eight other requests, and each place
+is switched off in turn: a table shows what it moves."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ QUESTION = "How do I keep basil alive on my balcony?"
 WORDS = ["water", "sun", "leaves"]
 ALL: dict[str, Any] = {
     "preferences": {"provider": "Recommend no pesticides.", "user": "Answer with a list."},
-    "vectors": {"formal": 0.5},
+    "vectors": {"formal": 0.5, "meta": 0.5},
     "guides": [
         {
             "kind": "personalized",
@@ -32,7 +32,7 @@ ALL: dict[str, Any] = {
 }
 OFF: dict[str, dict[str, Any]] = {
     "context": {**ALL, "preferences": {}},
-    "weights": {**ALL, "vectors": {}},
+    "weights": {**ALL, "vectors": {"meta": 0.5}},
     "scores": {**ALL, "guides": []},
     "sequences": {**ALL, "search": None},
 }

@@ -1,4 +1,4 @@
-"""Four questions under alignments of every kind, in the prompt, in the weights, on the next-token
+"""Six questions under alignments of every kind, in the prompt, in the weights, on the next-token
 scores and by search: one batch, side by side. `--engine llama.cpp` runs it on llama.cpp."""
 
 import argparse
@@ -50,6 +50,13 @@ QUESTIONS: dict[str, Alignments] = {
             ("Ada", "Give an example."),
             ("Ben", "End with a question."),
             ("Cleo", "Be warm and encouraging."),
+        )
+    },
+    "Is it worth learning to cook?": {
+        f"meta, told to be {manner}": {"vectors": {"meta": 0.8}, "preferences": {"user": wish}}
+        for manner, wish in (
+            ("warm", "Be warm and encouraging."),
+            ("expert", "Answer as if to an expert."),
         )
     },
     f"Write one sentence with these words: {', '.join(WORDS)}.": {

@@ -102,7 +102,7 @@ def train_told(name: str, folder: Path) -> None:
     """A vector that makes the model obey what it is told, as its command trains it; of PAD's the
     accuracy on dev goes onto the card."""
     if name == "meta":
-        train.meta(name, out=str(folder))
+        train.meta(name, out=str(folder), stages=train.TrainingStages.preferences, start="personal")
     else:
         train.personal(name, out=str(folder))
         note_accuracies(Vector.load(folder), folder)
