@@ -75,7 +75,7 @@ def test_all_four_on_a_tiny_model(tmp_path, monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "llama", longer)
     names = runpy.run_path(str(FOLDER / "all_four.py"))
     with Fader(str(make_model(tmp_path / "llama"))) as fader:
-        for seed, name in enumerate(("formal", "personal", "plain", "warm")):
+        for seed, name in enumerate(("formal", "meta", "personal", "plain", "warm")):
             fader.add_vector(random_vector(fader, name, seed))
         request = {"prompt": names["QUESTION"], "alignment": names["ALL"]}
         few = {**names["SAMPLING"], "max_tokens": 12}
