@@ -430,9 +430,10 @@ def test_asking_works_inside_an_event_loop_too(server):
 
 
 PROGRAM = """
-import sys, threading
+import signal, sys, threading
 from fader.endpoint import Advice, Client, Endpoint, run
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background
 advice = Advice(*[("a", "b")] * 4)
 
 async def work():
