@@ -302,8 +302,7 @@ def tune(
 def _refuse_unread(context: typer.Context, tasks: Sequence[str]) -> None:
     """Raises ValueError for an option that was given and that none of the tasks reads."""
     given = given_options(context)
-    for name in given:
-        option = f"--{name.replace('_', '-')}"
+    for name, option in given.items():
         if (name in READ_BY and not READ_BY[name] & {*tasks}) or (
             name in NOT_READ_BY and NOT_READ_BY[name] & {*tasks}
         ):

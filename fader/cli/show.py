@@ -69,10 +69,14 @@ def rows(source: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from json_rows(text.split("\n"), source)  # no other line ends: JSON text may hold them
 
 
-def given_options(context: typer.Context) -> list[str]:
-    """The options that somebody gave on the command line, by the names of their parameters."""
+def given_options(context: typer.Context) -> dict[str, str]:
+    """The options that somebody gave on the command line: name of the parameter -> `--option`."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
-    return [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    return {
+        name: f"--{name.replace('_', '-')}"
+        for name, source in sources.items()
+        if source and source.name == "COMMANDLINE"
+    }
 
 
 @contextmanager

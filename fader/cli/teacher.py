@@ -243,9 +243,8 @@ def meta(
             raise ValueError("endpoint, teacher: give both or neither")
         if dry_run:
             raise ValueError("dry-run: only a teacher costs anything; give endpoint and teacher")
-        for name in given_options(context):
+        for name, option in given_options(context).items():
             if name not in WITHOUT_A_TEACHER:
-                option = f"--{name.replace('_', '-')}"
                 raise ValueError(f"{option}: only a teacher is asked so; leave it out")
         items, alone = gather(data) if data else (starter_items(), 0)
         _show_built(build(items, alone, place, seed), place, as_json)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fader.engine.protocols import Kept, Need
+from fader.engine.protocols import Kept, Need, held
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,15 +102,13 @@ class TorchMemory:
     def room(self, *needs: Need) -> int:
         """Positions of the budget that are left beside the rows in use and these jobs, of which the
         last is to begin."""
-        slots, capacity = self._rectangle(needs)
         if not self.paged:
-            return self.budget - slots * capacity
+            return self.budget - math.prod(self._rectangle(needs))
+        self._collect()
         if not needs:
             return self.budget - (self._promised if len(self._free) < self.slots else 0)
-        # rows that no running job announced are held by results: so many at least, so long at least
-        held = self.slots - len(self._free) - sum(rows for rows, _ in needs[:-1])
-        shortest = heapq.nsmallest(held, map(self._written.__getitem__, self._taken()))
-        return self.budget - self.area(*needs) - sum(shortest)
+        written = (self._written[slot] for slot in self._taken())
+        return self.budget - self.area(*needs) - held(written, needs)
 
     def reserve(self, *needs: Need, beside: int = 0) -> None:
         """Make room for these jobs, where copies take `beside` positions of the budget. Moves the

@@ -9,7 +9,7 @@ that only tells something may be called from any thread at any time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -50,6 +50,13 @@ class Segment:
 
 Need = tuple[int, int]
 """How many rows a job keeps alive at most, and how many positions the longest of them takes."""
+
+
+def held(lengths: Iterable[int], needs: Sequence[Need]) -> int:
+    """Positions that results hold, at least: of slots in use with these lengths, those that the
+    jobs of `needs` did not announce, but for the last, which is to begin."""
+    shortest = sorted(lengths)
+    return sum(shortest[: max(0, len(shortest) - sum(rows for rows, _ in needs[:-1]))])
 
 
 class Kept(Protocol):

@@ -16,7 +16,7 @@ import numpy as np
 
 from fader.engine.llama.binding import library, why
 from fader.engine.llama.contexts import Context, Contexts
-from fader.engine.protocols import Kept, Mixture, Need
+from fader.engine.protocols import Kept, Mixture, Need, held
 
 BYTES = ctypes.POINTER(ctypes.c_uint8)
 
@@ -83,11 +83,9 @@ class LlamaMemory:
         self.collect()
         if not needs:
             return self.budget - (self.area(*self._promised) if self.taken else 0)
-        # rows that no running job announced are held by results: so many at least, so long at least
-        rows = self.taken - sum(rows for rows, _ in needs[:-1])
         free = set(self._free)
         taken = (length for slot, length in enumerate(self._held) if slot not in free)
-        return self.budget - self.area(*needs) - sum(heapq.nsmallest(rows, taken))
+        return self.budget - self.area(*needs) - held(taken, needs)
 
     def reserve(self, *needs: Need, beside: int = 0) -> None:
         """Remember who runs; a context's memory is made with it."""
