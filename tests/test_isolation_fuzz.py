@@ -16,6 +16,8 @@ import torch
 from conftest import TEXT, random_vector
 
 from fader import Fader, Resources, Vector, load
+from fader.methods import decode, search
+from fader.methods.sampling import uniform
 
 SECONDS = float(os.environ.get("FADER_FUZZ_SECONDS", 60))
 FIRST = int(os.environ.get("FADER_FUZZ_SEED", 0))
@@ -108,10 +110,23 @@ def start(fader, request):
         return error
 
 
+def tied(desk, request, answers, monkeypatch):
+    """Whether a chance that falls that little elsewhere gives these answers: other rows change a
+    distribution by 1e-6, so where it falls on the edge of two tokens, company decides."""
+    for nudge in (1e-6, -1e-6, 1e-5, -1e-5):
+        with monkeypatch.context() as patch:
+            for module in (decode, search):
+                patch.setattr(module, "uniform", lambda *key, by=nudge: uniform(*key) + by)
+            if desk.generate(request).answers == answers:
+                return True
+    return False
+
+
 @pytest.mark.long
 def test_good_requests_are_as_if_alone_beside_bad_ones(desk, monkeypatch):
     monkeypatch.setattr(logging.getLogger("fader"), "disabled", True)
     end, ended = time.monotonic() + SECONDS, {"good": 0, "refused": 0, "failed": 0}
+    ties = 0
     for number in range(BATCHES) if BATCHES else count():
         if time.monotonic() > end:
             break
@@ -128,9 +143,13 @@ def test_good_requests_are_as_if_alone_beside_bad_ones(desk, monkeypatch):
                 assert running.exception(timeout=120) is not None, case
                 ended["failed"] += 1
             else:
-                assert running.result(timeout=120).answers == desk.generate(request).answers, case
+                answers, alone = running.result(timeout=120).answers, desk.generate(request).answers
+                if answers != alone:
+                    assert tied(desk, request, answers, monkeypatch), f"{case}: {answers} {alone}"
+                    ties += 1
                 ended["good"] += 1
         assert desk.backend.stats().live == 0
     del started, running
     assert min(ended.values()) > 10
+    assert ties <= 3 + ended["good"] / 1000
     assert desk.backend.backbones[desk.model].memory.taken == 0
