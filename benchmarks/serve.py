@@ -5,8 +5,10 @@ vectors, guides, one in eight a search), of which clients cut off one in ten; to
 reach the clients, against the same requests run offline in one batch, those cut off for as long as
 they were read. `wrong`: answers of these that differ from their offline run, ties within 1e-4
 aside, of those compared; its ratio is the share of right ones. `memory`: the server's MiB after the
-load, against those before it, without keys and values, those of remembered prompts among them:
-they grow up to the bound that `kv_bytes` sets (MiB of them, after and before, as `bounded`).
+load, against those before it, when it has answered as large a load already (`cold`: after 32
+requests): what grows with every load is lost. Without keys and values, those of remembered prompts
+among them: they grow up to the bound that `kv_bytes` sets (MiB of them, after and before, as
+`bounded`).
 `idle`: tokens per second of 8 streams without an alignment, against the same batch on the engine.
 `ttft`: their milliseconds to the first token, each as [p50, p95], and those of the 32 streams as
 `under_load`. `admission`: milliseconds that a request takes beside its forward passes, through the
@@ -264,7 +266,10 @@ def _loaded(
     read_all(url, warm, streams)  # memory is set aside, kernels are chosen
     if set(cases) != {"memory"}:
         fader.batch([one.offline() for one in warm])
-    before = _memory(url, process)
+    cold = before = _memory(url, process)
+    if "memory" in cases:
+        read_all(url, load(requests, tokens, rounds + 1), streams)
+        before = _memory(url, process)
     speeds: tuple[list[float], list[float]] = ([], [])
     wrong = compared = 0
     for turn in range(1, rounds + 1):
@@ -295,7 +300,12 @@ def _loaded(
         else:
             found = row("serve", name, [after[0]], [before[0]], TARGETS[name], "MiB")
             bounded = [round(after[1], 1), round(before[1], 1)]
-            yield {**found, "n": rounds * requests, "bounded": bounded}
+            yield {
+                **found,
+                "n": rounds * requests,
+                "cold": round(cold[0], 1),
+                "bounded": bounded,
+            }
 
 
 def _memory(url: str, process: psutil.Process) -> tuple[float, float]:

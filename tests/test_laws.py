@@ -1,5 +1,6 @@
 """The laws of docs/engine.md, with real forwards on tiny models."""
 
+import gc
 import random
 
 import pytest
@@ -228,6 +229,24 @@ def test_memory_returns(tiny_folder):
         stream.close()
         fader.generate("three", max_tokens=1)
         assert memory.taken == 0
+
+
+@pytest.mark.long
+def test_nothing_grows_with_the_requests(tiny_folder):
+    """Once the remembered prompts have reached their bound: what each request left would be here
+    a thousand times."""
+
+    with Fader(load(str(tiny_folder), kv_bytes=2_000_000)) as fader:
+        counts = []
+        for number in range(1200):
+            prompt = " ".join(random.Random(number).choices(WORDS, k=20))
+            guide = {"kind": "contrast", "principle": "be kind"}
+            fader.batch([prompt, f"say {prompt}"], max_tokens=2, alignment={"guides": [guide]})
+            if number % 400 == 399:
+                gc.collect()
+                counts.append((len(gc.get_objects()), fader.backend.stats().kv_remembered))
+    assert abs(counts[2][0] - counts[1][0]) < 400, counts  # of 800 requests
+    assert all(0 < remembered < 2_000_000 for _, remembered in counts)
 
 
 def test_same_seed_same_text_whatever_else_runs(tiny):
