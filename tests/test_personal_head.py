@@ -492,7 +492,12 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path, tiny_folder, factors, ba
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"dropout": 1.0}, "dropout: must be at least 0 and below 1"), ({"sft_epochs": 1.0}, "sft_")],
+    [
+        ({"dropout": 1.0}, "dropout: must be at least 0 and below 1"),
+        ({"sft_epochs": 1.0}, "sft_"),
+        ({"retain": "divergence"}, "retain: stage 2 compares likelihoods alone"),
+        ({"loss": "distil"}, "loss distil, retain likelihood"),
+    ],
 )
 def test_settings_without_sense_are_refused(wrong, said):
     with pytest.raises(ValueError, match=said):

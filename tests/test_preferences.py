@@ -1,6 +1,7 @@
 """Preference data: what ships, what is read of files, and the lessons that are made of it."""
 
 import json
+import random
 from collections import Counter
 
 import pytest
@@ -24,7 +25,7 @@ from fader.methods.prompt import ending_ids, prompt_ids
 from fader.request import Message, Preferences
 from fader.starter.shipped import starter_families, starter_rows
 from fader.training.run import load, progress_bar
-from fader.training.told import taught_flips, told_lessons
+from fader.training.told import neutral, taught_flips, told_lessons
 from fader.training.vector import (
     Recipe,
     _row,
@@ -218,6 +219,42 @@ def test_distillation_compares_with_what_a_teacher_finds_behind_examples(tmp_pat
     batch = trainer.data_collator(rows)
     assert float(trainer.compute_loss(trainer.model, batch)) == pytest.approx(
         sum(losses) / len(losses), rel=0.02
+    )
+
+
+@trains
+def test_a_retained_lesson_holds_whole_distributions(tmp_path, tiny_folder):
+    """What is not moved costs nothing; moved, the loss is KL(base || model) per token of both
+    answers, times its weight."""
+    model, tokenizer = load(str(tiny_folder))
+    (pairs,) = family("x", [pair("the sea is", "wide and deep", "small")]).flips("train")
+    lesson = told_lessons([pairs], [], "principle")[0]
+    lessons = neutral(lesson, IDLE, "principle", random.Random(0))
+    recipe = Recipe(retain="divergence", retain_weight=3.0, max_length=4000)
+    _, rows = _short_enough(lessons, tokenizer, model, recipe)
+    with progress_bar(False) as bar:
+        trainer = _trainer(recipe, model, tokenizer, rows, 1, tmp_path, bar)
+    batch = trainer.data_collator(rows)
+    assert float(trainer.compute_loss(trainer.model, batch)) == pytest.approx(0, abs=1e-5)
+    torch.manual_seed(0)
+    for name, values in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(values.data, std=0.3)
+    losses = []
+    for row in rows:
+        for said in (row["chosen_ids"], row["rejected_ids"]):
+            read = torch.tensor([row["prompt_ids"] + said])
+            found = trainer.model(read).logits
+            with trainer.model.disable_adapter():
+                base = trainer.model(read).logits
+            found, base = (
+                one[0, len(row["prompt_ids"]) - 1 : -1].float().log_softmax(-1)
+                for one in (found, base)
+            )
+            losses.append(3 * float((base.exp() * (base - found)).sum(-1).mean()))
+    assert sum(losses) > 0.1
+    assert float(trainer.compute_loss(trainer.model, batch)) == pytest.approx(
+        sum(losses) / len(rows), rel=0.02
     )
 
 

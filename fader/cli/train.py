@@ -31,6 +31,7 @@ from fader.data.records import split as of_split
 from fader.data.sources import split_name
 from fader.engine import builtin
 from fader.starter.shipped import (
+    DOMAINS,
     starter_families,
     starter_items,
     starter_levels,
@@ -463,7 +464,12 @@ def meta(
         ]
     else:
         items = taught_items(starter_families(), starter_items(), seed)
-        general = [one for one in starter_levels("other") if one.split == "train"]
+        general = [
+            one
+            for domain in ("other", *DOMAINS)
+            for one in starter_levels(domain)
+            if one.split == "train"
+        ]
         lessons = [
             one
             for place in range(passes)

@@ -14,7 +14,8 @@ likelihood is in the loss, which holds the text together. Lessons are made of it
                   beside it from which nothing follows
     two tiers     opposed texts in both, then swapped
     harm          declining, or the harmless answer, whoever asks for harm
-    consensus     the better answer under either of two texts that do not matter
+    consensus     the better answer under either of two texts that do not matter; an answer on other
+                  subjects, rather than declining
     retained      pairs told nothing, or an idle fact, and pairs on other subjects: both answers are
                   to stay as likely as they are, which keeps what the model can do
 
@@ -59,8 +60,11 @@ Stages = Literal["one", "two", "preferences"]
 Rule = Literal["always", "never", "mixed"]
 CONFLICTS = 0.4
 """For each opposed item: how often it is taught in both tiers too."""
-GENERAL = 0.03
+GENERAL = 0.05
 """For each lesson that teaches: pairs on other subjects, each as two retained lessons."""
+ANSWERED = 0.05
+"""For each lesson that teaches: pairs on other subjects, each under two opposed texts that say
+nothing of it: there an answer is better than to decline."""
 SHORT = 100
 """Words of both answers of a past choice that is told."""
 META = replace(
@@ -71,6 +75,8 @@ META = replace(
     beta=5.0,
     length_normalized=True,
     sft_weight=0.2,
+    retain="divergence",
+    retain_weight=2.0,
     learning_rate=8e-4,
 )
 """The settings of the preferences; the vector has 2.9 MB. Without the likelihood of the better
@@ -112,7 +118,7 @@ def meta_lessons(
     for item in dice.sample(items, len(items)):
         rendering: Rendering = _rendering(rule, dice)
         if item.part == "consensus":
-            _teach(lessons, _whatever(item, opposed, rendering, dice))
+            _teach(lessons, consensus(item, _whatever(opposed, rendering, dice)))
         elif item.part == "priority":
             for places in (PLACES[:2], dice.choice((PLACES[2:4], PLACES[4:]))):
                 _teach(lessons, _in_tiers(item, places, rendering, dice))
@@ -122,11 +128,15 @@ def meta_lessons(
                 _teach(lessons, _in_tiers(item, PLACES[:2], _rendering(rule, dice), dice))
         if dice.random() < 2 * NEUTRAL:
             lessons += neutral(lessons[-1], idle, rendering, dice)
-    pairs = as_pairs(general)
-    for pair in dice.sample(pairs, min(len(pairs), round(GENERAL * len(lessons)))):
-        lesson = Lesson(pair.messages, pair.chosen, pair.rejected, (1.0,))
+    pairs = [Lesson(one.messages, one.chosen, one.rejected, (1.0,)) for one in as_pairs(general)]
+    taught = len(lessons)
+    for lesson in dice.sample(pairs, min(len(pairs), round(GENERAL * taught))):
         lessons += neutral(lesson, idle, _rendering(rule, dice), dice)
-    return lessons
+    for lesson in dice.sample(pairs, min(len(pairs), round(ANSWERED * taught))):
+        told = _whatever(opposed, _rendering(rule, dice), dice)
+        lessons += [replace(lesson, told=one) for one in told]
+    twos = [lessons[place : place + 2] for place in range(0, len(lessons), 2)]
+    return [lesson for two in dice.sample(twos, len(twos)) for lesson in two]
 
 
 def _teach(lessons: list[Lesson], samples: Sequence[Sample]) -> None:
@@ -155,15 +165,14 @@ def _answers(sample: Sample) -> frozenset[str]:
 
 
 def _whatever(
-    item: Item, opposed: Sequence[Item], rendering: Rendering, dice: random.Random
-) -> list[Sample]:
-    """A consensus item under two opposed texts of another one, or the same lesson twice where there
-    is none."""
+    opposed: Sequence[Item], rendering: Rendering, dice: random.Random
+) -> list[Preferences]:
+    """Two opposed texts of one of the items, or nothing twice where there is none."""
     if not opposed:
-        return consensus(item, [Preferences(rendering=rendering)] * 2)
+        return [Preferences(rendering=rendering)] * 2
     tier: Tier = "provider" if dice.random() < 0.5 else "user"
     told = flip(dice.choice(opposed), tier, rendering, dice.randrange(2**32))
-    return consensus(item, [one.told for one in told])
+    return [one.told for one in told]
 
 
 def _one_text(

@@ -86,6 +86,11 @@ class HeadRecipe(Recipe):
             raise ValueError(
                 f"sft_epochs: stage 2 has no supervised passes (got {self.sft_epochs}); give 0"
             )
+        if self.loss == "distil" or self.retain == "divergence":
+            raise ValueError(
+                "retain: stage 2 compares likelihoods alone (got loss"
+                f" {self.loss}, retain {self.retain}); give likelihood, and another loss"
+            )
 
 
 _OWN = {"targets": ("lm_head",), "upper": 1.0, "alpha": 16, "learning_rate": 1e-3}

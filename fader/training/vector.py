@@ -105,6 +105,9 @@ class Recipe:
     """Weight of the chosen answer's negative log-likelihood per token."""
     retain_weight: float = 1.5
     """Weight of the retained lessons, which keep other subjects as they are."""
+    retain: Literal["likelihood", "divergence"] = "likelihood"
+    """What retained lessons hold: the likelihood of their answers, or the whole distribution of
+    each of their tokens, which holds more and takes a further reading."""
     learning_rate: float = 1.5e-3
     epochs: float = 1.0
     batch: int = 2
@@ -622,11 +625,12 @@ class LineTrainer(DPOTrainer):
             reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
         else:
             reference = torch.zeros_like(logprobs)
-            if retained.any():
-                some = only(inputs, retained.nonzero()[:, 0])
-                with torch.no_grad():
-                    found = self.read(model, some, torch.zeros_like(some["strengths"]))
-                reference[torch.cat([retained, retained]) == 1] = found
+        some = only(inputs, retained.nonzero()[:, 0])
+        by_likelihood = recipe.retain == "likelihood"
+        if retained.any() and by_likelihood and recipe.loss != "dpo":
+            with torch.no_grad():
+                found = self.read(model, some, torch.zeros_like(some["strengths"]))
+            reference[torch.cat([retained, retained]) == 1] = found
         scores = (logprobs - reference if recipe.loss == "dpo" else logprobs) / (
             lengths if recipe.length_normalized else 1
         )
@@ -639,26 +643,20 @@ class LineTrainer(DPOTrainer):
         taught = -functional.logsigmoid(recipe.beta * margins) - recipe.sft_weight * likelihood
         if recipe.loss == "sft":
             taught = -likelihood
-        stayed = recipe.retain_weight * sum(
-            functional.smooth_l1_loss(drift, torch.zeros_like(drift), reduction="none", beta=SMALL)
-            for drift in drifts
-        )
-        self._note(margins[retained == 0], torch.cat([drift[retained == 1] for drift in drifts]))
+        if by_likelihood or not retained.any():
+            drift = torch.stack(drifts)[:, retained == 1]
+            held = functional.smooth_l1_loss(drift, drift * 0, reduction="none", beta=SMALL)
+        else:
+            held = drift = divergences(model, some, some)[0].view(2, -1)
+        self._note(margins[retained == 0], drift)
+        stayed = torch.zeros_like(taught)
+        stayed[retained == 1] = recipe.retain_weight * held.sum(0)
         return torch.where(retained == 1, stayed, taught).mean()
 
     def _distilled(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """KL(teacher || model) per token, averaged over the answers of the batch."""
-        retained, lengths, answer = inputs["retained"], inputs["lengths"], inputs["answer"]
-        strengths = inputs["strengths"]
-        with torch.no_grad():
-            taught = answer_logits(model, inputs["teacher"], torch.zeros_like(strengths))
-            taught = taught.float().log_softmax(-1)  # [answer tokens, vocabulary]
-        found = answer_logits(model, inputs, strengths).float().log_softmax(-1)
-        apart = (taught.exp() * (taught - found)).sum(-1)
-        said = found.detach().gather(1, inputs["target"][:, None])[:, 0]
-        sums = apart.new_zeros(2, len(lengths))
-        sums = sums.index_add(1, answer, torch.stack([apart, said])) / lengths
-        divergence, means = sums  # [2 lessons]
+        retained = inputs["retained"]
+        divergence, means = divergences(model, inputs, inputs["teacher"])
         margins = torch.sub(*means.chunk(2))
         self._note(
             margins[retained == 0], divergence.detach()[torch.cat([retained, retained]) == 1]
@@ -749,7 +747,26 @@ def only(inputs: Mapping[str, Tensor], lessons: Tensor) -> dict[str, Tensor]:
         "source": (new[lesson] * width + place)[here],
         "target": inputs["target"][here],
         "answer": (side * len(lessons) + new[lesson])[here],
+        "lengths": inputs["lengths"].view(2, count)[:, lessons].flatten(),
     }
+
+
+def divergences(
+    model: Any, inputs: Mapping[str, Any], teacher: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """KL(base || model) per token, where the base model reads the answers as `teacher` asks for
+    them, and the mean log-probability of their tokens, without a gradient, of both answers of each
+    lesson [2 lessons]."""
+    strengths, lengths = inputs["strengths"], inputs["lengths"]
+    with torch.no_grad():
+        taught = answer_logits(model, teacher, torch.zeros_like(strengths))
+        taught = taught.float().log_softmax(-1)  # [answer tokens, vocabulary]
+    found = answer_logits(model, inputs, strengths).float().log_softmax(-1)
+    apart = (taught.exp() * (taught - found)).sum(-1)
+    said = found.detach().gather(1, inputs["target"][:, None])[:, 0]
+    sums = apart.new_zeros(2, len(lengths))
+    sums = sums.index_add(1, inputs["answer"], torch.stack([apart, said])) / lengths
+    return sums[0], sums[1]
 
 
 def answer_logprobs(
