@@ -30,13 +30,22 @@ def base(aims: Sequence[str]) -> Mapping[str, Any]:
     return {}
 
 
-def personalized(vector: str, **settings: Any) -> Asking:
-    """PAD's guide: the personalised model of a vector is told the wishes. `settings`: of the guide,
-    where they are not its defaults."""
+def personalized(vector: str, apart: float | None = None, **settings: Any) -> Asking:
+    """PAD's guide: the personalised model of a vector is told the wishes. `apart`: each wish by
+    itself, a term with this share of the guide's weight; left out: all of them in one prompt.
+    `settings`: of the guide, where they are not its defaults."""
     guide = {"kind": "personalized", "vectors": {vector: 1.0}, **settings}
-    return lambda aims: {
-        "alignment": {"guides": [{**guide, "preferences": {"user": _texts(aims)}}]}
-    }
+
+    def fields(aims: Sequence[str]) -> Mapping[str, Any]:
+        texts = _texts(aims)
+        told: dict[str, Any] = (
+            {"preferences": {"user": texts}}
+            if apart is None
+            else {"principles": dict.fromkeys(texts, apart)}
+        )
+        return {"alignment": {"guides": [{**guide, **told}]}}
+
+    return fields
 
 
 def prompting(rendering: str = "principle") -> Asking:

@@ -218,6 +218,7 @@ def personalized_baselines(suite: Suite) -> Iterator[Metric]:
 
 BETAS = (0.5, 1.0, 2.0, 4.0, 8.0)
 TOP_KS = (2, 5, 10, 20, 50)
+APART = (1 / 3, 2 / 3, 1.0)
 SWEPT = 60
 """Prompts of a sweep."""
 
@@ -244,6 +245,13 @@ def personalized_sweep(suite: Suite) -> Iterator[Metric]:
                 "tell_base": told,
             }
             for reference, told in product(("told", "untold", "base"), (False, True))
+        },
+        **{
+            f"apart={apart:.2g},base={'told' if told else 'untold'}": {
+                "apart": apart,
+                "tell_base": told,
+            }
+            for apart, told in product(APART, (False, True))
         },
     }
     for method, setting in settings.items():
