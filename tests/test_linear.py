@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from fader import Fader, load
-from fader.engine import kernels
+from fader.engine import kernels, measured
 from fader.engine.backbone import TorchBackbone
 from fader.engine.linear import FusedLinear, choose_kernels
 
@@ -23,7 +23,7 @@ def cache(tmp_path, monkeypatch):
     """Kernels are measured, as on a machine that has nothing else to do, and kept here."""
     monkeypatch.setenv("FADER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FADER_KERNELS", "measured")
-    monkeypatch.setattr(kernels, "_BUSY", 1000.0)
+    monkeypatch.setattr(measured, "_BUSY", 1000.0)
     return tmp_path / "cache" / "kernels"
 
 
@@ -111,11 +111,11 @@ def test_a_damaged_choice_is_measured_anew(cache, measurements, damage):
 
 
 def test_what_was_measured_beside_other_work_is_measured_anew(cache, measurements, monkeypatch):
-    monkeypatch.setattr(kernels, "_BUSY", -1.0)
+    monkeypatch.setattr(measured, "_BUSY", -1.0)
     assert not kernels.choose(SHAPES, F32).quiet
     assert not kernels.choose(SHAPES, F32).quiet
     assert len(measurements) == 1  # still busy: what there is must do
-    monkeypatch.setattr(kernels, "_BUSY", 1000.0)
+    monkeypatch.setattr(measured, "_BUSY", 1000.0)
     assert kernels.choose(SHAPES, F32).quiet
     kernels.choose(SHAPES, F32)
     assert len(measurements) == 2
@@ -246,7 +246,7 @@ class TestThreads:
         torch.set_num_threads(4)
         monkeypatch.setattr(kernels, "_threads_are_set", lambda: False)
         key = {**kernels._key(SHAPES, F32), "found": "threads"}
-        kernels._keep(kernels.Threads(key=key, quiet=True, threads=kept))
+        measured.keep(kernels.Threads(key=key, quiet=True, threads=kept))
         assert kernels.choose_threads(SHAPES, F32) in (1, 2, 4)
         assert len(measurements) == 1
 
@@ -268,7 +268,7 @@ class TestThreads:
         assert not measurements
 
     def test_a_busy_machine_says_nothing(self, cache, threads, measurements, monkeypatch):
-        monkeypatch.setattr(kernels, "_BUSY", -1.0)
+        monkeypatch.setattr(measured, "_BUSY", -1.0)
         assert kernels.choose_threads(SHAPES, F32) == threads
         assert not measurements
 

@@ -8,28 +8,21 @@ choice is kept in the cache folder. FADER_KERNELS=default turns it off.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 import os
-import platform
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import psutil
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional
 
-from fader.engine import builtin
-from fader.files import write_whole
+from fader.engine.measured import Measured, cpu, is_busy, keep, kept
 from fader.schema import Positive
 
 Shape = tuple[int, int]
@@ -45,7 +38,6 @@ COPY_LIMIT = 2**32
 """Bytes of a model's weights up to which kernels that keep a copy of them are considered."""
 
 _GAIN = 0.95  # another kernel or type must take less than this share of the usual one's time
-_BUSY = 20.0  # percent of the CPUs: above that, other processes disturb a measurement
 _COPIES = 4  # layers of one shape that are measured in turns, so that no weights stay in a cache
 _LARGEST = 2**26  # bytes of one weight that are measured; of a larger one a slice of its outputs
 _SECONDS = 4.0  # a measurement ends after these; after twice as many if it had only begun
@@ -91,23 +83,13 @@ KERNELS: Mapping[Name, Kernel] = {
 }
 
 
-class Kept(BaseModel):
-    """What was measured once, as it is kept in a file; `key` is all that it depends on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    key: dict[str, Any]
-    quiet: bool
-    """Whether the machine had nothing else to do; if not, it is measured anew once it has not."""
-
-
-class Threads(Kept):
+class Threads(Measured):
     """The thread count that is the fastest for a model."""
 
     threads: PositiveInt
 
 
-class Choice(Kept):
+class Choice(Measured):
     """The kernels that are the fastest for a model."""
 
     kernels: dict[str, dict[PositiveInt, Name]]
@@ -118,10 +100,7 @@ class Choice(Kept):
         return dict(sorted(self.kernels.get(_text(shape), {}).items()))
 
 
-T = TypeVar("T", bound=Kept)
-
-
-class Pace(Kept):
+class Pace(Measured):
     """How much time bfloat16 takes of float32's."""
 
     shares: dict[PositiveInt, Positive]
@@ -162,9 +141,9 @@ def choose_threads(shapes: Mapping[Shape, int], dtype: torch.dtype) -> int:
     if counts[0] == 1 or _threads_are_set():
         return counts[0]
     key = {**_key(shapes, dtype), "found": "threads"}
-    if (kept := _kept(Threads, key)) and kept.threads <= counts[0]:
-        return kept.threads
-    if _busy():
+    if (known := kept(Threads, key)) and known.threads <= counts[0]:
+        return known.threads
+    if is_busy():
         return counts[0]
     while counts[-1] > 1:
         counts.append(counts[-1] // 2)
@@ -173,7 +152,7 @@ def choose_threads(shapes: Mapping[Shape, int], dtype: torch.dtype) -> int:
     costs = {n: _mean(_cost(times, shapes, n, dtype, count) for count in rows) for n in counts}
     best = min(costs, key=lambda n: costs[n])
     found = best if costs[best] < _GAIN * costs[counts[0]] else counts[0]
-    _keep(Threads(key=key, quiet=True, threads=found))
+    keep(Threads(key=key, quiet=True, threads=found))
     return found
 
 
@@ -181,9 +160,9 @@ def choose(shapes: Mapping[Shape, int], dtype: torch.dtype) -> Choice:
     """The fastest kernels for a model with so many layers of each shape, at torch's present thread
     count: as kept, else measured (a few seconds) and kept."""
     key = {**_key(shapes, dtype), "found": "kernels"}
-    if kept := _kept(Choice, key):
-        return kept
-    threads, quiet = torch.get_num_threads(), not _busy()
+    if known := kept(Choice, key):
+        return known
+    threads, quiet = torch.get_num_threads(), not is_busy()
     times = measure(shapes, [dtype], [threads])
 
     def fastest(shape: Shape, rows: int) -> Name:
@@ -200,7 +179,7 @@ def choose(shapes: Mapping[Shape, int], dtype: torch.dtype) -> Choice:
         for shape in shapes
     }
     choice = Choice(key=key, quiet=quiet, kernels=kernels)
-    _keep(choice)
+    keep(choice)
     return choice
 
 
@@ -208,9 +187,9 @@ def pace(shapes: Mapping[Shape, int]) -> Pace:
     """How fast bfloat16 is against float32 for a model with so many layers of each shape, both with
     their fastest kernels: as kept, else measured and kept."""
     key = {**_key(shapes, None), "found": "dtype"}
-    if kept := _kept(Pace, key):
-        return kept
-    threads, both, quiet = torch.get_num_threads(), (torch.float32, torch.bfloat16), not _busy()
+    if known := kept(Pace, key):
+        return known
+    threads, both, quiet = torch.get_num_threads(), (torch.float32, torch.bfloat16), not is_busy()
     times = measure(shapes, both, [threads])
     shares = {}
     for rows in sorted(ROWS):
@@ -218,7 +197,7 @@ def pace(shapes: Mapping[Shape, int]) -> Pace:
         if math.isfinite(plain + half):
             shares[rows] = round(half / plain, 3)
     found = Pace(key=key, quiet=quiet, shares=shares)
-    _keep(found)
+    keep(found)
     return found
 
 
@@ -354,7 +333,7 @@ def _key(shapes: Mapping[Shape, int], dtype: torch.dtype | None) -> dict[str, An
     """All that a measurement depends on. No dtype: float32 against bfloat16."""
     limits = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
     return {
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "instructions": [
             torch.backends.cpu.get_cpu_capability(),
             *(os.environ.get(name, "") for name in limits),
@@ -366,44 +345,5 @@ def _key(shapes: Mapping[Shape, int], dtype: torch.dtype | None) -> dict[str, An
     }
 
 
-def _cpu() -> str:
-    """The CPU's name with what it can do, as far as the system tells."""
-    with suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        found = [re.search(rf"^{line}\s*: (.*)$", text, re.M) for line in ("model name", "flags")]
-        if all(found):
-            name, flags = (match[1] for match in found if match)
-            able = [flag for flag in flags.split() if re.match("avx|amx|fma|f16c", flag)]
-            return " ".join([name, *sorted(able)])
-    return f"{platform.machine()} {platform.processor()}"
-
-
 def _text(shape: Shape) -> str:
     return f"{shape[0]}x{shape[1]}"
-
-
-def _file(key: Mapping[str, Any]) -> Path:
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return builtin.cache_folder() / "kernels" / f"{digest}.json"
-
-
-def _kept(kind: type[T], key: dict[str, Any]) -> T | None:
-    """The measurement that is kept under that key; None where there is none that can be read."""
-    with suppress(OSError, ValueError):
-        found = kind.model_validate_json(_file(key).read_bytes())
-        if found.key == key and (found.quiet or _busy()):
-            return found
-    return None
-
-
-def _busy() -> bool:
-    """Whether other processes compute at present."""
-    return psutil.cpu_percent(interval=0.1) > _BUSY
-
-
-def _keep(found: Kept) -> None:
-    """Write what was measured; where there is no room for it, the next load measures again."""
-    file = _file(found.key)
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, found.model_dump_json(indent=1))
