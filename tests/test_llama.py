@@ -8,6 +8,7 @@ import torch
 from conftest import TEXT, make_model, random_vector
 
 from fader import Fader, load
+from fader.engine import measured
 from fader.engine.prefix import Policy, Prefix
 from fader.engine.program import NextLogits, SequenceLogits
 from fader.engine.protocols import Backbone, Segment
@@ -300,6 +301,88 @@ class TestFailures:
             fader.add_vector(random_vector(fader, "one", 1))
             other = fader.batch([asked, "the sea"], max_tokens=8)
             assert [tokens(one) for one in mine] == [tokens(one) for one in other]
+
+
+@needs_llama
+class TestMeasuring:
+    """How many threads compute and how many tokens one call reads is measured once, and kept."""
+
+    @pytest.fixture
+    def calls(self, tmp_path, monkeypatch):
+        """The calls that were measured, of which 128 tokens take the least time for each. The
+        machine has four cores and nothing else to do."""
+        from fader.engine.llama import measure
+
+        monkeypatch.setenv("FADER_CACHE", str(tmp_path))
+        monkeypatch.setattr(measured, "_BUSY", 1000.0)
+        monkeypatch.setattr(measure, "_thread_counts", lambda: [4, 2])
+        made = []
+        real = measure._seconds
+
+        def seconds(context, count):
+            made.append(count)
+            assert real(context, count) > 0
+            return count * (0.001 if count == 128 else 0.002)
+
+        monkeypatch.setattr(measure, "_seconds", seconds)
+        return made
+
+    def load(self, file, kernels="measured", **settings):
+        from fader.engine.llama.loading import load as load_gguf
+
+        return load_gguf(str(file), kernels=kernels, kv_bytes=2**26, **settings)
+
+    def test_the_fastest_batch_is_taken_and_kept(self, file, calls):
+        assert self.load(file).max_batch_tokens == 128
+        assert {*calls} == {1, 64, 128, 256, 512}
+        calls.clear()
+        again = self.load(file)
+        assert (again.max_batch_tokens, again.threads in (4, 2)) == (128, True)
+        assert not calls
+        assert self.load(file, "default").max_batch_tokens == 512
+
+    def test_a_batch_that_is_kept_and_cannot_be_is_measured_anew(self, file, calls, tmp_path):
+        self.load(file)
+        (kept,) = tmp_path.glob("kernels/*.json")
+        kept.write_text(kept.read_text().replace('"batch": 128', '"batch": 4096'))
+        assert self.load(file).max_batch_tokens == 128
+
+    def test_a_busy_machine_says_nothing(self, file, calls, monkeypatch):
+        monkeypatch.setattr(measured, "_BUSY", -1.0)
+        assert self.load(file).max_batch_tokens == 512
+        assert not calls
+
+    def test_what_would_take_long_is_left_out(self, file, calls, monkeypatch):
+        from fader.engine.llama import measure
+
+        monkeypatch.setattr(measure, "_SECONDS", 1.0)
+        assert self.load(file).max_batch_tokens == 512
+        assert {*calls} == {1, 64}
+
+    def test_by_hand(self, file, calls, monkeypatch):
+        assert self.load(file, batch=7).max_batch_tokens == 7
+        assert {*calls} == {1}
+        monkeypatch.setenv("FADER_LLAMA_BATCH", "100")
+        assert self.load(file).max_batch_tokens == 100
+        for value in ("0", "513", "many"):
+            monkeypatch.setenv("FADER_LLAMA_BATCH", value)
+            said = rf"^FADER_LLAMA_BATCH: must be a number of tokens from 1 to 512 \(got '{value}'"
+            with pytest.raises(ValueError, match=said):
+                self.load("nowhere.gguf")
+        with pytest.raises(ValueError, match=r"^batch: must be a number .* \(got '-1'\)"):
+            self.load("nowhere.gguf", batch=-1)
+
+    def test_no_call_reads_more_and_no_token_changes(self, file, theirs, monkeypatch):
+        asked = [" ".join(WORDS), " ".join(WORDS[:20])]
+        backbone = self.load(file, batch=9)
+        real, counts = backbone._batch.of, []
+        monkeypatch.setattr(
+            backbone._batch, "of", lambda count: counts.append(count) or real(count)
+        )
+        with Fader(backbone) as ours:
+            mine, other = (f.batch(asked, max_tokens=8) for f in (ours, theirs))
+        assert [tokens(one) for one in mine] == [tokens(one) for one in other]
+        assert max(counts) == 9
 
 
 @needs_llama

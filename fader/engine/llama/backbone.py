@@ -26,12 +26,10 @@ from fader.engine.llama.adapters import AdapterStore, head_parts, with_head
 from fader.engine.llama.binding import library, why
 from fader.engine.llama.contexts import MOST, Context, Contexts, free
 from fader.engine.llama.file import GGUFFile
+from fader.engine.llama.measure import BATCH, choose
 from fader.engine.llama.memory import LlamaMemory
-from fader.engine.llama.threads import choose_threads
 from fader.engine.protocols import Delta, Segment
 
-BATCH = 512
-"""Tokens of one call of llama.cpp at most."""
 SEQUENCES = 128
 """Sequences of a context, and the most logits of one call: room for them is set aside."""
 CELLS = 16384
@@ -53,7 +51,8 @@ class _Piece:
 class LlamaBackbone:
     """A `Backbone` on llama.cpp. `kv_bytes`: for the KV memory of all contexts together; left out,
     at most a quarter of the free memory. `gpu`: whether layers go to a GPU where llama.cpp was
-    built for one. `measured`: whether the number of threads is."""
+    built for one. `measured`: whether the number of threads and of tokens of one call are; `batch`:
+    the latter, by hand."""
 
     def __init__(
         self,
@@ -62,6 +61,7 @@ class LlamaBackbone:
         kv_bytes: int | None = None,
         gpu: bool = True,
         measured: bool = False,
+        batch: int | None = None,
     ) -> None:
         L = library()
         self.name = name
@@ -97,8 +97,10 @@ class LlamaBackbone:
         self._freed.atexit = False
         self.memory = LlamaMemory(self._contexts, SEQUENCES, cells, each)
         self._batch = _Batch()
-        self.max_batch_tokens = BATCH
-        self.threads = choose_threads(self._contexts.all[0], measured)
+        weights = {"gpu": options.n_gpu_layers != 0, "weights": self._file.kinds}
+        room = min(cells, self.max_length)
+        fastest = choose(self._contexts.all[0], weights, room, measured, batch)
+        self.threads, self.max_batch_tokens = fastest.threads, fastest.batch
         self._contexts.set_threads(self.threads)
 
     @property
@@ -178,7 +180,7 @@ class LlamaBackbone:
         """Read segments of one mixture in as few calls as the limits allow."""
         heads = bool(head_parts(context.mixture))
         # where hidden states are wanted, llama.cpp gives them and logits of all tokens
-        most = SEQUENCES if heads else BATCH
+        most = min(SEQUENCES, self.max_batch_tokens) if heads else self.max_batch_tokens
         pieces: list[_Piece] = []
         tokens = kept = 0
         for index in chosen:

@@ -88,6 +88,14 @@ class GGUFFile:
         kinds = Counter(one.tensor_type.name for one in self._stored.values() if len(one.shape) > 1)
         return str(kinds.most_common(1)[0][0]) if kinds else "F32"
 
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many of its weights have each type and shape, such as `Q8_0 576x1536`."""
+        return Counter(
+            f"{one.tensor_type.name} {'x'.join(map(str, one.shape))}"
+            for one in self._stored.values()
+        )
+
     def _named(self) -> dict[str, str]:
         found = {}
         for name in self._stored:

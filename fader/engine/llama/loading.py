@@ -11,6 +11,7 @@ from fader.engine.identity import fingerprint
 from fader.engine.kernels import measuring
 from fader.engine.llama.backbone import LlamaBackbone
 from fader.engine.llama.convert import builtin_file
+from fader.engine.llama.measure import given_batch
 from fader.engine.loading import files_of, read
 
 
@@ -20,13 +21,15 @@ def load(
     dtype: str | None = None,
     kv_bytes: int | None = None,
     kernels: str | None = None,
+    batch: int | None = None,
     same_as: str | None = None,
 ) -> LlamaBackbone:
     """A backbone from a GGUF file, or the built-in model, which is made into one the first time.
 
     `device`: "cpu" keeps all layers off a GPU; left out, they go where llama.cpp was built for.
-    `kv_bytes`: memory for keys and values. `kernels`: "measured" or "default", whether the number
-    of threads is measured. `same_as`: a model that transformers loads, of which you know that it is
+    `kv_bytes`: memory for keys and values. `kernels`: "measured" or "default", whether the numbers
+    of threads and of tokens of one call are measured. `batch`: the latter by hand; left out, as
+    FADER_LLAMA_BATCH says. `same_as`: a model that transformers loads, of which you know that it is
     the same: vectors of that one are taken. Raises ValueError for what llama.cpp cannot run.
     """
     if device not in (None, "cpu"):
@@ -43,10 +46,10 @@ def load(
             f"model: llama.cpp reads GGUF files (got {name}); `fader models convert {name} --out"
             " NAME.gguf` makes one"
         )
-    measured = measuring(kernels)
+    measured, batch = measuring(kernels), given_batch(batch)
     path = builtin_file() if name == builtin.NAME else Path(name)
     files_of(str(path))  # there, and no pointer
-    backbone = LlamaBackbone(name, path, kv_bytes, device is None, measured)
+    backbone = LlamaBackbone(name, path, kv_bytes, device is None, measured, batch)
     if same_as is not None:
         backbone.fingerprint = fingerprint(read(same_as, torch.float32)[0])
     return backbone
