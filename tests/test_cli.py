@@ -69,6 +69,12 @@ def rows(done: Done) -> list[dict]:
         (["generate", "--input", "nowhere.jsonl"], "nowhere.jsonl"),
         (["generate", "x", "--model", "no/such"], "model: 'no/such' could not be loaded"),
         (["generate", "x", "--engine", "vllm"], "engine: vllm is not installed"),
+        (
+            ["generate", "x", "--same-as", "y"],
+            "--same-as: is for GGUF files with --engine llama.cpp (got --engine torch)",
+        ),
+        (["chat", "--same-as", "y", "--engine", "vllm"], "(got --engine vllm)"),
+        (["serve", "--same-as", "y"], "--same-as: is for GGUF files"),
         (["generate", "x", "--max-tokens", "0"], "sampling.max_tokens"),
         (["generate", "x", "--temperature", "nan"], "sampling.temperature"),
         (["vectors", "inspect", "nope"], "no such vector"),

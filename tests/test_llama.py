@@ -2,10 +2,13 @@
 others within tolerances."""
 
 import importlib.util
+import json
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import TEXT, make_model, random_vector
+from test_cli import run
 
 from fader import Fader, load
 from fader.engine import measured
@@ -427,4 +430,15 @@ def test_vectors_of_the_model_it_is_said_to_be_are_taken(folder, file, tmp_path)
     from fader.engine.llama.loading import load as load_gguf
 
     other = make_model(tmp_path / "other", seed=7)
-    assert load_gguf(str(file), same_as=str(other)).fingerprint == load(str(other)).fingerprint
+    mark = load(str(other)).fingerprint
+    assert load_gguf(str(file), same_as=str(other)).fingerprint == mark
+    with pytest.raises(ValueError, match=r"^same_as: model: there is no file nowhere.gguf"):
+        load_gguf(str(file), same_as="nowhere.gguf")
+    with Fader(load(str(folder))) as theirs:
+        vector = replace(random_vector(theirs, "of-another", 1), base=mark)
+    alignment = json.dumps({"vectors": {str(vector.save(tmp_path / "of-another")): 0.5}})
+    asked = ["generate", "the sea", "--model", str(file), "--engine", "llama.cpp"]
+    asked += ["--max-tokens", "4", "--align", alignment]
+    assert f"made for a model with fingerprint {mark}" in run(*asked).stderr
+    taken = run(*asked, "--same-as", str(other))
+    assert (taken.returncode, taken.stderr) == (0, "")

@@ -23,7 +23,9 @@ from fader.cli.show import (
     Input,
     Model,
     RunBy,
+    SameAs,
     commands,
+    model_as,
     needing,
     print_json,
     rows,
@@ -90,6 +92,7 @@ def generate(
     align: Align = None,
     model: Model = builtin.NAME,
     engine: RunBy = Engine.TORCH,
+    same_as: SameAs = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -131,7 +134,7 @@ def generate(
     if out is not None or ray:
         if prompts or input in (None, "-"):
             raise ValueError("--out, --ray: answer the lines of a file; give --input FILE")
-        _into_file(input, out, model, engine.value, workers if ray else None, fields)
+        _into_file(input, out, model, engine.value, same_as, workers if ray else None, fields)
         return
     asked: list[Any] = [*(prompts or []), *(row for _, row in rows(input))]
     if not asked:
@@ -143,7 +146,7 @@ def generate(
     places.models.taken.add(model)
     requests = resolve(asked, places, **fields)
     with Fader(
-        model,
+        model_as(model, engine.value, same_as),
         models=places.models.places,
         vectors=places.vectors.places,
         engine=engine.value,
@@ -177,6 +180,7 @@ def _into_file(
     out: Path | None,
     model: str,
     by: EngineName,
+    same_as: str | None,
     workers: int | None,
     fields: dict[str, Any],
 ) -> None:
@@ -203,7 +207,7 @@ def _into_file(
         **used,
     }
     depends = {name: [str(one), stamp(Path(one))] for name, one in given.items()}
-    make = partial(_backend, model, places.models.places, places.vectors.places, by)
+    make = partial(_backend, model, places.models.places, places.vectors.places, by, same_as)
     answering = one_by_one(make) if workers is None else spread(make, workers)
     with (
         output.held(),
@@ -218,10 +222,14 @@ def _into_file(
 
 
 def _backend(
-    model: str, models: dict[str, Path], vectors: dict[str, Path], by: EngineName
+    model: str,
+    models: dict[str, Path],
+    vectors: dict[str, Path],
+    by: EngineName,
+    same_as: str | None,
 ) -> Backend:
     """What answers, in a process of its own or in this one."""
-    return Fader(model, models=models, vectors=vectors, engine=by).backend
+    return Fader(model_as(model, by, same_as), models=models, vectors=vectors, engine=by).backend
 
 
 @app.command(
@@ -232,6 +240,7 @@ def score(
     align: Align = None,
     model: Model = builtin.NAME,
     engine: RunBy = Engine.TORCH,
+    same_as: SameAs = None,
     as_json: AsJson = False,
 ) -> None:
     """How likely given answers are under the aligned policy. Lines: `{"prompt" or "messages",
@@ -244,7 +253,7 @@ def score(
         pairs.append(({key: value for key, value in row.items() if key != "answer"}, row["answer"]))
     if not pairs:
         raise ValueError(f"--input: {input} has no lines")
-    with Fader(model, engine=engine.value) as fader:
+    with Fader(model_as(model, engine.value, same_as), engine=engine.value) as fader:
         for found in fader.score_batch(pairs, **fields):
             _say_dropped(found)
             (
@@ -268,6 +277,7 @@ def chat(
     align: Align = None,
     model: Model = builtin.NAME,
     engine: RunBy = Engine.TORCH,
+    same_as: SameAs = None,
     max_tokens: MaxTokens = 512,
     temperature: Annotated[
         float | None,
@@ -284,7 +294,7 @@ def chat(
     sampling = _sampling(context)
     alignment = load_alignment(align if align is not None else {})
     messages: list[dict[str, str]] = []
-    with Fader(model, engine=engine.value) as fader:
+    with Fader(model_as(model, engine.value, same_as), engine=engine.value) as fader:
         while (text := _ask()) and text != "/quit":
             try:
                 if text.startswith("/"):

@@ -12,7 +12,18 @@ import typer
 from fader.backends import Backend, EngineName
 from fader.backends.local import Local, loader
 from fader.backends.vllm import VLLM
-from fader.cli.show import AsJson, Engine, Model, RunBy, commands, needing, screen, show
+from fader.cli.show import (
+    AsJson,
+    Engine,
+    Model,
+    RunBy,
+    SameAs,
+    commands,
+    model_as,
+    needing,
+    screen,
+    show,
+)
 from fader.engine import builtin
 from fader.given import is_model
 from fader.profiles import load_alignment
@@ -27,6 +38,7 @@ Name = Annotated[str, typer.Argument(help="Whose key it is.")]
 def serve(
     model: Model = builtin.NAME,
     engine: RunBy = Engine.TORCH,
+    same_as: SameAs = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at. One that others can reach needs API keys.")
     ] = "127.0.0.1",
@@ -94,7 +106,7 @@ def serve(
     default = load_alignment(align if align is not None else {})
     limits = Limits(seconds=seconds, waiting=waiting, per_key=per_key, rows=rows)
     called = name or (Path(model).stem if is_model(Path(model)) else model)
-    make = partial(_backend, model, called, limits.waiting, share_prompts, engine.value)
+    make = partial(_backend, model, called, limits.waiting, share_prompts, engine.value, same_as)
     backend: Backend
     if replicas is None:
         backend = make()
@@ -113,11 +125,19 @@ def serve(
         backend.close()
 
 
-def _backend(model: str, called: str, waiting: int, share_prompts: bool, by: EngineName) -> Backend:
+def _backend(
+    model: str,
+    called: str,
+    waiting: int,
+    share_prompts: bool,
+    by: EngineName,
+    same_as: str | None,
+) -> Backend:
     """The backend of one process."""
+    given = model_as(model, by, same_as)
     if by == "vllm":
-        return VLLM(model, name=called, max_waiting=waiting, share_prompts=share_prompts)
-    backbone = loader(by)(model)
+        return VLLM(given, name=called, max_waiting=waiting, share_prompts=share_prompts)
+    backbone = loader(by)(given) if isinstance(given, str) else given
     backbone.name = called
     return Local(backbone, max_waiting=waiting, share_prompts=share_prompts)
 

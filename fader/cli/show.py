@@ -14,7 +14,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fader.backends import EngineName
 from fader.data.sources import json_rows
+from fader.engine.llama.loading import load as load_gguf
+from fader.engine.protocols import Backbone
 from fader.files import read_text
 
 screen = Console(markup=False, emoji=False)  # what people and models write is no mark-up
@@ -31,6 +34,15 @@ class Engine(StrEnum):
 RunBy = Annotated[
     Engine,
     typer.Option("--engine", help="Who runs the model."),
+]
+SameAs = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "For a GGUF file on llama.cpp: a folder or hub id of which you know that it is the same"
+            " model. Its vectors are taken."
+        )
+    ),
 ]
 Model = Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or hub id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
@@ -51,6 +63,18 @@ Align = Annotated[
     typer.Option(help="An alignment: JSON text, a YAML or JSON file, or a profile's name."),
 ]
 Input = Annotated[str | None, typer.Option("--input", help="JSONL file, or - for standard input.")]
+
+
+def model_as(model: str, by: EngineName, same_as: str | None) -> str | Backbone:
+    """What a `Fader` takes for --model: its name, or with --same-as the model itself, loaded."""
+    if same_as is None:
+        return model
+    if by != "llama.cpp":
+        raise ValueError(
+            f"--same-as: is for GGUF files with --engine llama.cpp (got --engine {by}); leave it"
+            " out, or give that engine"
+        )
+    return load_gguf(model, same_as=same_as)
 
 
 def commands(help: str) -> typer.Typer:

@@ -13,6 +13,7 @@ from fader.engine.llama.backbone import LlamaBackbone
 from fader.engine.llama.convert import builtin_file
 from fader.engine.llama.measure import given_batch
 from fader.engine.loading import files_of, read
+from fader.schema import within
 
 
 def load(
@@ -49,7 +50,11 @@ def load(
     measured, batch = measuring(kernels), given_batch(batch)
     path = builtin_file() if name == builtin.NAME else Path(name)
     files_of(str(path))  # there, and no pointer
-    backbone = LlamaBackbone(name, path, kv_bytes, device is None, measured, batch)
+    mark = None
     if same_as is not None:
-        backbone.fingerprint = fingerprint(read(same_as, torch.float32)[0])
+        with within("same_as"):
+            mark = fingerprint(read(same_as, torch.bfloat16)[0])  # in float32 it is the same
+    backbone = LlamaBackbone(name, path, kv_bytes, device is None, measured, batch)
+    if mark is not None:
+        backbone.fingerprint = mark
     return backbone
