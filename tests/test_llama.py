@@ -252,6 +252,8 @@ class TestFailures:
             (str(file), {"dtype": "float32"}, "dtype: 'float32' has no effect on a GGUF file"),
             (str(file), {"device": "cuda"}, "device: 'cuda'"),
             (str(file), {"kv_bytes": 1000}, "kv_bytes: 1000 holds no 256 positions"),
+            (str(file), {"kv_bytes": -1}, "kv_bytes: -1 holds no 256 positions"),
+            (str(file), {"kv_bytes": 2**60}, "kv_bytes: .* is more than the .* of this machine"),
         ):
             with pytest.raises((ValueError, OSError), match=said):
                 Fader(model, engine="llama.cpp", **settings)
@@ -281,10 +283,40 @@ class TestFailures:
     def test_what_would_end_the_process_is_refused_before(self, ours):
         backbone = ours.backend.backbones[ours.model]
         slot = backbone.memory.allocate()
-        for ids in ([], [-1], [10**6], [1] * (backbone.memory.budget + 1)):
+        assert backbone.max_length < backbone.memory.budget
+        for ids in ([], [-1], [10**6], [1] * (backbone.max_length + 1)):
             with pytest.raises(ValueError, match=r"cannot read|has no token"):
                 backbone.forward([Segment(slot, 0, ids, 0, ())])
         backbone.memory.free(slot)
+
+    def test_a_file_without_a_vocabulary_is_refused(self, folder, tmp_path, monkeypatch):
+        """llama.cpp's tokenizer would end the process."""
+        import gguf
+
+        from fader.engine.llama.convert import convert
+
+        def none(writer, _):
+            writer.add_string(gguf.Keys.Tokenizer.MODEL, "no_vocab")
+
+        monkeypatch.setattr(gguf.GGUFWriter, "add_tokenizer_model", none)
+        file = convert(str(folder), tmp_path / "x.gguf", "f32")
+        with pytest.raises(ValueError, match=r"x\.gguf has no vocabulary; make the file with"):
+            Fader(str(file), engine="llama.cpp")
+
+    def test_a_vocabulary_without_an_end_token_writes_to_the_limit(
+        self, folder, tmp_path, monkeypatch
+    ):
+        import gguf
+
+        from fader.engine.llama import convert as module
+
+        monkeypatch.setattr(gguf.GGUFWriter, "add_eos_token_id", lambda *_: None)
+        monkeypatch.setattr(module, "ENDS", "fader.not-read")
+        file = module.convert(str(folder), tmp_path / "x.gguf", "f32")
+        with Fader(str(file), engine="llama.cpp") as fader:
+            assert fader.backend.backbones[fader.model].end_tokens == frozenset()
+            (answer,) = fader.generate("the sea", max_tokens=9).answers
+        assert (len(answer.token_ids), answer.finish_reason) == (9, "length")
 
     def test_a_context_that_cannot_be_made_is_done_without(self, file, monkeypatch):
         from fader.engine.llama import contexts

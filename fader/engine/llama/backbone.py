@@ -34,6 +34,7 @@ SEQUENCES = 128
 """Sequences of a context, and the most logits of one call: room for them is set aside."""
 CELLS = 16384
 """Positions at most unless a budget is given: steps get longer with what is in memory."""
+NO_VOCABULARY = 0  # a type of llama.cpp's, whose tokenizer ends the process
 PROBE = "In 2024, it cost $17.50:\n\n  naïve café: 3x the 世界!  \tOK?"
 """A text of which the tokenizer has to make what llama.cpp makes."""
 
@@ -161,11 +162,13 @@ class LlamaBackbone:
 
     def _check(self, segments: Sequence[Segment]) -> None:
         """Raises ValueError for what would end the process."""
+        most = min(self.memory.budget, self.max_length)
         for segment in segments:
             end = segment.start + len(segment.tokens)
-            if not segment.tokens or end > self.memory.budget:
+            if not segment.tokens or end > most:
                 raise ValueError(
-                    f"{self.name} cannot read {len(segment.tokens)} tokens up to {end}"
+                    f"{self.name} cannot read {len(segment.tokens)} tokens up to {end}; give at"
+                    f" least one, up to {most} at most"
                 )
             if min(segment.tokens) < 0 or max(segment.tokens) >= self.vocabulary:
                 raise ValueError(f"{self.name} has no token {max(segment.tokens)}")
@@ -270,6 +273,11 @@ class LlamaBackbone:
 
     def _check_tokenizer(self) -> None:
         """Raises ValueError where its tokens are not llama.cpp's."""
+        if library().llama_vocab_type(self._vocab) == NO_VOCABULARY:
+            raise ValueError(
+                f"model: {self._file.path} has no vocabulary; make the file with `fader models"
+                " convert` from the model's folder"
+            )
         text, mine = (
             PROBE.encode(),
             list(self.tokenizer(PROBE, add_special_tokens=False)["input_ids"]),
@@ -303,11 +311,16 @@ class LlamaBackbone:
     def _cells(self, kv_bytes: int | None, each: int) -> int:
         """Positions of each context."""
         least = 256
+        machine = psutil.virtual_memory()
         if kv_bytes is None:
-            spare = int(psutil.virtual_memory().available) // 4
-            kv_bytes = min(spare, MOST * CELLS * each)
+            kv_bytes = min(int(machine.available) // 4, MOST * CELLS * each)
+        elif kv_bytes > machine.total:
+            raise ValueError(
+                f"kv_bytes: {kv_bytes} is more than the {machine.total} bytes of this machine; give"
+                " less, or leave it out"
+            )
         cells = kv_bytes // (MOST * each) // least * least
-        if not cells:
+        if cells < least:
             raise ValueError(
                 f"kv_bytes: {kv_bytes} holds no {least} positions of {self.name} in {MOST}"
                 f" contexts; give at least {MOST * least * each}"
