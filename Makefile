@@ -1,5 +1,6 @@
 # Each target does all its set-up: a virtual environment in .venv, a pinned install, the built-in model.
 PYTHON ?= python3
+ENGINE ?= torch
 VENV := .venv
 BIN := $(VENV)/bin
 DOCS := .venv-docs
@@ -28,10 +29,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 model: install
 	@$(BIN)/fader models --fetch > /dev/null
 
-# a screen of answers, then all four places in one request
+# a screen of answers, then all four places in one request; ENGINE=llama.cpp, once its extra is
+# installed into the environment, runs them there
 demo: model
-	@HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/demo.py
-	@HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/all_four.py
+	@HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/demo.py --engine $(ENGINE)
+	@HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/all_four.py --engine $(ENGINE)
 
 # OpenAI's API on the built-in model, at http://127.0.0.1:8000/v1
 serve: model

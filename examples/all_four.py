@@ -1,14 +1,16 @@
 """All four places in one request: preferences in two tiers that `meta` reads, a vector in the
 weights, a personalised guide and a look-ahead. It runs beside eight other requests, and each place
-is switched off in turn: a table shows what it moves."""
+is switched off in turn: a table shows what it moves. `--engine llama.cpp` runs it on llama.cpp."""
 
-from typing import Any
+import argparse
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
 from fader import Fader
+from fader.backends import EngineName
 
 QUESTION = "How do I keep basil alive on my balcony?"
 WORDS = ["water", "sun", "leaves"]
@@ -92,10 +94,10 @@ def said(text: str) -> float:
     return sum(word in text.lower() for word in WORDS) / len(WORDS)
 
 
-def main(console: Console) -> None:
+def main(console: Console, engine: EngineName = "torch") -> None:
     """Answer alone and in company, and measure."""
     request = {"prompt": QUESTION, "alignment": ALL}
-    with Fader() as fader:
+    with Fader(engine=engine) as fader:
         alone = fader.generate(request, sampling=SAMPLING).text
         beside, unsearched, *_ = fader.batch([request, *OTHERS], sampling=SAMPLING)
         moved = {**margins(fader), "sequences": [said(beside.text), said(unsearched.text)]}
@@ -111,4 +113,6 @@ def main(console: Console) -> None:
 
 
 if __name__ == "__main__":
-    main(Console())
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--engine", choices=get_args(EngineName), default="torch")
+    main(Console(), parser.parse_args().engine)

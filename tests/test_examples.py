@@ -17,10 +17,11 @@ FOLDER = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture
-def example(shared, capsys):
+def example(shared, capsys, monkeypatch):
     """Runs an example; its global names, and what it has printed."""
 
     def run(name):
+        monkeypatch.setattr("sys.argv", [f"{name}.py"])
         names = runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
         return names, capsys.readouterr().out
 
@@ -38,7 +39,6 @@ def test_every_example_has_a_test():
 
 
 def test_demo(example, shared, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["demo.py"])
     monkeypatch.setenv("COLUMNS", "160")  # so that no title is cut
     names, printed = example("demo")
     asked = [
