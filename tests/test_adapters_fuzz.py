@@ -2,7 +2,7 @@
 serves it, or refused.
 
 By hand for an hour, and from another seed:
-FADER_FUZZ_SECONDS=3600 FADER_FUZZ_SEED=1000000 pytest tests/test_adapters_fuzz.py -s
+FADER_FUZZ_SECONDS=3600 FADER_FUZZ_SEED=1000000 pytest --long tests/test_adapters_fuzz.py -s
 """
 
 import copy

@@ -2,7 +2,7 @@
 each good one equals its lonely run.
 
 By hand for an hour, and from another seed:
-FADER_FUZZ_SECONDS=3600 FADER_FUZZ_SEED=1000000 pytest tests/test_isolation_fuzz.py
+FADER_FUZZ_SECONDS=3600 FADER_FUZZ_SEED=1000000 pytest --long tests/test_isolation_fuzz.py -s
 """
 
 import logging
@@ -152,4 +152,5 @@ def test_good_requests_are_as_if_alone_beside_bad_ones(desk, monkeypatch):
     del started, running
     assert min(ended.values()) > 10
     assert ties <= 3 + ended["good"] / 1000
+    print(f"{number} batches: {ended}, {ties} ties")
     assert desk.backend.backbones[desk.model].memory.taken == 0
