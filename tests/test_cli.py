@@ -17,6 +17,7 @@ from fader import Alignment, Fader, Vector, load
 from fader.cli import main
 from fader.cli.answers import _turn
 from fader.engine.backbone import TorchBackbone
+from fader.engine.running import Lost
 
 
 @dataclass
@@ -75,6 +76,9 @@ def rows(done: Done) -> list[dict]:
         ),
         (["chat", "--same-as", "y", "--engine", "vllm"], "(got --engine vllm)"),
         (["serve", "--same-as", "y"], "--same-as: is for GGUF files"),
+        (["generate", "x", "--workers", "3"], "--workers: are those of --ray"),
+        (["eval", "levels", "--workers", "3"], "--workers: are those of --ray"),
+        (["vectors", "tune", "medical=expert", "--workers", "3"], "--workers: are those of --ray"),
         (["generate", "x", "--max-tokens", "0"], "sampling.max_tokens"),
         (["generate", "x", "--temperature", "nan"], "sampling.temperature"),
         (["vectors", "inspect", "nope"], "no such vector"),
@@ -120,6 +124,15 @@ def test_bad_input_is_one_message_and_status_2(arguments, said, tmp_path):
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_the_loss_of_what_answers_is_one_message_and_status_2(monkeypatch):
+    def lost(*_):
+        raise Lost("the workers are lost")
+
+    monkeypatch.setattr("fader.cli.app", lost)
+    done = run("eval", "levels")
+    assert (done.returncode, done.stderr) == (2, "error: the workers are lost\n")
 
 
 @pytest.mark.parametrize(

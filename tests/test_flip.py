@@ -434,7 +434,7 @@ def test_every_task_runs_and_remembers(ready, task, monkeypatch):
     before = ready.cache.file.read_text()
     again = ResultCache(ready.cache.fader, ready.cache.file, quiet=True)
     monkeypatch.setattr(type(again.fader), "score_batch", lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr(ResultCache, "_measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(ResultCache, "_measured", lambda *_: pytest.fail("measured again"))
     assert by_name(TASKS[task](replace(ready, cache=again))) == found
     assert ready.cache.file.read_text() == before
     with pytest.raises(ValueError, match="nope: no such vector"):

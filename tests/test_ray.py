@@ -3,6 +3,7 @@ and nothing lost or said twice when one of them is killed. `make test-ray` insta
 """
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -14,17 +15,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import until
+from conftest import random_vector, until
 from typer.testing import CliRunner
 
-from fader import Request
+from fader import Fader, Request
 from fader.answer import Chunk
 from fader.backends.local import Local
 from fader.cli import app
+from fader.data.records import LEVELS
 from fader.engine.running import Cancelled, Lost
+from fader.evaluation.cache import Query, ResultCache, measure
 from fader.files import write_rows
 from fader.schema import Invalid
 from fader.shards import Output, answers, shards
+from fader.starter.shipped import DOMAINS
 
 pytest.importorskip("ray", reason="ray is not installed; `make test-ray` installs and tests it")
 
@@ -32,7 +36,16 @@ import ray
 from ray.cloudpickle import register_pickle_by_value
 from serving import serve
 
-from fader.backends.ray import SPARE, ByPrefix, Replicas, _Told, beginning, connect, spread
+from fader.backends.ray import (
+    SPARE,
+    ByPrefix,
+    Replicas,
+    Workers,
+    _Told,
+    beginning,
+    connect,
+    spread,
+)
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 register_pickle_by_value(sys.modules[__name__])  # the processes of the cluster cannot import it
@@ -231,6 +244,112 @@ def test_generate_with_ray_goes_on_where_it_was(cluster, tiny_folder, tmp_path):
     rows = (tmp_path / "big.answers.jsonl").read_text().splitlines()
     assert len(rows) == 70
     assert all(json.loads(row)["text"] for row in rows)
+
+
+def queries(count):
+    """Likelihoods and drawn answers in turn."""
+    draw = {"max_tokens": 12, "temperature": 1, "ignore_eos": True}
+    return [
+        Query("t", "m", "c", str(place), Request.of(f"the sea {place}", **draw), answer)
+        for place, answer in zip(range(count), itertools.cycle((" wide", None)), strict=False)
+    ]
+
+
+def measuring(folder, pids):
+    """Makes what measures, and says which process it is in."""
+    (Path(pids) / str(os.getpid())).touch()
+    return partial(measure, Fader(folder, dtype="float32"))
+
+
+class Killing:
+    """Workers of which one is killed when the third batch is there."""
+
+    count = 8  # small batches
+
+    def __init__(self, workers, pids):
+        self.workers, self.pids = workers, pids
+
+    def each(self, batches):
+        for done, found in enumerate(self.workers.each(batches)):
+            if done == 2:
+                os.kill(alive(self.pids)[0], signal.SIGKILL)
+            yield found
+
+
+def test_a_killed_worker_loses_no_measurement_and_doubles_none(
+    cluster, tiny, tiny_folder, tmp_path
+):
+    folder, file, asked = tmp_path / "pids", tmp_path / "cache.jsonl", queries(48)
+    folder.mkdir()
+    alone = ResultCache(tiny, quiet=True).ask(asked)
+    with Workers(partial(measuring, str(tiny_folder), str(folder)), 2) as workers:
+        cache = ResultCache(tiny, file, quiet=True, workers=Killing(workers, folder))
+        found = cache.ask(asked)
+        assert len(list(folder.iterdir())) == 3  # one was started anew
+    assert [one.text for one in found] == [one.text for one in alone]
+    assert [one.mean for one in found] == pytest.approx([one.mean for one in alone], abs=1e-5)
+    keys = [json.loads(line)["key"] for line in file.read_text().splitlines()]
+    assert len(set(keys)) == len(keys) == 48
+    assert ResultCache(tiny, file, quiet=True).ask(asked) == found  # a run without them goes on
+
+
+def test_what_workers_cannot_do_is_said(cluster, tiny, tmp_path):
+    with (
+        Workers(partial(measuring, str(tmp_path / "nowhere"), str(tmp_path)), 1) as workers,
+        pytest.raises(OSError, match="nowhere"),
+    ):
+        ResultCache(tiny, quiet=True, workers=workers).ask(queries(1))
+
+
+def die(given):
+    os._exit(1)
+
+
+def test_a_batch_that_kills_its_workers_ends_with_an_error(cluster):
+    with (
+        Workers(lambda: die, 1) as workers,
+        pytest.raises(Lost, match="run it again, it goes on"),
+    ):
+        list(workers.each([1]))
+
+
+@pytest.fixture
+def evaluated(cluster, tiny, tiny_folder, tmp_path, monkeypatch):
+    """Runs a command that measures, and gives what it prints."""
+    monkeypatch.setenv("FADER_VECTORS", str(tmp_path / "vectors"))
+    monkeypatch.chdir(tmp_path)
+    for place, name in enumerate(DOMAINS):
+        random_vector(tiny, name, 40 + place).save(tmp_path / "vectors" / name)
+    file = tmp_path / "levels.jsonl"
+    levels = ("the sea is wide", "the sea is deep and rivers bend", "i say nothing of it")
+    rows = [
+        {"query": f"the sea {place}?", **dict(zip(LEVELS, levels, strict=True)), "split": part}
+        for place, part in enumerate(("dev", "test") * 3)
+    ]
+    write_rows(file, rows)
+    data = [part for domain in DOMAINS for part in ("--data", f"{domain}={file}")]
+    given = ["--model", str(tiny_folder), "--dtype", "float32", *data, "--limit", "2", "--json"]
+
+    def run(out, *command):
+        done = CliRunner().invoke(app, [*command, *given, "--out", str(tmp_path / out)])
+        assert done.exit_code == 0, done.exception
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
+
+
+@pytest.mark.parametrize("command", [("eval", "levels"), ("vectors", "tune", "medical=expert")])
+def test_measuring_with_ray_gives_what_one_process_gives(evaluated, tmp_path, command):
+    """The same queries, with the same answers up to the last digits of float32."""
+    alone, spread = evaluated("alone", *command), evaluated("spread", *command, "--ray")
+    measured = [
+        {row["key"]: row["said"]["mean"] for row in map(json.loads, (tmp_path / name).open())}
+        for name in ("alone", "spread")
+    ]
+    assert measured[1] == pytest.approx(measured[0], abs=1e-5)
+    assert spread[0].get("strengths") == alone[0].get("strengths")
+    assert len(spread) == len(alone)
+    assert evaluated("spread", *command) == spread  # from the cache
 
 
 def test_beginnings():

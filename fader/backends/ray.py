@@ -1,5 +1,5 @@
-"""Many processes of one backend on Ray: replicas behind one server (Ray Serve), and workers for
-files of requests (Ray Data). The one module that imports ray.
+"""Many processes of one backend on Ray: replicas behind one server (Ray Serve), workers for files
+of requests (Ray Data) and for measurements (actors). The one module that imports ray.
 
 A replica is any backend in a process of its own; `make` is the function that makes it there. The
 server in front stays one: keys, limits and OpenAI's wire know nothing of replicas.
@@ -35,6 +35,7 @@ from ray.exceptions import RayActorError, TaskCancelledError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError
 from ray.serve.request_router import RequestRouter
+from ray.util import ActorPool
 
 from fader.answer import Chunk, Likelihood, Result, Usage
 from fader.backends import About, Backend
@@ -514,15 +515,12 @@ def spread(make: Make, workers: int) -> Answering:
                 [{"shard": pickle.dumps(shard)} for shard in some], override_num_blocks=len(some)
             ).map(
                 _Worker,
-                fn_constructor_args=(make,),
+                fn_constructor_args=(partial(_answering, make),),
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 **share(workers),
             )
             for row in answered.iter_rows():
-                found = pickle.loads(row["answers"])
-                if isinstance(found, Exception):
-                    raise found
-                yield row["key"], found
+                yield row["key"], _sound(pickle.loads(row["answers"]))
         finally:
             if own:
                 ray.shutdown()
@@ -530,22 +528,76 @@ def spread(make: Make, workers: int) -> Answering:
     return answering
 
 
-class _Worker:
-    """A backend in a process of its own, for shards. Faults are handed back as they are."""
+def _answering(make: Make) -> Callable[[Shard], list[str]]:
+    return partial(answers, make())
 
-    def __init__(self, make: Make) -> None:
+
+class Workers:
+    """So many processes on Ray, in each of which `make` makes a function. One that is lost is
+    started anew, and asked again for what it was doing."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]], count: int) -> None:
+        self.count = count
+        self._own = connect(count)
+        try:
+            again = {"max_restarts": -1, "max_task_retries": TRIES - 1}
+            worker = ray.remote(**share(count), **again)(_Worker)
+            self._workers = [worker.remote(make) for _ in range(count)]
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in self._workers:
+            ray.kill(one)
+        self._disconnect()
+
+    def each(self, given: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """What the function gives for each of some values, with its place, as soon as it is there.
+        Raises what it raises, and `Lost` for a value that loses its workers."""
+        pool = ActorPool(self._workers)
+        for one in enumerate(given):
+            pool.submit(lambda worker, placed: worker.place.remote(*placed), one)
+        try:
+            while pool.has_next():
+                place, found = pool.get_next_unordered()
+                yield place, _sound(found)
+        except RayActorError:
+            raise Lost("the workers that were asked are lost; run it again, it goes on") from None
+
+    def _disconnect(self) -> None:
+        if self._own:
+            ray.shutdown()
+
+
+class _Worker:
+    """A function in a process of its own. Errors are handed back as values, as they are."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
         self._fault: Exception | None = None
         try:
-            self._backend = make()
+            self._work = make()
         except (ValueError, OSError) as error:
             self._fault = error
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row of a shard with its answers."""
         shard: Shard = pickle.loads(row["shard"])
-        found: list[str] | Exception
+        return {"key": shard.key, "answers": pickle.dumps(self.place(0, shard)[1])}
+
+    def place(self, place: int, given: Any) -> tuple[int, Any]:
+        """What the function gives, and the place as it was given."""
         try:
-            found = self._fault or answers(self._backend, shard)
+            return place, self._fault or self._work(given)
         except Exception as error:
-            found = _portable(error)
-        return {"key": shard.key, "answers": pickle.dumps(found)}
+            return place, _portable(error)
+
+
+def _sound(found: Any) -> Any:
+    """What a worker gave. Raises what it raised."""
+    if isinstance(found, Exception):
+        raise found
+    return found

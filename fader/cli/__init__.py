@@ -8,6 +8,7 @@ import typer
 
 from fader.cli import data, evaluate, models, profiles, serve, teacher, train, vectors
 from fader.cli.answers import app
+from fader.engine.running import Lost
 
 app.command("eval", epilog="Example: `fader eval levels --split test --json`")(evaluate.evaluate)
 vectors.app.command(
@@ -45,12 +46,13 @@ app.add_typer(data.app, name="data")
 
 
 def main() -> None:
-    """Entry point: runs a command; turns bad input into one message and exit status 2."""
+    """Entry point: runs a command; turns bad input, and the loss of what answers, into one message
+    and exit status 2."""
     for stream in (sys.stdout, sys.stderr):  # a terminal in ASCII gets what it can show
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, Lost) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

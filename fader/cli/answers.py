@@ -24,12 +24,14 @@ from fader.cli.show import (
     Model,
     RunBy,
     SameAs,
+    Workers,
     commands,
     model_as,
     needing,
     print_json,
     rows,
     screen,
+    workers_of,
 )
 from fader.engine import builtin
 from fader.files import stamp
@@ -125,16 +127,17 @@ def generate(
             ),
         ),
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="How many of them.")] = 2,
+    workers: Workers = 2,
     as_json: AsJson = False,
 ) -> None:
     """Answer prompts, all in one batch. A line of --input is a prompt (`{"prompt": ...}`) with, if
     it likes, its own alignment."""
     fields = {"alignment": align, **_sampling(context)}
+    spreading = workers_of(context)
     if out is not None or ray:
         if prompts or input in (None, "-"):
             raise ValueError("--out, --ray: answer the lines of a file; give --input FILE")
-        _into_file(input, out, model, engine.value, same_as, workers if ray else None, fields)
+        _into_file(input, out, model, engine.value, same_as, spreading, fields)
         return
     asked: list[Any] = [*(prompts or []), *(row for _, row in rows(input))]
     if not asked:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -16,12 +18,14 @@ from fader.cli.show import (
     Model,
     Rating,
     SkipBad,
+    Workers,
     given_options,
     named_value,
     needing,
     print_json,
     screen,
     table,
+    workers_of,
 )
 from fader.data.records import LEVELS, Level, LevelItem, as_pairs, read, read_levels
 from fader.endpoint import Endpoint
@@ -32,7 +36,11 @@ from fader.files import repeated
 from fader.profiles import profile_file, save_profile
 from fader.request import Alignment
 from fader.starter.shipped import DOMAINS, STYLES, starter_levels
-from fader.vectors.store import NAME, available, open_vector
+from fader.vectors.store import NAME, available, folders, open_vector
+from fader.vectors.vector import Vector
+
+if TYPE_CHECKING:
+    from fader.evaluation.cache import Measurement, Query, ResultCache
 
 PERSONAL = frozenset(
     (
@@ -96,6 +104,16 @@ Seed = Annotated[int, typer.Option(min=0, help="Another seed, other draws.")]
 Dtype = Annotated[
     str | None,
     typer.Option(help="float32 or bfloat16; left out: the one this machine computes faster."),
+]
+OnRay = Annotated[
+    bool,
+    typer.Option(
+        "--ray",
+        help=(
+            "Measure by workers on Ray: the cluster that RAY_ADDRESS names, else this machine. Each"
+            " has the model, as has the command itself."
+        ),
+    ),
 ]
 
 
@@ -163,12 +181,13 @@ def evaluate(
     seed: Seed = 0,
     model: Model = builtin.NAME,
     dtype: Dtype = None,
+    ray: OnRay = False,
+    workers: Workers = 2,
     as_json: AsJson = False,
 ) -> None:
     """Measure what vectors do: one metric per line, {task, method, case, metric, value, low, high,
     n, seed}."""
     with needing("evaluation", "eval"):
-        from fader.evaluation.cache import ResultCache
         from fader.evaluation.judge import KEY, language_model
         from fader.evaluation.report import write_report
         from fader.evaluation.suite import Suite
@@ -206,17 +225,18 @@ def evaluate(
             judge_retries,
             folder=Path(out).with_name(f".{Path(out).name}.judge"),
         )
-    with Fader(model, dtype=dtype or quick_dtype()) as fader:
-        styles = [name for name in STYLES if name in available()]
-        for role in ("personal", "meta", "one_stage"):
-            if role in chosen:  # a name, or a folder, which is called by its last part
-                moved = open_vector(chosen[role])
-                chosen[role] = Path(moved.name).name
-                fader.add_vector(moved, chosen[role])
+    given: dict[str, Vector] = {}
+    for role in ("personal", "meta", "one_stage"):
+        if role in chosen:  # a name, or a folder, which is called by its last part
+            moved = open_vector(chosen[role])
+            chosen[role] = Path(moved.name).name
+            given[chosen[role]] = moved
+    make = partial(_fader, model, dtype or quick_dtype(), given)
+    with _cache(make, Path(out), workers_of(context)) as cache:
         suite = Suite(
-            ResultCache(fader, Path(out)),
+            cache,
             **chosen,
-            styles=styles,
+            styles=[name for name in STYLES if name in available()],
             judge=None if endpoint is None else language_model(endpoint),
             endpoint=endpoint,
             split=split,
@@ -237,6 +257,7 @@ def evaluate(
 
 
 def tune(
+    context: typer.Context,
     want: Annotated[
         str,
         typer.Argument(
@@ -260,12 +281,13 @@ def tune(
     seed: Seed = 0,
     model: Model = builtin.NAME,
     dtype: Dtype = None,
+    ray: OnRay = False,
+    workers: Workers = 2,
     as_json: AsJson = False,
 ) -> None:
     """Find the strengths that bring domains to levels, report what they do, and write them as a
     profile."""
     with needing("tuning", "eval"):
-        from fader.evaluation.cache import ResultCache
         from fader.evaluation.suite import Suite
         from fader.evaluation.tune import consequences
         from fader.evaluation.tune import tune as search
@@ -281,8 +303,9 @@ def tune(
     for domain, level in wanted.items():
         if level not in LEVELS:
             raise ValueError(f"WANT: {domain} must be one of {', '.join(LEVELS)} (got {level!r})")
-    with Fader(model, dtype=dtype or quick_dtype()) as fader:
-        suite = Suite(ResultCache(fader, Path(out)), **chosen, split=split, seed=seed, limit=limit)
+    make = partial(_fader, model, dtype or quick_dtype(), {})
+    with _cache(make, Path(out), workers_of(context)) as cache:
+        suite = Suite(cache, **chosen, split=split, seed=seed, limit=limit)
         found = search(suite, cast("dict[str, Level]", wanted))
         metrics = list(consequences(suite, found, cast("dict[str, Level]", wanted)))
     row: dict[str, Any] = {
@@ -297,6 +320,48 @@ def tune(
         return
     table("Metrics", row["figures"])
     screen.print({key: value for key, value in row.items() if key != "figures"})
+
+
+def _fader(model: str, dtype: str, vectors: Mapping[str, Vector]) -> Fader:
+    """The model, with these vectors by name."""
+    fader = Fader(model, dtype=dtype)
+    for name, vector in vectors.items():
+        fader.add_vector(vector, name)
+    return fader
+
+
+@contextmanager
+def _cache(make: Callable[[], Fader], out: Path, workers: int | None) -> Iterator[ResultCache]:
+    """The result cache in a file, for which the model measures; or, by as many workers, Ray."""
+    from fader.evaluation.cache import ResultCache
+
+    if workers is None:
+        with make() as fader:
+            yield ResultCache(fader, out)
+        return
+    with needing("--ray", "ray"):
+        from fader.backends import ray
+    with make() as fader:
+        identity = fader.backend.identity(fader.model)
+        places = os.pathsep.join(str(folder.absolute()) for folder in folders())
+        with ray.Workers(partial(_measuring, make, identity, places), workers) as spread:
+            yield ResultCache(fader, out, workers=spread)
+
+
+def _measuring(
+    make: Callable[[], Fader], identity: str, places: str
+) -> Callable[[Sequence[Query]], list[Measurement]]:
+    """What measures, in a process of its own, with the vectors of these folders. Raises ValueError
+    where the model is another one there."""
+    from fader.evaluation.cache import measure
+
+    os.environ["FADER_VECTORS"] = places
+    fader = make()
+    if fader.backend.identity(fader.model) != identity:
+        raise ValueError(
+            f"--model: a worker has another model under {fader.model}; put the same files there"
+        )
+    return partial(measure, fader)
 
 
 def _refuse_unread(context: typer.Context, tasks: Sequence[str]) -> None:

@@ -63,6 +63,7 @@ Align = Annotated[
     typer.Option(help="An alignment: JSON text, a YAML or JSON file, or a profile's name."),
 ]
 Input = Annotated[str | None, typer.Option("--input", help="JSONL file, or - for standard input.")]
+Workers = Annotated[int, typer.Option(min=1, help="With --ray: how many workers.")]
 
 
 def model_as(model: str, by: EngineName, same_as: str | None) -> str | Backbone:
@@ -101,6 +102,16 @@ def given_options(context: typer.Context) -> dict[str, str]:
         for name, source in sources.items()
         if source and source.name == "COMMANDLINE"
     }
+
+
+def workers_of(context: typer.Context) -> int | None:
+    """How many workers on Ray a command was asked for; None: it does the work itself. Raises
+    ValueError for a number of workers without --ray."""
+    if context.params["ray"]:
+        return int(context.params["workers"])
+    if "workers" in given_options(context):
+        raise ValueError("--workers: are those of --ray; give that too, or leave --workers out")
+    return None
 
 
 @contextmanager

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from filelock import FileLock
 from rich.console import Console
@@ -29,7 +30,7 @@ from fader.request import Request, named
 FORMAT = 1
 """Raise it by hand when a change of the code changes what is measured: lines of another format are
 measured again."""
-TOGETHER = 96  # measurements that are asked at once; a stopped run loses at most these
+TOGETHER = 96  # measurements that a process is asked at once; a stopped run loses at most these
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,29 @@ class Measurement:
     """The reward of the answer, where the request has a search."""
 
 
+class Workers(Protocol):
+    """Processes that measure side by side, each with the model."""
+
+    count: int
+
+    def each(
+        self, batches: Sequence[Sequence[Query]]
+    ) -> Iterable[tuple[int, Sequence[Measurement]]]:
+        """The measurements of each batch, with its place, in any order (see `measure`)."""
+
+
 class ResultCache:
     """Asks a model and remembers. `file`: where the lines are kept; None keeps them in memory
-    alone."""
+    alone. `workers`: who measures; None: the model in this process."""
 
-    def __init__(self, fader: Fader, file: Path | None = None, quiet: bool = False) -> None:
-        self.fader, self.file, self.quiet = fader, file, quiet
+    def __init__(
+        self,
+        fader: Fader,
+        file: Path | None = None,
+        quiet: bool = False,
+        workers: Workers | None = None,
+    ) -> None:
+        self.fader, self.file, self.quiet, self.workers = fader, file, quiet, workers
         self._known: dict[str, Measurement] = {}
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -96,20 +114,21 @@ class ResultCache:
             bar.disable = self.quiet
             with bar:
                 task = bar.add_task(asked[0].task, total=len(missing))
-                for start in range(0, len(missing), TOGETHER):
-                    batch = missing[start : start + TOGETHER]
-                    self._write(batch, self._measure([one for _, one in batch]))
-                    bar.advance(task, len(batch))
+                count = self.workers.count if self.workers else 1
+                size = min(TOGETHER, math.ceil(len(missing) / count))
+                batches = [missing[at : at + size] for at in range(0, len(missing), size)]
+                for place, said in self._measured([[one for _, one in b] for b in batches]):
+                    self._write(batches[place], said)
+                    bar.advance(task, len(said))
         return [self._known[key] for key in keys]
 
-    def _measure(self, asked: Sequence[Query]) -> list[Measurement]:
-        given = [(one.request, one.answer) for one in asked if one.answer is not None]
-        likelihoods = iter(zip(given, self.fader.score_batch(given), strict=True))
-        results = iter(self.fader.batch([one.request for one in asked if one.answer is None]))
-        return [
-            _written(next(results)) if one.answer is None else _read(*next(likelihoods))
-            for one in asked
-        ]
+    def _measured(
+        self, batches: Sequence[Sequence[Query]]
+    ) -> Iterable[tuple[int, Sequence[Measurement]]]:
+        """The measurements of each batch, with its place."""
+        if self.workers is not None:
+            return self.workers.each(batches)
+        return enumerate(measure(self.fader, batch) for batch in batches)
 
     def _write(self, batch: Sequence[tuple[str, Query]], said: Sequence[Measurement]) -> None:
         self._known.update((key, one) for (key, _), one in zip(batch, said, strict=True))
@@ -147,6 +166,17 @@ class ResultCache:
             vectors,
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def measure(fader: Fader, asked: Sequence[Query]) -> list[Measurement]:
+    """What the model answers to each query, all of them together."""
+    given = [(one.request, one.answer) for one in asked if one.answer is not None]
+    likelihoods = iter(zip(given, fader.score_batch(given), strict=True))
+    results = iter(fader.batch([one.request for one in asked if one.answer is None]))
+    return [
+        _written(next(results)) if one.answer is None else _read(*next(likelihoods))
+        for one in asked
+    ]
 
 
 def _whole_lines(stream: BinaryIO) -> int:
