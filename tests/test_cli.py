@@ -79,6 +79,8 @@ def rows(done: Done) -> list[dict]:
         (["generate", "x", "--workers", "3"], "--workers: are those of --ray"),
         (["eval", "levels", "--workers", "3"], "--workers: are those of --ray"),
         (["vectors", "tune", "medical=expert", "--workers", "3"], "--workers: are those of --ray"),
+        (["serve", "--merge", "formal=1"], "--merge: is for --engine vllm (got torch)"),
+        (["serve", "--merge", "formal", "--engine", "vllm"], "'formal' does not end with = and a"),
         (["generate", "x", "--max-tokens", "0"], "sampling.max_tokens"),
         (["generate", "x", "--temperature", "nan"], "sampling.temperature"),
         (["vectors", "inspect", "nope"], "no such vector"),

@@ -2,9 +2,15 @@
 `make test-vllm` runs them, in an environment of their own."""
 
 import importlib.util
+import os
 import random
+import socket
+import subprocess
+import sys
 import threading
+from contextlib import suppress
 
+import httpx
 import pytest
 import torch
 from conftest import until
@@ -283,3 +289,42 @@ def test_mixed_gangs_under_pressure_equal_their_lonely_runs(theirs):
     assert theirs.backend.engine.reader.pushed_out > before
     until(lambda: not theirs.backend.engine._rides)
     assert theirs.backend.engine.reader.used == 0
+
+
+@pytest.mark.long
+def test_the_server_merges_what_all_requests_share(ours, tmp_path):
+    """`fader serve --engine vllm --merge`, in a process of its own."""
+    noise(ours, "shared", 90).save(tmp_path / "shared")
+    ours.add_vector(Vector.load(tmp_path / "shared", "shared"))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from fader.cli import main; main()", "serve"]
+    command += ["--engine", "vllm", "--merge", f"{tmp_path / 'shared'}=0.8", "--port", str(port)]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    url = f"http://127.0.0.1:{port}"
+    with (
+        subprocess.Popen(command, env=environment) as process,
+        httpx.Client(base_url=url, timeout=600) as client,
+    ):
+        try:
+            until(lambda: process.poll() is not None or ready(client), 600)
+            for own in ({}, {"formal": 0.5}):
+                body = {
+                    "messages": [{"role": "user", "content": "What is a bond?"}],
+                    "max_tokens": TOKENS,
+                    "temperature": 0,
+                    "alignment": {"vectors": own},
+                }
+                answer = client.post("/v1/chat/completions", json=body).raise_for_status().json()
+                alignment = {"vectors": {"shared": 0.8, **own}}
+                expected = ours.generate("What is a bond?", max_tokens=TOKENS, alignment=alignment)
+                assert answer["choices"][0]["message"]["content"] == expected.text
+        finally:
+            process.terminate()
+
+
+def ready(client):
+    """Whether a server answers."""
+    with suppress(httpx.TransportError):
+        return client.get("/health").is_success
+    return False

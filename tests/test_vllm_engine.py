@@ -3,6 +3,7 @@ pieces, leaves rows out, pushes rows out and reads them again. Every answer is t
 engine. (vLLM itself: tests/test_vllm.py.)"""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,7 +91,8 @@ class OnTorch(VLLM):
 
     def _start(self, engine):
         engine._adapter = lambda mixture: mixture
-        return Unsteady(engine, load(str(engine.model.folder)))
+        with engine.model.files() as folder:
+            return Unsteady(engine, load(str(folder)))
 
 
 @pytest.fixture
@@ -100,12 +102,12 @@ def made(tiny_folder, tiny):
 
     def make(seed=None, **settings):
         front = Fader(OnTorch(str(tiny_folder), **settings))
+        fronts.append(front)
         front.backend.engine.reader.dice = None if seed is None else random.Random(seed)
         for place, name in enumerate("xy"):
             vector = random_vector(tiny, name, 60 + place)
             front.add_vector(vector)
             tiny.add_vector(vector)
-        fronts.append(front)
         return front
 
     yield make
@@ -286,6 +288,36 @@ def test_strengths_are_rounded_and_reported(made):
     assert found.alignment.vectors == {"x": 0.35, "y": 0.0}
     assert found.alignment.guides[0].aligned.vectors == {"y": 1.0}
     assert [round_strength(one) for one in (-0.02, 0.024, 1.5, -0.08)] == [0, 0, 1.5, -0.1]
+
+
+def test_what_is_merged_is_in_every_answer_and_others_come_on_top(
+    made, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FADER_CACHE", str(tmp_path / "cache"))
+    vector = random_vector(tiny, "merged", 62)
+    tiny.add_vector(vector)
+    plain, front = made(), made(merge={vector: 0.8})
+    fields = {"max_tokens": 9, "logprobs": 2}
+    for own in ({}, {"y": 0.5}):
+        alignment = {"vectors": {"merged": 0.8, **own}}
+        expected = tiny.generate("the sea", alignment=alignment, **fields)
+        found = front.generate("the sea", alignment={"vectors": own}, **fields)
+        same(found, expected)
+        unmerged = plain.generate("the sea", alignment={"vectors": own}, **fields)
+        assert found.answers != unmerged.answers
+    assert front.backend.identity(front.model) != plain.backend.identity(plain.model)
+    zero = made(merge={vector: 0.0})
+    assert zero.backend.identity(zero.model) == plain.backend.identity(plain.model)
+    assert not list((tmp_path / "cache").iterdir())  # nothing is left of the weights
+
+
+def test_what_cannot_be_merged_is_refused_by_name(made, tiny):
+    head = random_vector(tiny, "head", 6, targets=("lm_head",))
+    with pytest.raises(ValueError, match=r"^vectors\.head: lm_head shares its weights"):
+        made(merge={head: 1.0})
+    other = replace(random_vector(tiny, "other", 6), base="of another model")
+    with pytest.raises(ValueError, match=r"^vectors\.other: made for a model with fingerprint"):
+        made(merge={other: 1.0})
 
 
 def test_a_row_that_cannot_begin_ends_its_own_job_alone(made, tiny):

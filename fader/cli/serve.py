@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -23,10 +24,12 @@ from fader.cli.show import (
     needing,
     screen,
     show,
+    with_strengths,
 )
 from fader.engine import builtin
 from fader.given import is_model
 from fader.profiles import load_alignment
+from fader.vectors.vector import Vector
 
 app = commands("API keys of the server's clients.")
 KeyFile = Annotated[
@@ -39,6 +42,16 @@ def serve(
     model: Model = builtin.NAME,
     engine: RunBy = Engine.TORCH,
     same_as: SameAs = None,
+    merge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VECTOR=STRENGTH",
+            help=(
+                "With --engine vllm: merge this vector, a name or a folder, into the weights at the"
+                " start; those of requests come on top. Repeatable."
+            ),
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at. One that others can reach needs API keys.")
     ] = "127.0.0.1",
@@ -106,7 +119,15 @@ def serve(
     default = load_alignment(align if align is not None else {})
     limits = Limits(seconds=seconds, waiting=waiting, per_key=per_key, rows=rows)
     called = name or (Path(model).stem if is_model(Path(model)) else model)
-    make = partial(_backend, model, called, limits.waiting, share_prompts, engine.value, same_as)
+    if merge and engine is not Engine.VLLM:
+        raise ValueError(
+            f"--merge: is for --engine vllm (got {engine.value}); name the vectors in --align, or"
+            " write the checkpoint to serve with `fader vectors merge`"
+        )
+    merged = with_strengths(merge or ())
+    make = partial(
+        _backend, model, called, limits.waiting, share_prompts, engine.value, same_as, merged
+    )
     backend: Backend
     if replicas is None:
         backend = make()
@@ -132,11 +153,14 @@ def _backend(
     share_prompts: bool,
     by: EngineName,
     same_as: str | None,
+    merged: Mapping[Vector, float],
 ) -> Backend:
     """The backend of one process."""
     given = model_as(model, by, same_as)
     if by == "vllm":
-        return VLLM(given, name=called, max_waiting=waiting, share_prompts=share_prompts)
+        return VLLM(
+            given, name=called, max_waiting=waiting, share_prompts=share_prompts, merge=merged
+        )
     backbone = loader(by)(given) if isinstance(given, str) else given
     backbone.name = called
     return Local(backbone, max_waiting=waiting, share_prompts=share_prompts)

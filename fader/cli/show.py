@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +19,8 @@ from fader.data.sources import json_rows
 from fader.engine.llama.loading import load as load_gguf
 from fader.engine.protocols import Backbone
 from fader.files import read_text
+from fader.vectors.store import open_vector
+from fader.vectors.vector import Vector
 
 screen = Console(markup=False, emoji=False)  # what people and models write is no mark-up
 
@@ -130,6 +132,22 @@ def named_value(text: str, form: str) -> tuple[str, str]:
     if not (name and sign and value):
         raise ValueError(f"{form}: must be of this form (got {text!r})")
     return name, value
+
+
+def with_strengths(parts: Sequence[str]) -> dict[Vector, float]:
+    """Vectors and their strengths, each from NAME=STRENGTH, where a folder may stand for a name.
+    Raises ValueError naming what is none."""
+    found = {}
+    for part in parts:
+        name, _, strength = part.rpartition("=")
+        try:
+            number = float(strength)
+        except ValueError:
+            raise ValueError(
+                f"VECTOR=STRENGTH: {part!r} does not end with = and a number, as medical=0.5 does"
+            ) from None
+        found[open_vector(name)] = number
+    return found
 
 
 def print_json(row: dict[str, Any]) -> None:

@@ -15,7 +15,16 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from fader.cli.show import AsJson, commands, needing, print_json, screen, show, table
+from fader.cli.show import (
+    AsJson,
+    commands,
+    needing,
+    print_json,
+    screen,
+    show,
+    table,
+    with_strengths,
+)
 from fader.engine import builtin
 from fader.files import write_whole
 from fader.vectors import checkpoint
@@ -146,7 +155,7 @@ def merge(
 ) -> None:
     """Write the checkpoint base + sum of STRENGTH * VECTOR, for a mixture that a whole deployment
     shares."""
-    strengths = dict(_amount(part) for part in parts)
+    strengths = with_strengths(parts)
     folder = checkpoint.merge(base, strengths, out, _track("merge"))
     row = {
         "folder": str(folder),
@@ -246,18 +255,6 @@ def _free(name: str, out: str | None) -> Path:
             f"--out: {folder} is there already; choose another name or folder, or remove it"
         )
     return folder
-
-
-def _amount(part: str) -> tuple[Vector, float]:
-    """A vector and its strength, from NAME=STRENGTH."""
-    name, _, strength = part.rpartition("=")
-    try:
-        number = float(strength)
-    except ValueError:
-        raise ValueError(
-            f"VECTOR=STRENGTH: {part!r} does not end with = and a number, as medical=0.5 does"
-        ) from None
-    return open_vector(name), number
 
 
 def _track(title: str) -> checkpoint.Track:

@@ -35,11 +35,13 @@ class VLLM(Local):
     """A model that vLLM holds, behind the same programs (see `backends.Backend`).
 
     `model`: the built-in model's name, or a folder of safetensors. `name`: what requests call it.
-    `vectors`: folders of vectors by name, beside those found in the usual places. `kv_bytes`:
-    memory for keys and values, left to vLLM where it is not given. `token_budget`: how many tokens
-    a forward pass reads at most. `max_rows`: rows that are read at the same time; `max_mixtures`:
-    mixtures of vectors among them; `max_rank`: the greatest rank of a mixture; `adapter_bytes`:
-    room on disk for mixtures. `settings`: others of vLLM's `EngineArgs`, such as `quantization`.
+    `vectors`: folders of vectors by name, beside those found in the usual places. `merge`: vectors
+    with strengths that are merged into the weights at the start; all requests have them, at no
+    cost, and those that they name come on top. `kv_bytes`: memory for keys and values, left to vLLM
+    where it is not given. `token_budget`: how many tokens a forward pass reads at most. `max_rows`:
+    rows that are read at the same time; `max_mixtures`: mixtures of vectors among them; `max_rank`:
+    the greatest rank of a mixture; `adapter_bytes`: room on disk for mixtures. `settings`: others
+    of vLLM's `EngineArgs`, such as `quantization`.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class VLLM(Local):
         resources: Resources = NOTHING,
         max_waiting: int | None = None,
         name: str | None = None,
+        merge: Mapping[Vector, float] | None = None,
         max_rows: int = 64,
         max_mixtures: int = 8,
         max_rank: int = 32,
@@ -66,7 +69,7 @@ class VLLM(Local):
         self._require()
         dtype = dtype or default_dtype()
         self.model = name or model
-        served = ServedModel(self.model, model, dtype)
+        served = ServedModel(self.model, model, dtype, merge or {})
         given: dict[str, Any] = {
             "dtype": dtype,
             "enable_prefix_caching": share_prompts,
@@ -114,7 +117,8 @@ class VLLM(Local):
         from fader.backends.vllm import plugin
 
         link = plugin.Link(engine.decide, engine.scheduled, engine.gangs)
-        return plugin.Runner(engine.model.folder, link, self._settings)
+        with engine.model.files() as folder:
+            return plugin.Runner(folder, link, self._settings)
 
     def add_model(self, name: str, source: str | Path | Backbone) -> None:
         """Raises `Invalid`: vLLM serves one model."""

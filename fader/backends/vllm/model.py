@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +17,11 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from fader.engine import builtin
 from fader.engine.loading import one_message, quiet
 from fader.engine.protocols import Delta, Kept, Need, Segment
+from fader.vectors.checkpoint import merge
+from fader.vectors.vector import Vector, mixture
 from fader.vectors.weights import Checkpoint, open_checkpoint
 
 
@@ -65,12 +70,16 @@ class Room:
 
 class ServedModel:
     """A `Backbone` for planning: a checkpoint's layers, tokenizer and end tokens. `forward` is
-    vLLM's."""
+    vLLM's. `merged`: vectors that are in the weights which it reads; others of the same base model
+    still fit."""
 
     max_batch_tokens = 2**31
 
-    def __init__(self, name: str, source: str | Path, dtype: str) -> None:
+    def __init__(
+        self, name: str, source: str | Path, dtype: str, merged: Mapping[Vector, float]
+    ) -> None:
         self.name = name
+        self.merged = mixture(merged.items())
         self.checkpoint: Checkpoint = open_checkpoint(source)
         self.folder = self.checkpoint.folder
         self.dtype = dtype
@@ -84,15 +93,29 @@ class ServedModel:
         self.max_length: int = self.checkpoint.config.get_text_config().max_position_embeddings
         self.memory = Room(1)
 
+    @contextmanager
+    def files(self) -> Iterator[Path]:
+        """The folder that vLLM reads at the start: the checkpoint's, or, within the block, one
+        whose weights have the vectors merged in. Raises ValueError naming a vector that cannot
+        be."""
+        if not self.merged:
+            yield self.folder
+            return
+        room = builtin.cache_folder()
+        room.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="merged-", dir=room) as scratch:
+            yield merge(self.checkpoint.name, dict(self.merged), Path(scratch) / "model")
+
     @cached_property
     def fingerprint(self) -> str:
-        """Says which weights these are."""
+        """Says which weights these are, before any vector is merged into them."""
         return self.checkpoint.fingerprint()
 
     @cached_property
     def identity(self) -> str:
         """A hash of all that its answers depend on. Reads the weights once."""
-        found = hashlib.sha256(f"vllm {self.fingerprint} {self.dtype}".encode())
+        merged = [(vector.digest, strength) for vector, strength in self.merged]
+        found = hashlib.sha256(f"vllm {self.fingerprint} {self.dtype} {merged}".encode())
         for name in self.checkpoint.stored:
             numbers = self.checkpoint.read(name).double().sum()
             found.update(f"{name} {float(numbers)!r}".encode())
