@@ -254,8 +254,9 @@ def test_vectors_come_and_go(theirs, ours):
 
 
 @pytest.mark.long
-def test_mixed_gangs_under_pressure_equal_their_lonely_runs(theirs):
-    """Requests of all kinds at once, in memory for a few of them; some are cancelled."""
+def test_mixed_gangs_under_pressure_equal_their_lonely_runs(theirs, record_property):
+    """Requests of all kinds at once, in memory for a few of them; some are cancelled. The figures
+    are in the report of `--junitxml`."""
     dice, count = random.Random(3), 64
     prompts = ["What is a bond?", "Why?", "Tell me about the sea.", "Name three rivers."]
     requests = [
@@ -277,16 +278,18 @@ def test_mixed_gangs_under_pressure_equal_their_lonely_runs(theirs):
     timers = [threading.Timer(dice.uniform(0, 20), one.cancel) for one in submitted[::9]]
     for timer in timers:
         timer.start()
-    survivors = 0
-    for request, future in zip(requests, submitted, strict=True):
-        try:
-            found = future.result(timeout=1500)
-        except Cancelled:
-            continue
-        survivors += 1
+    together = {}
+    for place, one in enumerate(submitted):
+        with suppress(Cancelled):
+            together[place] = one.result(timeout=1500)
+    pushed_out = theirs.backend.engine.reader.pushed_out - before
+    record_property("survivors", len(together))
+    record_property("pushed_out", pushed_out)
+    assert len(together) >= count - len(timers)
+    assert pushed_out > 0
+    for place, found in together.items():
+        request = requests[place]
         agree(found, theirs.generate(request), sampled=request["sampling"]["temperature"] > 0)
-    assert survivors >= count - len(timers)
-    assert theirs.backend.engine.reader.pushed_out > before
     until(lambda: not theirs.backend.engine._rides)
     assert theirs.backend.engine.reader.used == 0
 
