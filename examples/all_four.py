@@ -1,6 +1,6 @@
 """All four places in one request: preferences in two tiers that `meta` reads, a vector in the
 weights, a personalised guide and a look-ahead. It runs beside eight other requests, and each place
-is switched off in turn: a table shows what it moves. `--engine llama.cpp` runs it on llama.cpp."""
+is switched off in turn: a table shows what it moves. `--engine` says who runs the model."""
 
 import argparse
 from typing import Any, get_args
