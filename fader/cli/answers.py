@@ -29,6 +29,7 @@ from fader.cli.show import (
     model_as,
     needing,
     print_json,
+    refuse_kin,
     rows,
     screen,
     workers_of,
@@ -134,6 +135,7 @@ def generate(
     it likes, its own alignment."""
     fields = {"alignment": align, **_sampling(context)}
     spreading = workers_of(context)
+    refuse_kin(engine.value, same_as)
     if out is not None or ray:
         if prompts or input in (None, "-"):
             raise ValueError("--out, --ray: answer the lines of a file; give --input FILE")

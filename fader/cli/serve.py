@@ -22,6 +22,7 @@ from fader.cli.show import (
     commands,
     model_as,
     needing,
+    refuse_kin,
     screen,
     show,
     with_strengths,
@@ -124,6 +125,7 @@ def serve(
             f"--merge: is for --engine vllm (got {engine.value}); name the vectors in --align, or"
             " write the checkpoint to serve with `fader vectors merge`"
         )
+    refuse_kin(engine.value, same_as)
     merged = with_strengths(merge or ())
     make = partial(
         _backend, model, called, limits.waiting, share_prompts, engine.value, same_as, merged

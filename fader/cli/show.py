@@ -70,14 +70,17 @@ Workers = Annotated[int, typer.Option(min=1, help="With --ray: how many workers.
 
 def model_as(model: str, by: EngineName, same_as: str | None) -> str | Backbone:
     """What a `Fader` takes for --model: its name, or with --same-as the model itself, loaded."""
-    if same_as is None:
-        return model
-    if by != "llama.cpp":
+    refuse_kin(by, same_as)
+    return model if same_as is None else load_gguf(model, same_as=same_as)
+
+
+def refuse_kin(by: EngineName, same_as: str | None) -> None:
+    """Raises ValueError for --same-as where no GGUF file is read."""
+    if same_as is not None and by != "llama.cpp":
         raise ValueError(
             f"--same-as: is for GGUF files with --engine llama.cpp (got --engine {by}); leave it"
             " out, or give that engine"
         )
-    return load_gguf(model, same_as=same_as)
 
 
 def commands(help: str) -> typer.Typer:

@@ -94,7 +94,7 @@ def budgets(comparison: Comparison) -> Iterator[Metric]:
         if len(later):
             touched = [bool(one > edge) for one in later]
             yield share(TASK, method, AIM, "touched", touched, seed)
-        when = {"when": {"advantage": min(edge, SILENT)}}
+        when: dict[str, Any] = {"when": {"advantage": min(edge, SILENT)}}
         asks = asking.personalized(suite.personal, **when)
         found = written(second, method, asks, (AIM,))
         yield from gains(second, found)
