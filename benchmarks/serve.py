@@ -6,9 +6,9 @@ reach the clients, against the same requests run offline in one batch, those cut
 they were read. `wrong`: answers of these that differ from their offline run, ties within 1e-4
 aside, of those compared; its ratio is the share of right ones. `memory`: the server's MiB after the
 load, against those before it, when it has answered as large a load already (`cold`: after 32
-requests): what grows with every load is lost. Without keys and values, those of remembered prompts
-among them: they grow up to the bound that `kv_bytes` sets (MiB of them, after and before, as
-`bounded`).
+requests): what grows with every load is lost. Its `--kv-bytes` are few, so that remembered prompts
+have reached that bound before; MiB of keys and values, after and before, are `bounded`, and are not
+counted.
 `idle`: tokens per second of 8 streams without an alignment, against the same batch on the engine.
 `ttft`: their milliseconds to the first token, each as [p50, p95], and those of the 32 streams as
 `under_load`. `admission`: milliseconds that a request takes beside its forward passes, through the
@@ -46,7 +46,9 @@ TARGETS: dict[str, float | None] = {
     "ttft": None,
     "admission": None,
 }
-LOADED = ("streams-32", "wrong", "memory")
+LOADED = ("streams-32", "wrong")
+KV_BYTES = "1GB"
+"""What the server of `memory` has for keys and values."""
 TIE = 1e-4
 """Log-probabilities that are as near as this may be taken for equal in either run."""
 TOGETHER = 8
@@ -134,12 +136,12 @@ def load(count: int, tokens: int, turn: int, cut: int = 10) -> list[Asked]:
 
 
 @contextmanager
-def served(model: str) -> Iterator[tuple[str, psutil.Process]]:
+def served(model: str, *options: str) -> Iterator[tuple[str, psutil.Process]]:
     """A server in a process of its own: its address and its process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     root = Path(__file__).parents[1]
-    words = ["serve", "--model", model, "--port", port, "--keys", "none.json"]
+    words = ["serve", "--model", model, "--port", port, "--keys", "none.json", *options]
     command = [sys.executable, "-c", "from fader.cli import main; main()", *map(str, words)]
     with (
         tempfile.TemporaryDirectory() as folder,  # without anybody's keys and profiles
@@ -240,22 +242,43 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """All cases. `rounds`: how often the load comes; `turns`: those of the other cases."""
     cases = chosen(case, TARGETS)
-    with served(model) as (url, process), Fader(model) as fader:
-        under_load: list[float] = []
-        if loaded := [name for name in LOADED if name in cases]:
-            yield from _loaded(
-                loaded, url, process, fader, (rounds, requests, streams, tokens), under_load
-            )
-        if {"idle", "ttft"} & cases.keys():
-            yield from _idle(cases, url, fader, tokens, turns, under_load)
-        if "admission" in cases:
-            yield _admission(url, fader, turns)
+    if set(cases) != {"memory"}:
+        with served(model) as (url, _), Fader(model) as fader:
+            under_load: list[float] = []
+            if loaded := [name for name in LOADED if name in cases]:
+                size = rounds, requests, streams, tokens
+                yield from _loaded(loaded, url, fader, size, under_load)
+            if {"idle", "ttft"} & cases.keys():
+                yield from _idle(cases, url, fader, tokens, turns, under_load)
+            if "admission" in cases:
+                yield _admission(url, fader, turns)
+    if "memory" in cases:
+        with served(model, "--kv-bytes", KV_BYTES) as (url, process):
+            yield _grown(url, process, rounds, requests, streams, tokens)
+
+
+def _grown(
+    url: str, process: psutil.Process, rounds: int, requests: int, streams: int, tokens: int
+) -> dict[str, Any]:
+    """The case `memory`."""
+    read_all(url, load(min(requests, 32), tokens, 0), streams)
+    cold = _memory(url, process)
+    read_all(url, load(requests, tokens, rounds + 1), streams)
+    before = _memory(url, process)
+    for turn in range(1, rounds + 1):
+        read_all(url, load(requests, tokens, turn), streams)
+    after = _memory(url, process)
+    return {
+        **row("serve", "memory", [after[0]], [before[0]], TARGETS["memory"], "MiB"),
+        "n": rounds * requests,
+        "cold": round(cold[0], 1),
+        "bounded": [round(after[1], 1), round(before[1], 1)],
+    }
 
 
 def _loaded(
     cases: Sequence[str],
     url: str,
-    process: psutil.Process,
     fader: Fader,
     size: tuple[int, int, int, int],
     under_load: list[float],
@@ -264,12 +287,7 @@ def _loaded(
     rounds, requests, streams, tokens = size
     warm = load(min(requests, 32), tokens, 0)
     read_all(url, warm, streams)  # memory is set aside, kernels are chosen
-    if set(cases) != {"memory"}:
-        fader.batch([one.offline() for one in warm])
-    cold = before = _memory(url, process)
-    if "memory" in cases:
-        read_all(url, load(requests, tokens, rounds + 1), streams)
-        before = _memory(url, process)
+    fader.batch([one.offline() for one in warm])
     speeds: tuple[list[float], list[float]] = ([], [])
     wrong = compared = 0
     for turn in range(1, rounds + 1):
@@ -277,8 +295,6 @@ def _loaded(
         got, seconds = read_all(url, asked, streams)
         speeds[0].append(sum(len(one.ids) for one in got) / seconds)
         under_load += [one.first for one in got]
-        if set(cases) == {"memory"}:
-            continue
         start = time.perf_counter()
         results = fader.batch([one.offline() for one in asked])
         expected = [result.answers[0].token_ids for result in results]
@@ -287,24 +303,14 @@ def _loaded(
             if one.cut is None:
                 compared += 1
                 wrong += mine.ids != theirs and not is_tie(fader, one, mine.ids, theirs)
-    after = _memory(url, process)
     for name in cases:
         if name == "streams-32":
             yield row("serve", name, *speeds, TARGETS[name])
-        elif name == "wrong":
+        else:
             yield {
                 **row("serve", name, [wrong], [compared], TARGETS[name], "answers"),
                 "ratio": round(1 - wrong / compared, 3),
                 "n": compared,
-            }
-        else:
-            found = row("serve", name, [after[0]], [before[0]], TARGETS[name], "MiB")
-            bounded = [round(after[1], 1), round(before[1], 1)]
-            yield {
-                **found,
-                "n": rounds * requests,
-                "cold": round(cold[0], 1),
-                "bounded": bounded,
             }
 
 

@@ -75,6 +75,7 @@ def rows(done: Done) -> list[dict]:
             "--same-as: is for GGUF files with --engine llama.cpp (got --engine torch)",
         ),
         (["chat", "--same-as", "y", "--engine", "vllm"], "(got --engine vllm)"),
+        (["serve", "--kv-bytes", "2 sheep"], "--kv-bytes: must be a size such as 512MiB or 2GB"),
         (["serve", "--same-as", "y"], "--same-as: is for GGUF files"),
         (["generate", "x", "--workers", "3"], "--workers: are those of --ray"),
         (["eval", "levels", "--workers", "3"], "--workers: are those of --ray"),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,11 +20,11 @@ from fader.cli.show import (
     RunBy,
     SameAs,
     commands,
-    model_as,
     needing,
     refuse_kin,
     screen,
     show,
+    size_of,
     with_strengths,
 )
 from fader.engine import builtin
@@ -75,6 +75,16 @@ def serve(
     seconds: Annotated[
         float, typer.Option(min=1, help="How long a request may take, waiting included.")
     ] = 600.0,
+    kv_bytes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help=(
+                "Memory for keys and values, remembered prompts among them, such as 2GB; left out:"
+                " a quarter of what is free."
+            ),
+        ),
+    ] = None,
     waiting: Annotated[
         int, typer.Option(min=1, help="Requests that may wait for memory; others get 429.")
     ] = 256,
@@ -126,9 +136,16 @@ def serve(
             " write the checkpoint to serve with `fader vectors merge`"
         )
     refuse_kin(engine.value, same_as)
-    merged = with_strengths(merge or ())
     make = partial(
-        _backend, model, called, limits.waiting, share_prompts, engine.value, same_as, merged
+        _backend,
+        model,
+        called,
+        engine.value,
+        same_as,
+        with_strengths(merge or ()),
+        size_of("--kv-bytes", kv_bytes),
+        share_prompts=share_prompts,
+        max_waiting=limits.waiting,
     )
     backend: Backend
     if replicas is None:
@@ -151,21 +168,19 @@ def serve(
 def _backend(
     model: str,
     called: str,
-    waiting: int,
-    share_prompts: bool,
     by: EngineName,
     same_as: str | None,
     merged: Mapping[Vector, float],
+    kv_bytes: int | None,
+    **settings: Any,
 ) -> Backend:
     """The backend of one process."""
-    given = model_as(model, by, same_as)
     if by == "vllm":
-        return VLLM(
-            given, name=called, max_waiting=waiting, share_prompts=share_prompts, merge=merged
-        )
-    backbone = loader(by)(given) if isinstance(given, str) else given
+        return VLLM(model, name=called, merge=merged, kv_bytes=kv_bytes, **settings)
+    kin = {} if same_as is None else {"same_as": same_as}
+    backbone = loader(by)(model, kv_bytes=kv_bytes, **kin)
     backbone.name = called
-    return Local(backbone, max_waiting=waiting, share_prompts=share_prompts)
+    return Local(backbone, **settings)
 
 
 def _bounds(replicas: str) -> tuple[int, int]:

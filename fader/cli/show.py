@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ByteSize, TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
@@ -72,6 +73,16 @@ def model_as(model: str, by: EngineName, same_as: str | None) -> str | Backbone:
     """What a `Fader` takes for --model: its name, or with --same-as the model itself, loaded."""
     refuse_kin(by, same_as)
     return model if same_as is None else load_gguf(model, same_as=same_as)
+
+
+def size_of(option: str, text: str | None) -> int | None:
+    """The bytes that an option's value says, such as 512MiB or 2GB."""
+    if text is None:
+        return None
+    try:
+        return TypeAdapter(ByteSize).validate_python(text)
+    except ValueError:
+        raise ValueError(f"{option}: must be a size such as 512MiB or 2GB (got {text!r})") from None
 
 
 def refuse_kin(by: EngineName, same_as: str | None) -> None:
