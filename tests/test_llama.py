@@ -369,12 +369,22 @@ class TestMeasuring:
 
     def test_the_fastest_batch_is_taken_and_kept(self, file, calls):
         assert self.load(file).max_batch_tokens == 128
-        assert {*calls} == {1, 64, 128, 256, 512}
+        assert {*calls} == {1, 4, 64, 128, 256, 512}
         calls.clear()
         again = self.load(file)
         assert (again.max_batch_tokens, again.threads in (4, 2)) == (128, True)
         assert not calls
         assert self.load(file, "default").max_batch_tokens == 512
+
+    @pytest.mark.parametrize(("half", "best"), [(0.97, 4), (0.5, 2)])
+    def test_fewer_threads_are_taken_where_they_are_faster(
+        self, file, calls, monkeypatch, half, best
+    ):
+        from fader.engine.llama import measure
+
+        times = {4: 1.0, 2: half}
+        monkeypatch.setattr(measure, "_step_seconds", lambda _, threads: times[threads])
+        assert self.load(file).threads == best
 
     def test_a_batch_that_is_kept_and_cannot_be_is_measured_anew(self, file, calls, tmp_path):
         self.load(file)
@@ -392,11 +402,11 @@ class TestMeasuring:
 
         monkeypatch.setattr(measure, "_SECONDS", 1.0)
         assert self.load(file).max_batch_tokens == 512
-        assert {*calls} == {1, 64}
+        assert {*calls} == {1, 4, 64}
 
     def test_by_hand(self, file, calls, monkeypatch):
         assert self.load(file, batch=7).max_batch_tokens == 7
-        assert {*calls} == {1}
+        assert {*calls} == {1, 4}
         monkeypatch.setenv("FADER_LLAMA_BATCH", "100")
         assert self.load(file).max_batch_tokens == 100
         for value in ("0", "513", "many"):

@@ -19,8 +19,9 @@ BATCH = 512
 """Tokens of one call of llama.cpp at most."""
 SIZES = (BATCH, 256, 128, 64)
 """Numbers of tokens that are measured."""
-_STEPS = 3  # of each thread count, of which the fastest counts
-_GAIN = 0.95  # fewer tokens must take less than this share of the most's time for each
+_ROWS = (1, 4)  # tokens of a step, of one request and of several, by which threads are compared
+_STEPS = 3  # of each, of which the fastest counts
+_GAIN = 0.95  # fewer threads, or fewer tokens for each, must take less than this share of the time
 _SECONDS = 10.0  # a batch is not measured where it would take longer
 
 
@@ -65,6 +66,7 @@ def choose(
         "cpu": cpu(),
         "system": library().llama_print_system_info().decode(errors="replace"),
         "threads": threads,
+        "rows": [*_ROWS],
         "sizes": sizes,
         **weights,
     }
@@ -76,7 +78,9 @@ def choose(
         return known
     if is_busy():
         return usual
-    best = min(threads, key=lambda count: _step_seconds(context, count))
+    each = {count: _step_seconds(context, count) for count in threads}
+    best = min(threads, key=lambda count: each[count])
+    best = best if each[best] < _GAIN * each[threads[0]] else threads[0]
     library().llama_set_n_threads(context.handle, best, best)
     found = Fastest(key=key, quiet=True, threads=best, batch=_best_size(context, sizes))
     keep(found)
@@ -92,9 +96,9 @@ def _thread_counts() -> list[int]:
 
 
 def _step_seconds(context: Context, threads: int) -> float:
-    """How long one token takes with so many threads."""
+    """How long steps of `_ROWS` take in all with so many threads."""
     library().llama_set_n_threads(context.handle, threads, threads)
-    return min(_seconds(context, 1) for _ in range(_STEPS + 1))
+    return sum(min(_seconds(context, rows) for _ in range(_STEPS + 1)) for rows in _ROWS)
 
 
 def _best_size(context: Context, sizes: Iterable[int]) -> int:
