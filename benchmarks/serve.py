@@ -41,10 +41,10 @@ from fader.engine import builtin
 TARGETS: dict[str, float | None] = {
     "streams-32": 0.8,
     "wrong": 1.0,
-    "memory": 0.95,
     "idle": 0.97,
     "ttft": None,
     "admission": None,
+    "memory": 0.95,
 }
 LOADED = ("streams-32", "wrong")
 KV_BYTES = "1GB"

@@ -30,7 +30,7 @@ CASES = {
     ),
     "serve": (
         {"requests": 10, "streams": 4, "tokens": 2, "turns": 1},
-        ["streams-32", "wrong", "memory", "idle", "ttft", "admission"],
+        ["streams-32", "wrong", "idle", "ttft", "admission", "memory"],
     ),
     "deal": (
         {"count": 1, "tokens": 3, "rounds": 1},
