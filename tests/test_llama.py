@@ -372,18 +372,22 @@ class TestMeasuring:
         assert {*calls} == {1, 4, 64, 128, 256, 512}
         calls.clear()
         again = self.load(file)
-        assert (again.max_batch_tokens, again.threads in (4, 2)) == (128, True)
+        assert (again.max_batch_tokens, {*again.threads} <= {4, 2}) == (128, True)
         assert not calls
         assert self.load(file, "default").max_batch_tokens == 512
 
-    @pytest.mark.parametrize(("half", "best"), [(0.97, 4), (0.5, 2)])
+    @pytest.mark.parametrize(
+        ("half", "best"), [((0.97, 0.97), (4, 4)), ((0.5, 1.2), (2, 4)), ((1.2, 0.5), (4, 2))]
+    )
     def test_fewer_threads_are_taken_where_they_are_faster(
         self, file, calls, monkeypatch, half, best
     ):
         from fader.engine.llama import measure
 
-        times = {4: 1.0, 2: half}
-        monkeypatch.setattr(measure, "_step_seconds", lambda _, threads: times[threads])
+        times = {(4, 1): 1.0, (4, 4): 1.0, (2, 1): half[0], (2, 4): half[1]}
+        monkeypatch.setattr(
+            measure, "_call_seconds", lambda _, threads, count: times[threads, count]
+        )
         assert self.load(file).threads == best
 
     def test_a_batch_that_is_kept_and_cannot_be_is_measured_anew(self, file, calls, tmp_path):

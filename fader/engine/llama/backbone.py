@@ -101,8 +101,8 @@ class LlamaBackbone:
         weights = {"gpu": options.n_gpu_layers != 0, "weights": self._file.kinds}
         room = min(cells, self.max_length)
         fastest = choose(self._contexts.all[0], weights, room, measured, batch)
-        self.threads, self.max_batch_tokens = fastest.threads, fastest.batch
-        self._contexts.set_threads(self.threads)
+        self.threads, self.max_batch_tokens = (fastest.threads, fastest.several), fastest.batch
+        self._contexts.set_threads(*self.threads)
 
     @property
     def dtype(self) -> str:

@@ -77,11 +77,12 @@ class Contexts:
             if any(one is vector for one, _ in context.mixture):
                 self.use(context, ())
 
-    def set_threads(self, threads: int) -> None:
-        """How many threads all of them compute with, those to come too."""
-        self._settings.n_threads = self._settings.n_threads_batch = threads
+    def set_threads(self, one: int, several: int) -> None:
+        """How many threads all of them, those to come too, compute with where a call reads one
+        token, and where it reads several."""
+        self._settings.n_threads, self._settings.n_threads_batch = one, several
         for context in self.all:
-            library().llama_set_n_threads(context.handle, threads, threads)
+            library().llama_set_n_threads(context.handle, one, several)
 
 
 def free(contexts: Sequence[Context], model: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -19,7 +19,7 @@ BATCH = 512
 """Tokens of one call of llama.cpp at most."""
 SIZES = (BATCH, 256, 128, 64)
 """Numbers of tokens that are measured."""
-_ROWS = (1, 4)  # tokens of a step, of one request and of several, by which threads are compared
+_SEVERAL = 4  # tokens of a call that is measured as one of several
 _STEPS = 3  # of each, of which the fastest counts
 _GAIN = 0.95  # fewer threads, or fewer tokens for each, must take less than this share of the time
 _SECONDS = 10.0  # a batch is not measured where it would take longer
@@ -29,7 +29,9 @@ class Fastest(Measured):
     """What is the fastest for a model."""
 
     threads: PositiveInt
-    """Threads that compute."""
+    """Threads that compute where a call reads one token."""
+    several: PositiveInt
+    """And where it reads several: there a second thread of one core gains more."""
     batch: PositiveInt
     """Tokens of one call at most."""
 
@@ -66,23 +68,22 @@ def choose(
         "cpu": cpu(),
         "system": library().llama_print_system_info().decode(errors="replace"),
         "threads": threads,
-        "rows": [*_ROWS],
+        "several": _SEVERAL,
         "sizes": sizes,
         **weights,
     }
-    usual = Fastest(key=key, quiet=False, threads=threads[0], batch=sizes[0])
+    usual = Fastest(key=key, quiet=False, threads=threads[0], several=threads[0], batch=sizes[0])
     if not measured or len(threads) == len(sizes) == 1:
         return usual
     known = kept(Fastest, key)
-    if known and known.threads in threads and known.batch in sizes:
+    if known and {known.threads, known.several} <= {*threads} and known.batch in sizes:
         return known
     if is_busy():
         return usual
-    each = {count: _step_seconds(context, count) for count in threads}
-    best = min(threads, key=lambda count: each[count])
-    best = best if each[best] < _GAIN * each[threads[0]] else threads[0]
-    library().llama_set_n_threads(context.handle, best, best)
-    found = Fastest(key=key, quiet=True, threads=best, batch=_best_size(context, sizes))
+    one, several = (_best_count(context, threads, tokens) for tokens in (1, _SEVERAL))
+    library().llama_set_n_threads(context.handle, one, several)
+    size = _best_size(context, sizes)
+    found = Fastest(key=key, quiet=True, threads=one, several=several, batch=size)
     keep(found)
     return found
 
@@ -95,10 +96,17 @@ def _thread_counts() -> list[int]:
     return sorted({most, max(1, most // 2)}, reverse=True)
 
 
-def _step_seconds(context: Context, threads: int) -> float:
-    """How long steps of `_ROWS` take in all with so many threads."""
+def _best_count(context: Context, counts: Sequence[int], tokens: int) -> int:
+    """All threads, or fewer where a call of so many tokens takes less time with them."""
+    each = {count: _call_seconds(context, count, tokens) for count in counts}
+    best = min(counts, key=lambda count: each[count])
+    return best if each[best] < _GAIN * each[counts[0]] else counts[0]
+
+
+def _call_seconds(context: Context, threads: int, tokens: int) -> float:
+    """How long a call of so many tokens takes with so many threads."""
     library().llama_set_n_threads(context.handle, threads, threads)
-    return sum(min(_seconds(context, rows) for _ in range(_STEPS + 1)) for rows in _ROWS)
+    return min(_seconds(context, tokens) for _ in range(_STEPS + 1))
 
 
 def _best_size(context: Context, sizes: Iterable[int]) -> int:
