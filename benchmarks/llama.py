@@ -166,7 +166,7 @@ def _own_loop(fader: Fader, tokens: int) -> Callable[[], float]:
     options.n_gpu_layers = 0
     model = L.llama_model_load_from_file(str(builtin_file()).encode(), options)
     settings.n_ctx = settings.n_batch = 1024
-    settings.n_threads = settings.n_threads_batch = backbone.threads
+    settings.n_threads, settings.n_threads_batch = backbone.threads
     context = L.llama_init_from_model(model, settings)
     memory = L.llama_get_memory(context)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import psutil
@@ -20,7 +21,7 @@ BATCH = 512
 SIZES = (BATCH, 256, 128, 64)
 """Numbers of tokens that are measured."""
 _SEVERAL = 4  # tokens of a call that is measured as one of several
-_STEPS = 3  # of each, of which the fastest counts
+_TURNS = 8  # calls by which thread counts are compared, of which the first does not count
 _GAIN = 0.95  # fewer threads, or fewer tokens for each, must take less than this share of the time
 _SECONDS = 10.0  # a batch is not measured where it would take longer
 
@@ -68,7 +69,7 @@ def choose(
         "cpu": cpu(),
         "system": library().llama_print_system_info().decode(errors="replace"),
         "threads": threads,
-        "several": _SEVERAL,
+        "calls": [_SEVERAL, _TURNS],
         "sizes": sizes,
         **weights,
     }
@@ -97,8 +98,13 @@ def _thread_counts() -> list[int]:
 
 
 def _best_count(context: Context, counts: Sequence[int], tokens: int) -> int:
-    """All threads, or fewer where a call of so many tokens takes less time with them."""
-    each = {count: _call_seconds(context, count, tokens) for count in counts}
+    """All threads, or fewer where a call of so many tokens takes less time with them: medians of
+    calls in turns."""
+    taken: dict[int, list[float]] = {count: [] for count in counts}
+    for _ in range(_TURNS):
+        for count, times in taken.items():
+            times.append(_call_seconds(context, count, tokens))
+    each = {count: median(times[1:]) for count, times in taken.items()}
     best = min(counts, key=lambda count: each[count])
     return best if each[best] < _GAIN * each[counts[0]] else counts[0]
 
@@ -106,7 +112,7 @@ def _best_count(context: Context, counts: Sequence[int], tokens: int) -> int:
 def _call_seconds(context: Context, threads: int, tokens: int) -> float:
     """How long a call of so many tokens takes with so many threads."""
     library().llama_set_n_threads(context.handle, threads, threads)
-    return min(_seconds(context, tokens) for _ in range(_STEPS + 1))
+    return _seconds(context, tokens)
 
 
 def _best_size(context: Context, sizes: Iterable[int]) -> int:
