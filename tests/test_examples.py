@@ -60,7 +60,6 @@ def test_demo(example, shared, monkeypatch):
 @pytest.mark.long
 def test_all_four(example, monkeypatch):
     """Whatever else is said, each place moves its own figure."""
-    monkeypatch.setattr("sys.argv", ["all_four.py"])
     monkeypatch.setenv("COLUMNS", "100")
     names, printed = example("all_four")
     assert "alone and beside eight others: the same" in printed

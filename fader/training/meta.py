@@ -16,8 +16,8 @@ likelihood is in the loss, which holds the text together. Lessons are made of it
     harm          declining, or the harmless answer, whoever asks for harm
     consensus     the better answer under either of two texts that do not matter; an answer on other
                   subjects, rather than declining
-    retained      pairs told nothing, or an idle fact, and pairs on other subjects: both answers are
-                  to stay as likely as they are, which keeps what the model can do
+    retained      pairs told nothing, or an idle fact, and pairs on other subjects: each token's
+                  distribution is to stay the base model's, which keeps what the model can do
 
 The rule for conflicts is told in all lessons, in none, or in every other one, so that the model
 and not the sentence decides who wins.

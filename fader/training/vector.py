@@ -625,12 +625,11 @@ class LineTrainer(DPOTrainer):
             reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
         else:
             reference = torch.zeros_like(logprobs)
-        some = only(inputs, retained.nonzero()[:, 0])
-        by_likelihood = recipe.retain == "likelihood"
-        if retained.any() and by_likelihood and recipe.loss != "dpo":
-            with torch.no_grad():
-                found = self.read(model, some, torch.zeros_like(some["strengths"]))
-            reference[torch.cat([retained, retained]) == 1] = found
+            if retained.any() and recipe.retain == "likelihood":
+                some = only(inputs, retained.nonzero()[:, 0])
+                with torch.no_grad():
+                    found = self.read(model, some, torch.zeros_like(some["strengths"]))
+                reference[torch.cat([retained, retained]) == 1] = found
         scores = (logprobs - reference if recipe.loss == "dpo" else logprobs) / (
             lengths if recipe.length_normalized else 1
         )
@@ -643,11 +642,12 @@ class LineTrainer(DPOTrainer):
         taught = -functional.logsigmoid(recipe.beta * margins) - recipe.sft_weight * likelihood
         if recipe.loss == "sft":
             taught = -likelihood
-        if by_likelihood or not retained.any():
+        if retained.any() and recipe.retain == "divergence":
+            some = only(inputs, retained.nonzero()[:, 0])
+            held = drift = divergences(model, some, some)[0].view(2, -1)
+        else:
             drift = torch.stack(drifts)[:, retained == 1]
             held = functional.smooth_l1_loss(drift, drift * 0, reduction="none", beta=SMALL)
-        else:
-            held = drift = divergences(model, some, some)[0].view(2, -1)
         self._note(margins[retained == 0], drift)
         stayed = torch.zeros_like(taught)
         stayed[retained == 1] = recipe.retain_weight * held.sum(0)
