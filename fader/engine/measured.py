@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import re
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,9 @@ from pydantic import BaseModel, ConfigDict
 from fader.engine import builtin
 from fader.files import write_whole
 
-_BUSY = 20.0  # percent of the CPUs: above that, other processes disturb a measurement
+_BUSY = 0.2  # share of the CPUs: above that, other processes disturb a measurement
+_WATCHED = 0.2  # seconds
+_RESTING = ("idle", "iowait", "guest", "guest_nice")  # guests' time is counted in users' already
 
 
 class Measured(BaseModel):
@@ -51,8 +54,16 @@ def keep(found: Measured) -> None:
 
 
 def is_busy() -> bool:
-    """Whether other processes compute at present."""
-    return psutil.cpu_percent(interval=0.1) > _BUSY
+    """Whether other processes compute at present. What this one does does not count: its threads
+    may still spin after a load."""
+    process = psutil.Process()
+    before, own_before = psutil.cpu_times(), process.cpu_times()
+    time.sleep(_WATCHED)
+    after, own_after = psutil.cpu_times(), process.cpu_times()
+    whole = sum(after) - sum(before)
+    rest = sum(getattr(after, kind, 0.0) - getattr(before, kind, 0.0) for kind in _RESTING)
+    own = own_after.user + own_after.system - own_before.user - own_before.system
+    return whole - rest - own > _BUSY * whole
 
 
 def cpu() -> str:
