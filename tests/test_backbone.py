@@ -104,6 +104,7 @@ def test_too_long_a_prompt_is_refused(tiny):
         tiny.generate("the sea", max_tokens=600)
 
 
-def test_kv_bytes_too_small(tiny_folder):
-    with pytest.raises(ValueError, match="kv_bytes: 100 holds no 64 positions"):
-        load(str(tiny_folder), kv_bytes=100)
+@pytest.mark.parametrize("kv_bytes", [100, 0, -1])
+def test_kv_bytes_too_small(tiny_folder, kv_bytes):
+    with pytest.raises(ValueError, match=f"kv_bytes: {kv_bytes} holds no 64 positions"):
+        load(str(tiny_folder), kv_bytes=kv_bytes)

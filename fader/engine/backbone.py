@@ -60,12 +60,9 @@ class TorchBackbone:
         shapes, expected, read_order = _probe(name, model)
         layers, heads, key_dim, value_dim = shapes
         bytes_per_position = layers * heads * (key_dim + value_dim) * self.dtype.itemsize
-        budget = (
-            (kv_bytes or _spare_bytes(self.device))
-            // bytes_per_position
-            // TorchMemory.STEP
-            * TorchMemory.STEP
-        )
+        if kv_bytes is None:
+            kv_bytes = _spare_bytes(self.device)
+        budget = kv_bytes // bytes_per_position // TorchMemory.STEP * TorchMemory.STEP
         if budget < TorchMemory.STEP:
             raise ValueError(
                 f"kv_bytes: {kv_bytes} holds no {TorchMemory.STEP} positions of {name}; give at"
