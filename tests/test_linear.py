@@ -2,6 +2,8 @@
 turned off."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -321,3 +323,36 @@ class TestDtype:
 def test_no_products_need_no_kernels(cache):
     choose_kernels([])
     assert not cache.exists()
+
+
+GROWTH = """
+import psutil, sys, torch
+from fader.engine.loading import load
+load(sys.argv[1])
+weight = torch.randn(256, 128)
+packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
+def multiply(rows):
+    x = torch.randn(rows, 128)
+    torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+multiply(1000)
+before = psutil.Process().memory_info().rss
+for rows in range(1, 601):
+    multiply(rows)
+print((psutil.Process().memory_info().rss - before) / 2**20)
+"""
+
+
+def test_prompts_of_every_length_leave_no_code_behind(tiny_folder):
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, str(tiny_folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) < 100  # MiB; 370 where all are kept

@@ -130,6 +130,14 @@ def measuring(asked: str | None) -> bool:
     return value == "measured"
 
 
+def bound_caches() -> None:
+    """Let oneDNN keep the code and the plans of 64 products instead of 1,024 (unless the process's
+    environment says how many): each number of rows needs its own, .4 MB each, and prompts of mixed
+    lengths need all numbers. To be called before the first product, since it reads them then."""
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(variable, "64")
+
+
 def choose_threads(shapes: Mapping[Shape, int], dtype: torch.dtype) -> int:
     """The fastest thread count for a model with so many layers of each shape: torch's own, or its
     half, a quarter and so on; as kept, else measured and kept.

@@ -38,6 +38,7 @@ from transformers.utils import logging as transformers_logging
 
 from fader.engine import builtin
 from fader.engine.backbone import TorchBackbone
+from fader.engine.kernels import bound_caches
 from fader.engine.linear import choose_dtype
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -91,6 +92,7 @@ def load(
     OSError for one that cannot be had. One line on standard error names the settings of the model's
     generation_config that are not applied.
     """
+    bound_caches()
     device = device or (
         "cuda"
         if torch.cuda.is_available()
