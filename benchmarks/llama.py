@@ -1,8 +1,8 @@
 """llama.cpp against PyTorch, on the same prompts with the same engine: plain greedy decoding, a
 contrast guide, three mixtures, look-ahead search, reading prompts. The file is the built-in model's
-quantised one; `f32-`: float32 weights, whose tokens must be PyTorch's. The other side is our own
-engine in float32; with `-bfloat16` in that type; of `plain-1` it is transformers' `generate`, and
-of `over-own-loop` llama.cpp's own greedy loop.
+quantised one; `f32-`: float32 weights, whose tokens must be PyTorch's; `q4_0-`: four bits a weight.
+The other side is our own engine in float32; with `-bfloat16` in that type; of `plain-1` it is
+transformers' `generate`, and of `over-own-loop` llama.cpp's own greedy loop.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ TARGETS: dict[str, float | None] = {
     "mixtures-3": None,
     "lookahead": 1.3,
     "read": None,
+    "q4_0-contrast-1": None,
+    "q4_0-lookahead": None,
     "f32-plain-1": 1.3,
     "over-own-loop": 0.8,
 }
@@ -51,16 +53,20 @@ TARGETS: dict[str, float | None] = {
 class _Sides(ExitStack):
     """The engines, each made when a case first needs it."""
 
-    @cached_property
-    def llama(self) -> Fader:
-        return self.enter_context(Fader(engine="llama.cpp", share_prompts=False))
+    def __init__(self) -> None:
+        super().__init__()
+        self._files: dict[str, Fader] = {}
 
-    @cached_property
-    def whole(self) -> Fader:
-        """The file of float32 weights."""
-        folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
-        file = convert(builtin.NAME, folder / "float32.gguf", "f32")
-        return self.enter_context(Fader(str(file), engine="llama.cpp", share_prompts=False))
+    def llama(self, kind: str) -> Fader:
+        """llama.cpp on the built-in model as a file of that type; "" is the one it comes in."""
+        if kind not in self._files:
+            name = builtin.NAME
+            if kind:
+                folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+                name = str(convert(name, folder / "model.gguf", kind))
+            made = Fader(name, engine="llama.cpp", share_prompts=False)
+            self._files[kind] = self.enter_context(made)
+        return self._files[kind]
 
     @cached_property
     def float32(self) -> Fader:
@@ -78,8 +84,9 @@ def run(
     cases = chosen(case, TARGETS)
     with _Sides() as sides:
         for name, target in cases.items():
-            kind, _, rest = name.removeprefix("f32-").partition("-")
-            ours = sides.whole if name.startswith("f32-") else sides.llama
+            file = next((kind for kind in ("f32", "q4_0") if name.startswith(f"{kind}-")), "")
+            kind, _, rest = name.removeprefix(f"{file}-").partition("-")
+            ours = sides.llama(file)
             unit = "answers/s" if kind == "lookahead" else "tokens/s"
             theirs = None
             if name == "plain-1":
@@ -87,7 +94,7 @@ def run(
             elif name == "over-own-loop":
                 kind, theirs = "plain", _own_loop(ours, tokens)
             asked = _asked(kind, rest, words)
-            answers: list[Any] = [] if name.startswith("f32-") else [None]
+            answers: list[Any] = [] if file == "f32" else [None]
             if theirs is None:
                 other = sides.bfloat16 if name.endswith("bfloat16") else sides.float32
                 theirs = _answering(other, asked, tokens, kind, answers)
