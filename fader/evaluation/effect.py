@@ -3,6 +3,7 @@ most of answers that the vector was not trained on."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,9 +19,12 @@ from fader.evaluation.pairs import pairs
 from fader.evaluation.suite import Suite
 from fader.evaluation.tune import alone, curves, top1
 from fader.fader import Fader
+from fader.request import Request
+from fader.schema import Invalid
 from fader.vectors.peft_folder import CONFIG
 from fader.vectors.vector import Vector
 
+log = logging.getLogger(__name__)
 STRENGTHS = (-1.0, -0.35, 0.0, 0.5, 1.0)
 
 
@@ -34,14 +38,22 @@ def note_effect(
 ) -> Vector:
     """Measure the vector on `items` and write the effect into its card in `folder`. Returns the
     vector with that card. `seen`: the vector was trained on these items, and the card says so.
-    `held_out`: pairs that it was not trained on; the card has their metrics with intervals.
+    `held_out`: pairs that it was not trained on; the card has their metrics with intervals. Items
+    that the model cannot read, such as too long ones, are left out; the card has their number, a
+    warning the first reason too.
 
     Raises ValueError if another vector has come into the folder meanwhile.
     """
     with Fader(model, dtype=quick_dtype()) as fader:
         fader.add_vector(vector)
+        faults = [fault for item in items for fault in _faults(fader, item)[:1]]
+        items = [item for item in items if not _faults(fader, item)]
+        held_out = [pair for pair in held_out if not _faults(fader, pair)]
         cache = ResultCache(fader)
         found = effect(cache, vector.name, items) | ({"seen_in_training": True} if seen else {})
+        if faults:
+            log.warning("%d items are not measured: %s", len(faults), faults[0])
+            found["not_measured"] = len(faults)
         if held_out:
             suite = Suite(cache, pairs=held_out, vectors={"": vector.name})
             found["held_out"] = [asdict(metric) for metric in pairs(suite, STRENGTHS)]
@@ -50,6 +62,15 @@ def note_effect(
     noted = replace(vector, card={**vector.card, "effect": found})
     noted.save(folder)
     return noted
+
+
+def _faults(fader: Fader, item: Item) -> list[Invalid]:
+    """Why the model cannot read the item's conversation with each of its answers, if so."""
+    pair = item.pair() if isinstance(item, LevelItem) else item
+    answers = {pair.chosen, pair.rejected}
+    answers |= set(item.answers.values()) if isinstance(item, LevelItem) else set()
+    request = Request.of({"messages": [turn.model_dump() for turn in pair.messages]})
+    return fader.backend.check(request, [*answers])
 
 
 def effect(cache: ResultCache, name: str, items: Sequence[Item]) -> dict[str, Any]:
