@@ -307,6 +307,15 @@ def test_some_lessons_of_a_batch_are_read_as_in_it(tiny_folder):
         torch.testing.assert_close(found, all_of_side[[1, 3]])
 
 
+def test_a_pair_told_once_is_told_twice_so_that_lessons_stay_in_step():
+    first, second = family("x", [pair("q", "aaaa", "bbbb")]).flips("train")[0]
+    lessons = told_lessons([(first, second), (first,)], [], "principle")
+    assert len(lessons) % 2 == 0
+    assert {
+        len({one.chosen, two.chosen}) for one, two in zip(lessons[::2], lessons[1::2], strict=True)
+    } == {1, 2}
+
+
 @warnings_of_the_trainer
 def test_lessons_that_are_no_flips_are_refused(tmp_path, tiny_folder):
     lessons = told_lessons(taught_flips(starter_families(), share=0.02), [], "principle")

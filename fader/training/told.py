@@ -54,7 +54,8 @@ def told_lessons(
     examples: int = 0,
 ) -> list[Lesson]:
     """One pass through the flips in an order, and in wordings, drawn by `seed`. `idle`: facts about
-    a user from which nothing follows. `examples`: how many answers that do what is told a teacher
+    a user from which nothing follows. A pair told an odd number of times is told once more, so that
+    all stay in step with the batches. `examples`: how many answers that do what is told a teacher
     is shown, to other questions of the family."""
     dice = random.Random(seed)
     wordings: dict[str, dict[str, Sequence[str]]] = {}
@@ -72,7 +73,7 @@ def told_lessons(
             for family in dice.sample(others, min(count, len(others)))
         ]
         place = dice.randint(0, len(beside))
-        for judged in flip:
+        for judged in (*flip, *flip[: len(flip) % 2]):
             texts = [*beside[:place], dice.choice(judged.wordings), *beside[place:]]
             told = Preferences(user=tuple(texts), rendering=rendering)
             pair = judged.pair
