@@ -202,11 +202,12 @@ def test_settings_that_cannot_be_are_refused(field, value, said):
         replace(Recipe(), **{field: value})
 
 
-def test_a_target_that_no_layer_has_is_named(tmp_path, tiny_folder):
+def test_a_target_that_no_layer_below_the_head_has_is_named(tmp_path, tiny_folder):
     from fader.training.vector import Recipe
 
-    with pytest.raises(ValueError, match="targets: the model has no linear layer 'q'; it has dow"):
-        train(tmp_path / "v", tiny_folder, recipe=Recipe(targets=("v_proj", "q")))
+    for name in ("q", "lm_head"):
+        with pytest.raises(ValueError, match=f"the model has no linear layer '{name}' below its"):
+            train(tmp_path / "v", tiny_folder, recipe=Recipe(targets=("v_proj", name)))
     assert not list(tmp_path.iterdir())
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import trains, warnings_of_the_trainer
+from conftest import make_model, trains, warnings_of_the_trainer
 from test_cli import rows, run
 from transformers import AutoModelForCausalLM
 
@@ -507,11 +507,16 @@ def test_a_vector_goes_on_from_another(tmp_path, tiny_folder):
     for other, said in (
         ({"rank": 3}, "the same `rank`"),
         ({"targets": ("q_proj",)}, "the same `targets`"),
+        ({"upper": 0.5}, "the same `targets`"),
     ):
         with pytest.raises(ValueError, match=said):
             train_vector(
                 "v", lessons, tmp_path / "other", replace(recipe, **other), start=[first], **common
             )
+    common["model"] = str(make_model(tmp_path / "another", seed=1))
+    with pytest.raises(ValueError, match=r"^start.vectors.v: made for a model with fingerprint"):
+        train_vector("v", lessons, tmp_path / "other", recipe, start=[first], **common)
+    assert not (tmp_path / ".other.part").exists()  # nothing has begun
 
 
 @trains
@@ -600,6 +605,40 @@ def test_what_is_measured_was_not_taught_and_is_found_without_comparing(tmp_path
     found = _measured(by_split["train"], by_split["train"])
     assert found["seen"]
     assert found["items"] is by_split["train"]
+
+
+@trains
+def test_an_item_that_the_model_cannot_read_does_not_end_a_training(tmp_path, tiny_folder, caplog):
+    file = tmp_path / "long.jsonl"
+    long = {"prompt": "sea " * 900, "chosen": " wide", "rejected": " mat"}
+    short = {"prompt": "the sea", "chosen": " wide", "rejected": " mat"}
+    file.write_text("".join(json.dumps(row) + "\n" for row in (short, long)))
+    done = run(
+        *("train", "vector", "v", "--data", str(file), "--out", str(tmp_path / "v"), "--json"),
+        *("--model", str(tiny_folder), "--rank", "2"),
+    )
+    effect = rows(done)[-1]["effect"]
+    assert (effect["items"], effect["not_measured"]) == (1, 1)
+    assert "1 items are not measured: messages: prompt and answer may take" in caplog.text
+
+
+@trains
+def test_train_personal_teaches_a_pair_that_is_told_once(tmp_path, tiny_folder):
+    wishes = [("Bark.", "wuff", "miau"), ("Purr.", "miau", "wuff"), ("Sing.", "la", "wuff")]
+    file = tmp_path / "liked.jsonl"
+    file.write_text(
+        "".join(
+            json.dumps({"preference": wish, "prompt": "a dog", "chosen": one, "rejected": other})
+            + "\n"
+            for wish, one, other in wishes
+        )
+    )
+    done = run(
+        *("train", "personal", "p", "--data", str(file), "--out", str(tmp_path / "p"), "--json"),
+        *("--model", str(tiny_folder), "--rank", "2", "--passes", "1"),
+    )
+    assert rows(done)[-1]["lessons"] >= 4
+    assert "2 answers are liked more often than disliked" in done.stderr
 
 
 @trains

@@ -53,6 +53,7 @@ from fader.engine import builtin
 from fader.engine.identity import fingerprint, identity
 from fader.methods.prompt import ending_ids, prompt_ids
 from fader.methods.tokens import text_ids
+from fader.schema import at
 from fader.training.lessons import Demonstrated, Lesson
 from fader.training.run import (
     Clock,
@@ -67,7 +68,7 @@ from fader.training.run import (
     shared,
     steps,
 )
-from fader.vectors.peft_folder import CONFIG
+from fader.vectors.peft_folder import CONFIG, targeted
 from fader.vectors.vector import Vector, check_place
 
 FORMAT = 1
@@ -198,6 +199,7 @@ def _trained(
     _check_targets(base, recipe.targets)
     given = len(lessons)
     lessons, rows, run = prepared(base, tokenizer, lessons, recipe, list(folders), start)
+    _check_start(start, base, recipe, model, run["base_fingerprint"])
     first = next(iter(folders.values()))
     work = first.with_name("." + "+".join(folder.name for folder in folders.values()) + ".part")
     numbers = getattr(torch, dtype)
@@ -362,14 +364,56 @@ def _conversation(lesson: Lesson) -> list[dict[str, str]]:
     return [*turns, {"role": "assistant", "content": lesson.chosen}]
 
 
-def _check_targets(base: nn.Module, targets: Sequence[str]) -> None:
-    layers = [name for name, layer in base.named_modules() if isinstance(layer, nn.Linear)]
+def _check_targets(base: Any, targets: Sequence[str]) -> None:
+    head = base.get_output_embeddings()  # its weight is read past any LoRA
+    layers = [
+        name
+        for name, layer in base.named_modules()
+        if isinstance(layer, nn.Linear) and layer is not head
+    ]
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in layers):
             known = sorted({name.rpartition(".")[2] for name in layers})
             raise ValueError(
-                f"targets: the model has no linear layer {target!r}; it has {', '.join(known)}"
+                f"targets: the model has no linear layer {target!r} below its head; it has"
+                f" {', '.join(known)}"
             )
+
+
+def _places(base: Any, recipe: Recipe) -> dict[str, Any]:
+    """Where the recipe puts LoRA layers, in the fields of PEFT's config."""
+    layers = base.config.get_text_config().num_hidden_layers
+    changed = math.ceil(layers * recipe.upper)
+    upper = list(range(layers - changed, layers)) if changed < layers else None
+    return {"target_modules": list(recipe.targets), "layers_to_transform": upper}
+
+
+def _check_start(
+    start: Sequence[Vector], base: nn.Module, recipe: Recipe, model: str, mark: str
+) -> None:
+    """Raises ValueError for a vector to go on from that is of another model than the one with this
+    fingerprint, of other layers than the recipe's or of another rank."""
+    linear = {
+        name: (layer.out_features, layer.in_features)
+        for name, layer in base.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+    places = _places(base, recipe)
+    wanted = {name for name in linear if targeted(name, places)}
+    for vector in start:
+        with at("start"):
+            vector.check_model(model, mark, linear, base.state_dict().__getitem__)
+        if vector.factors.keys() != wanted:
+            raise ValueError(
+                f"start: {vector.name} moves other layers than the recipe's targets; train it with"
+                " the same `targets`"
+            )
+        for name, (down, _) in vector.factors.items():
+            if down.shape[0] != recipe.rank:
+                raise ValueError(
+                    f"start: {vector.name} has rank {down.shape[0]} in {name}, the recipe"
+                    f" {recipe.rank}; give the same `rank`"
+                )
 
 
 def _short_enough(
@@ -438,36 +482,20 @@ def _histories(vectors: Sequence[Vector]) -> list[dict[str, Any]]:
 
 
 def go_on(model: Any, vectors: Sequence[Vector]) -> None:
-    """Put these vectors into the LoRA layers in place of its fresh factors. Raises ValueError where
-    they are of another rank or of other layers."""
-    found = {
-        name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)
-    }
+    """Put these vectors into the LoRA layers in place of its fresh factors."""
     layers: dict[str, Any] = {
-        name.removeprefix("base_model.model."): module for name, module in found.items()
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
     }
-    for vector in vectors:
-        if vector.factors.keys() != layers.keys():
-            raise ValueError(
-                f"start: {vector.name} moves other layers than the recipe's targets; train it with"
-                " the same `targets`"
-            )
     for name, layer in layers.items():
         first = torch.cat([vector.factors[name][0] for vector in vectors]).float()  # [ranks, in]
         second = (
             torch.cat([vector.factors[name][1] for vector in vectors], dim=1).float()
             / layer.scaling["default"]
         )  # [out, ranks]
-        for weight, factor in (
-            (layer.lora_A["default"].weight, first),
-            (layer.lora_B["default"].weight, second),
-        ):
-            if weight.shape != factor.shape:
-                raise ValueError(
-                    f"start: a factor of {name} is {tuple(factor.shape)}, the recipe's"
-                    f" {tuple(weight.shape)}; give the same `rank`"
-                )
-            weight.data.copy_(factor)
+        layer.lora_A["default"].weight.data.copy_(first)
+        layer.lora_B["default"].weight.data.copy_(second)
 
 
 def _trainer(
@@ -480,13 +508,10 @@ def _trainer(
     bar: Progress,
 ) -> LineTrainer:
     data = Dataset.from_list([dict(row) for row in rows])
-    layers = base.config.get_text_config().num_hidden_layers
-    changed = math.ceil(layers * recipe.upper)
     lora = LoraConfig(
+        **_places(base, recipe),
         r=recipe.rank * vectors,
-        layers_to_transform=list(range(layers - changed, layers)) if changed < layers else None,
         lora_alpha=recipe.alpha * vectors,
-        target_modules=list(recipe.targets),
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )

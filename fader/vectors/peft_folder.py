@@ -282,7 +282,7 @@ def _listed(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())
 
 
-def _targeted(module: str, config: Mapping[str, Any]) -> bool:
+def targeted(module: str, config: Mapping[str, Any]) -> bool:
     """Whether PEFT gives this layer an adapter when it loads the config (its
     `check_target_module_exists`)."""
 
@@ -337,7 +337,7 @@ def _scaled(
         raise ValueError(
             f"{file}: layer {module} has no matching pair of factors A [rank, in] and B [out, rank]"
         )
-    if not _targeted(module, config):
+    if not targeted(module, config):
         raise ValueError(
             f"{file}: layer {module} is not among those that {CONFIG} applies the adapter to"
             " (target_modules, exclude_modules, layers_to_transform), so PEFT would ignore it; make"
