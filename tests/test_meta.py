@@ -289,6 +289,10 @@ def item_row(**fields):
         (item_row(texts=None), "texts must be two, and none empty"),
         (item_row(part="consensus"), "texts: consensus holds whatever is told; take them out"),
         (item_row(harmful=["user"]), "harmful must be a list of some of query, first, second"),
+        (item_row(harmful=[["query"]]), "harmful must be a list of some of query, first, second"),
+        (item_row(refusal=5), "refusal must be a text"),
+        (item_row(harmful=["query"], refusal="b "), "refusal is the second answer too"),
+        (item_row(harmful=["first"], refusal="a"), "refusal is the first answer too"),
         (item_row(harmful=["query"]), "refusal must be a text that declines"),
         (item_row(part="helpful-based", harmful=["query"], refusal="no"), "part must be priority"),
         (item_row(answers=["a"]), "answers must be two texts"),
@@ -311,6 +315,8 @@ def test_faulty_items_are_named(tmp_path, row, said):
         ({"rejected": "a"}, "chosen and rejected are the same; take the record out"),
         ({"user": []}, "one of provider, user, facts, history must say something"),
         ({"user": [""]}, "user"),
+        ({"Provider": "Obey."}, "Provider: call the column 'provider'"),
+        ({"rendering": "tiers"}, "rendering: no field of a sample is called so"),
         ({"cell": "harmless-none-none"}, "cell must be of the priority matrix"),
     ],
 )
@@ -331,6 +337,20 @@ def test_tags_in_a_preference_stay_in_their_tier():
         shown = conversation(ASK, (one.told,), tokenizer())
         assert shown.count("</System Info>") == shown.count("<System Info>") == 1
         assert shown.index("</System Info>") < shown.index("Hi.") < shown.index("</User Info>")
+
+
+def test_preferences_of_which_no_item_can_be_made_are_refused(tmp_path):
+    told = FAMILIES[0].flips("train")[0]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps(judged_row(told[0])))
+    with pytest.raises(ValueError, match="no item can be made of its 1 preference records"):
+        build(*gather([file]), Place(tmp_path / "out.jsonl"))
+    same = [
+        replace(one, wordings=(text,)) for one, text in zip(told, ("Sing.", "sing"), strict=True)
+    ]
+    file.write_text("".join(json.dumps(judged_row(one)) + "\n" for one in same))
+    with pytest.raises(ValueError, match=r"pairs\.jsonl: 'sing' likes either answer to"):
+        gather([file])
 
 
 def test_a_set_is_built_of_items_and_of_preferences(tmp_path):

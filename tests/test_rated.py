@@ -132,7 +132,9 @@ def test_an_attribute_has_two_ends_and_a_gap_holds_something():
     with pytest.raises(ValueError, match="attribute: verbosity has no wording"):
         Attribute("verbosity", (), ("Little.",))
     with pytest.raises(ValueError, match="is said for both ends"):
-        Attribute("verbosity", ("Much.",), ("Much.",))
+        Attribute("verbosity", ("Much.",), (" much",))
+    with pytest.raises(ValueError, match="attribute: verbosity has an empty wording"):
+        Attribute("verbosity", ("Much.",), (" ",))
     with pytest.raises(ValueError, match="gap: must be above 0"):
         Gap(0)
     with pytest.raises(ValueError, match="gap: must be above 0"):

@@ -13,13 +13,14 @@ from typing import Any
 from fader.data import sources, splits
 from fader.data.datasheet import datasheet, table
 from fader.data.meta import PARTS, Cell, Item, Sample, annotated, item_of, matrix
-from fader.data.meta_files import once, read_items, row_of
+from fader.data.meta_files import read_items, row_of
 from fader.data.meta_teacher import make
-from fader.data.preferences import flips_of, read_judged
+from fader.data.preferences import flips_of, once, plain, read_judged
 from fader.data.prompts import META_PROMPTS, prompts_hash
 from fader.data.questions import Plan
 from fader.data.rounds import Made, Place, Prices, Tell
 from fader.endpoint import Endpoint
+from fader.schema import short
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,11 @@ def gather(files: Sequence[Path | str]) -> tuple[list[Item], int]:
             liked, other = (
                 once(text for one in side for text in one.wordings) for side in (same, others)
             )
+            if both := {*map(plain, liked)} & {*map(plain, other)}:
+                raise ValueError(
+                    f"{file}: {min(both)!r} likes either answer to"
+                    f" {short(first.pair.messages[-1].content)}; take one of the two records out"
+                )
             found.append(replace(item_of((first, others[0])), texts=(liked, other)))
     return found, alone
 
@@ -109,6 +115,11 @@ def build(items: Sequence[Item], alone: int, place: Place, seed: int = 0) -> Bui
     Raises ValueError for files whose changes would be lost, OSError where files cannot be written:
     they are as they were before.
     """
+    if not items:
+        raise ValueError(
+            f"data: no item can be made of its {alone} preference records; each needs one that"
+            " likes the other answer under an opposite preference"
+        )
     found = built(items, alone, seed)
     with place.held():
         place.write(*_written(found, place.out.name, [("seed", seed)]))

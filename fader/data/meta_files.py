@@ -9,12 +9,12 @@ wording or several, of which either answer follows one; none for consensus), and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
 from fader.data import sources, splits
-from fader.data.conversations import NoPreference, refuse_misspelt
+from fader.data.conversations import NoPreference, refuse_misspelt, unknown
 from fader.data.meta import (
     HARMS,
     PARTS,
@@ -23,6 +23,7 @@ from fader.data.meta import (
     Sample,
     matrix,
 )
+from fader.data.preferences import once, plain
 from fader.data.records import pair_of
 from fader.request import Preferences
 from fader.schema import parse, short
@@ -69,8 +70,8 @@ def _part(fields: Mapping[str, Any], where: str) -> Any:
 
 def _item(fields: Mapping[str, Any], where: str) -> Item:
     refuse_misspelt(fields, where, FIELDS)
-    if unknown := [name for name in fields if name not in FIELDS]:
-        raise ValueError(f"{where}: {unknown[0]}: no field of an item is called so; take it out")
+    if surplus := [name for name in fields if name not in FIELDS]:
+        raise ValueError(f"{where}: {surplus[0]}: no field of an item is called so; take it out")
     part = _part(fields, where)
     answers = fields.get("answers")
     if not _are_texts(answers) or len(answers) != 2:
@@ -87,20 +88,26 @@ def _item(fields: Mapping[str, Any], where: str) -> Item:
             )
     elif not all(map(_are_texts, sides)):
         raise ValueError(f"{where}: texts must be two, and none empty (got {short(texts)})")
-    if set(map(_plain, sides[0])) & set(map(_plain, sides[1])):
+    if set(map(plain, sides[0])) & set(map(plain, sides[1])):
         raise ValueError(f"{where}: texts: both sides say the same (got {short(texts)})")
     harmful = fields.get("harmful") or []
-    if not isinstance(harmful, list) or not set(harmful) <= set(HARMS):
+    if not isinstance(harmful, list) or any(what not in HARMS for what in harmful):
         raise ValueError(
             f"{where}: harmful must be a list of some of {', '.join(HARMS)} (got {short(harmful)})"
         )
     if harmful and part != "priority":
         raise ValueError(f"{where}: part must be priority where something is harmful (got {part})")
     refusal = fields.get("refusal") or ""
-    if harmful and not _are_texts([refusal]):
+    if (harmful or refusal) and not _are_texts([refusal]):
         raise ValueError(
             f"{where}: refusal must be a text that declines what is harmful (got {short(refusal)})"
         )
+    for what, answer in zip(HARMS[1:], answers, strict=True):
+        if {what, "query"} & set(harmful) and answer.strip() == refusal.strip():
+            raise ValueError(
+                f"{where}: refusal is the {what} answer too, which follows what is harmful (got"
+                f" {short(refusal)}); give an answer that does"
+            )
     pair = _pair(fields, answers, where)
     return Item(
         part,
@@ -125,6 +132,10 @@ def _pair(fields: Mapping[str, Any], answers: Sequence[str], where: str) -> Any:
 
 
 def _sample(fields: Mapping[str, Any], where: str) -> Sample:
+    refuse_misspelt(fields, where, SAMPLE_FIELDS)
+    rest = {name: value for name, value in fields.items() if name not in SAMPLE_FIELDS}
+    if surplus := unknown(rest):
+        raise ValueError(f"{where}: {surplus[0]}: no field of a sample is called so; take it out")
     part = _part(fields, where)
     named = fields.get("cell") or ""
     known = {str(cell): cell for cell in matrix()}
@@ -136,7 +147,6 @@ def _sample(fields: Mapping[str, Any], where: str) -> Sample:
     told = parse(Preferences, {name: fields[name] for name in TOLD if fields.get(name)}, where)
     if told.empty:
         raise ValueError(f"{where}: one of {', '.join(TOLD)} must say something")
-    rest = {name: value for name, value in fields.items() if name not in SAMPLE_FIELDS}
     try:
         pair = pair_of(rest, where)
     except NoPreference as why:
@@ -157,12 +167,3 @@ def _are_texts(value: Any) -> TypeGuard[list[str]]:
         and bool(value)
         and all(isinstance(text, str) and text.strip() for text in value)
     )
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).rstrip(".!")
-
-
-def once(texts: Iterable[str]) -> tuple[str, ...]:
-    """The wordings, those that differ in letter case, spaces or the last mark alone once."""
-    return tuple({_plain(text): text for text in reversed([*texts])}.values())[::-1]

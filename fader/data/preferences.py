@@ -195,6 +195,17 @@ def _made_of(name: str, poles: tuple[str, str], records: Sequence[Judged]) -> Fa
     return Family(name, poles, both(True), both(False), tuple(pairs), held_out, source)
 
 
+def plain(text: str) -> str:
+    """A wording by what it says: without what differs in letter case, spaces or the last mark
+    alone."""
+    return " ".join(text.lower().split()).rstrip(".!")
+
+
+def once(texts: Iterable[str]) -> tuple[str, ...]:
+    """The wordings, each that says the same once."""
+    return tuple({plain(text): text for text in reversed([*texts])}.values())[::-1]
+
+
 def unflipped(records: Iterable[Judged]) -> list[str]:
     """The answers that are chosen more or less often than they are rejected: from those a model
     could learn what is liked without reading a preference."""

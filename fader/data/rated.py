@@ -18,7 +18,7 @@ from statistics import mean
 
 from fader.data import conversations, sources
 from fader.data.conversations import RATED, RESPONSES, Rated
-from fader.data.preferences import Family, apart
+from fader.data.preferences import Family, apart, once, plain
 from fader.data.records import Pair, bad_record
 from fader.data.splits import NAMES, marked
 
@@ -44,14 +44,16 @@ class Attribute:
                 f"{option}: {self.name} has no wording; say what somebody wants who likes the"
                 f" {'lower' if self.much else 'higher'} score, as in --{option} {self.name}='...'"
             )
-        if both := {*self.much} & {*self.little}:
+        if not all(map(str.strip, (*self.much, *self.little))):
+            raise ValueError(f"attribute: {self.name} has an empty wording; say what is wanted")
+        if both := {*map(plain, self.much)} & {*map(plain, self.little)}:
             raise ValueError(
                 f"opposite: {self.name}: {min(both)!r} is said for both ends; reword one of them"
             )
 
     def family(self, pairs: Sequence[Pair], source: str) -> Family:
         """The pairs, of which the chosen answers have much of it, under its wordings."""
-        wordings = (self.much, self.little)
+        wordings = (once(self.much), once(self.little))
         return Family(self.name, POLES, wordings, wordings, tuple(pairs), source=source)
 
 
