@@ -20,6 +20,8 @@ ENCODINGS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 """Byte order marks, and the encodings that they say."""
+POINTER = b"version https://git-lfs"
+"""How a file begins that git-lfs has not fetched."""
 SCRATCH = ".*.tmp"
 """What is still being written, as a pattern; without a writer, a killed process left it behind."""
 
@@ -35,6 +37,15 @@ def is_file(place: Path) -> bool:
         return place.is_file()
     except (OSError, ValueError):
         return False
+
+
+def refuse_pointer(file: Path) -> None:
+    """Raises ValueError for a file that git-lfs has not fetched."""
+    with file.open("rb") as stream:
+        if stream.read(len(POINTER)) == POINTER:
+            raise ValueError(
+                f"{file}: a git-lfs pointer, not the file itself; run `git lfs pull` in its folder"
+            )
 
 
 def stamp(place: Path) -> list[tuple[str, int, int]]:

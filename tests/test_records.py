@@ -11,7 +11,7 @@ import pytest
 from test_cli import run
 
 from fader.data import sources
-from fader.data.records import Pair, pair_of, read, read_any, read_pairs
+from fader.data.records import LEVELS, Pair, pair_of, read, read_any, read_pairs
 from fader.request import Message
 
 Q, C, R = "How deep do I plant garlic?", "Five centimetres, tip up.", "Deep."
@@ -264,6 +264,18 @@ FAULTS = {
         {"conversations": [{"from": "tool", "value": "x"}], **SAME},
         "conversations.0.role: Input should be 'system', 'user' or 'assistant' (got 'tool')",
     ),
+    "a prompt in a chat template": (
+        {"prompt": f"<s>[INST] {Q} [/INST]", **SAME},
+        "prompt: is written in a chat template already ('<s>[INST]')",
+    ),
+    "an answer with its end": (
+        {"prompt": Q, "chosen": C, "rejected": f"{R}<|im_end|>\n"},
+        "rejected: is written in a chat template already ('<|im_end|>')",
+    ),
+    "what its template is told": (
+        {"prompt": Q, **SAME, "chat_template_kwargs": {"enable_thinking": False}},
+        "chat_template_kwargs: is not understood",
+    ),
     "no answers": ({"prompt": Q, "answer": C}, "chosen: must be a text or messages (the columns"),
     "which of two preferences": (
         {
@@ -506,6 +518,8 @@ def test_every_kind_of_file_is_read(tmp_path):
         ("a.csv", "prompt\né".encode("latin-1"), "a.csv:2: not UTF-8 text (byte 0xE9"),
         ("a.csv", b"prompt,chosen\na", "a.csv: record 1: has not the 2 cells of the header"),
         ("a.csv", b'prompt,chosen\n"a', "a.csv: record 1: not a table"),
+        ("a.csv", b'"chosen\na;b', "a.csv: not a table: its header"),
+        ("a.csv", b"version https://git-lfs.github.com/spec/v1\n", "a.csv: a git-lfs pointer"),
         ("a.json", b"[{]", "a.json: not valid JSON"),
         ("a.json", b"[3]", "a.json: record 1: must be a JSON object (got int)"),
         ("a.parquet", b"PAR1", "a.parquet: not a whole parquet file"),
@@ -532,6 +546,26 @@ def test_broken_files_are_named(tmp_path, name, data, said):
     with pytest.raises(ValueError, match=r".") as caught:
         read(tmp_path / name)
     assert said in str(caught.value)
+
+
+def test_a_rating_is_not_named_where_an_answer_is_chosen(tmp_path):
+    file = written(tmp_path, {"prompt": Q, **SAME, "helpfulness": 4})
+    with pytest.raises(ValueError, match=r":1: helpfulness: chosen says which answer is better"):
+        read(file, rating="helpfulness")
+    file.write_text(json.dumps({"query": "q", **dict.fromkeys(LEVELS, "a")}))
+    with pytest.raises(ValueError, match="helpfulness: level data has no ratings"):
+        read(file, rating="helpfulness")
+
+
+def test_a_name_that_is_empty_is_no_data():
+    with pytest.raises(ValueError, match=r"^data: its name is empty; give a \.jsonl"):
+        read("")
+
+
+def test_a_tables_separator_is_found_past_quotes(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text('prompt;chosen;rejected;"note, by hand, of us, all"\nq;a;b;c\n')
+    assert read(file).items == (Pair((Message(role="user", content="q"),), "a", "b"),)
 
 
 def test_a_table_may_begin_with_empty_lines(tmp_path):

@@ -473,6 +473,9 @@ class TestRefusals:
         (folder / CONFIG).write_text("{")
         with pytest.raises(ValueError, match="not valid JSON"):
             Vector.load(folder)
+        (folder / CONFIG).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        with pytest.raises(ValueError, match=rf"{CONFIG}: a git-lfs pointer"):
+            Vector.load(folder)
 
     def test_factors_that_are_none(self, folder):
         tensors = load_file(folder / WEIGHTS)

@@ -54,6 +54,7 @@ PREFERENCES = ("better_response_id", "safer_response_id")
 RATED = ("response", "completions", "generations")
 REFUSED = (
     "audio",
+    "chat_template_kwargs",
     "completion",
     "context",
     "conversation",
@@ -90,6 +91,14 @@ _PRINTED = re.compile(
 )
 _TURN = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
 _MARKED = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+
+
+_TEMPLATED = re.compile(
+    r"\A\s*(<s>|<bos>|<\|begin_of_text\|>)?\s*(\[INST\]|<\|im_start\|>|<\|start_header_id\|>"
+    r"|<start_of_turn>|<\|(system|user|assistant|prompter)\|>)"
+    r"|(</s>|<end_of_turn>|<\|(im_end|eot_id|end_of_text|endoftext)\|>)\s*\Z"
+)
+"""How a text begins or ends that somebody's chat template has written."""
 
 
 class NoPreference(ValueError):
@@ -228,6 +237,11 @@ def _sides(row: Row, where: str, rating: str | None) -> tuple[tuple[str, str], l
     pairs = [pair for pair in ANSWERS if any(_given(row.get(name)) for name in pair)]
     if len(pairs) > 1:
         raise ValueError(f"{where}: has both {pairs[0][0]} and {pairs[1][0]}; keep one of the two")
+    if pairs and rating is not None:
+        raise ValueError(
+            f"{where}: {rating}: {pairs[0][0]} says which answer is better already; leave --rating"
+            " out"
+        )
     if pairs:
         return pairs[0], [row.get(name) for name in pairs[0]]
     if not any(name in row for name in RESPONSES):
@@ -299,20 +313,25 @@ def _parts(parts: Sequence[Any], where: str) -> str:
 
 def _transcript(text: str, where: str) -> Turns | str:
     """The turns of a text that holds a conversation: JSON of messages, as in tables, or a
-    transcript; any other text as it is."""
+    transcript; any other text as it is. Raises ValueError for one that is in a chat template."""
+    if found := _TEMPLATED.search(text):
+        raise ValueError(
+            f"{where}: is written in a chat template already ({short(found[0].strip())}); give what"
+            " was said alone, the model's own template is put around it"
+        )
     if _PRINTED.match(text):
         raise ValueError(f"{where}: holds messages as Python prints them; write them as JSON")
     if re.match(r"\s*[\[{]\s*[\[{\"]", text):
         try:
-            found = json.loads(text)
+            value = json.loads(text)
         except (ValueError, RecursionError):  # ValueError also for integers of too many digits
             return text
-        first = found[0] if isinstance(found, list) and found else found
+        first = value[0] if isinstance(value, list) and value else value
         if _is_turn(first):
-            return _turns(found, where) or text
+            return _turns(value, where) or text
         messages = first.get("messages") if isinstance(first, dict) else None
         if isinstance(messages, list) and any(map(_is_turn, messages)):
-            return _openai_input(found, where) or text
+            return _openai_input(value, where) or text
         return text
     if _MARKED.search(text):
         first, *rest = _MARKED.split(text)

@@ -138,6 +138,8 @@ def read(source: Path | str, rating: str | None = None, skip_bad: int = 0) -> Re
     if not rows:
         raise ValueError(f"{source}: no records")
     levels = any(_has_levels(row.fields) for row in rows if row.fields is not None)
+    if levels and rating is not None:
+        raise ValueError(f"{source}: {rating}: level data has no ratings; leave --rating out")
     found: list[tuple[int, Item]] = []
     groups: dict[tuple[object, str], tuple[int, Rated]] = {}
     left_out: dict[str, list[int]] = {}

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fader.files import encoding_of, repeated
+from fader.files import encoding_of, refuse_pointer, repeated
 
 KINDS = (
     "give a .jsonl, .json, .csv, .tsv or .parquet file (also .gz), a folder that `datasets` reads,"
@@ -49,6 +49,8 @@ def rows(source: Path | str) -> Iterator[Row]:
     A data set's split stands behind a colon (`owner/name:train_prefs`); without it all splits are
     read and marked in `split`. Raises ValueError for a source that cannot be read at all.
     """
+    if not str(source).strip():
+        raise ValueError(f"data: its name is empty; {KINDS}")
     path = Path(source)
     if not path.is_file():
         return _data_set(str(source))
@@ -90,6 +92,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _content(path: Path) -> bytes:
+    refuse_pointer(path)
     data = path.read_bytes()
     if not data.startswith(b"\x1f\x8b"):
         return data
@@ -154,11 +157,20 @@ def _numbered(found: Iterable[Any], path: Path | str) -> Iterator[Row]:
 
 def _table(text: str, path: Path) -> Iterator[Row]:
     text = text.lstrip("\r\n")
-    header = text.partition("\n")[0]
-    mark = max(",;\t", key=header.count)
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
-    if name := repeated(reader.fieldnames or ()):
+
+    def columns(mark: str) -> int:
+        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), [])
+        return sum('"' not in cell for cell in header)  # a quote within: cut at a wrong mark
+
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=max(",;\t", key=columns), strict=True
+    )
+    try:
+        names = reader.fieldnames or ()
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a table: its header: {error}") from None
+    if name := repeated(names):
         raise ValueError(f"{path}: has two columns {name!r}; keep one of them, or rename one")
     place = 0
     while True:
@@ -171,8 +183,7 @@ def _table(text: str, path: Path) -> Iterator[Row]:
         if row is None:
             return
         if None in row or None in row.values():
-            columns = len(reader.fieldnames or ())
-            yield Row(place, where, None, f"{where}: has not the {columns} cells of the header")
+            yield Row(place, where, None, f"{where}: has not the {len(names)} cells of the header")
         else:
             yield Row(place, where, row)
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fader.engine.loading import FLOATS, check_safetensors
+from fader.files import refuse_pointer
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 RANK, ALPHA = 8, 8  # PEFT's, where the config leaves r or lora_alpha out
@@ -160,10 +161,11 @@ def read_folder(folder: Path) -> PeftFolder:
 
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError for anything else."""
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; a vector is a PEFT LoRA folder")
+    refuse_pointer(file)
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{file}: no such file; a vector is a PEFT LoRA folder") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
