@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import shutil
 import threading
 from pathlib import Path
@@ -145,7 +146,39 @@ def test_a_missing_shard_is_named(folder):
     with pytest.raises(ValueError, match=rf"{shard.name}: no such file"):
         open_checkpoint(folder)
     (folder / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"index\.json: not an index of shards"):
+    for index in ("[]", '{"weight_map": {"a": 3}}'):
+        (folder / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(ValueError, match=r"index\.json: not an index of shards"):
+            load(str(folder))
+
+
+def test_whole_numbers_are_no_weights_unless_the_config_says_what_they_stand_for(folder):
+    weights = load_file(folder / WHOLE)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file({**weights, name: weights[name].to(torch.int8)}, folder / WHOLE)
+    with pytest.raises(ValueError, match=rf"{name} is stored as I8, and config\.json has no"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("token", [4000, "</s>"])
+def test_an_end_that_is_no_token_is_named(folder, token):
+    settings(folder, "generation_config.json", eos_token_id=token)
+    with pytest.raises(ValueError, match=f"model: .*: eos_token_id {token!r} is no token of its"):
+        load(str(folder))
+
+
+def test_settings_that_cannot_be_read_are_not_passed_over(folder):
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"generation_config\.json: no JSON object"):
+        load(str(folder))
+
+
+def test_the_reason_is_said_with_the_line_that_announces_it(folder):
+    settings(folder, num_attention_heads=5)
+    with pytest.raises(ValueError, match=r"could not be loaded: .*: .*hidden size"):
+        load(str(folder))
+    settings(folder, num_attention_heads=4, hidden_act="zap")
+    with pytest.raises(ValueError, match="could not be loaded: there is no 'zap'"):
         load(str(folder))
 
 
@@ -158,12 +191,16 @@ def test_a_missing_shard_is_named(folder):
         {"quant_method": "new"},
     ],
 )
-def test_a_quantised_checkpoint_without_its_library_is_one_message(folder, how):
+def test_a_quantised_checkpoint_without_its_library_is_one_message(folder, how, caplog):
+    said = logging.getLogger("transformers")
+    said.addHandler(caplog.handler)
     settings(folder, quantization_config=how)
     with pytest.raises(ValueError, match=r"model: ") as caught:
         load(str(folder))
     assert how["quant_method"] in str(caught.value)
     assert "\n" not in str(caught.value)
+    said.removeHandler(caplog.handler)
+    assert caplog.text == ""
 
 
 def test_code_of_a_models_own_is_not_run(folder):

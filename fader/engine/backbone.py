@@ -54,7 +54,7 @@ class TorchBackbone:
         )
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         self.max_batch_tokens = MAX_BATCH_TOKENS
-        self.end_tokens = _end_tokens(model, tokenizer)
+        self.end_tokens = _end_tokens(name, model, tokenizer)
         self.dtype, self.device = model.dtype, model.device
         self.fingerprint = fingerprint(model)
         shapes, expected, read_order = _probe(name, model)
@@ -265,9 +265,11 @@ def _refuse_by_config(name: str, config: PreTrainedConfig) -> None:
         raise ValueError(f"model: {name} has chunked attention; not supported")
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _end_tokens(
+    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
     """All tokens that end an answer: the generation config's, the model config's and the
-    tokenizer's."""
+    tokenizer's. Raises ValueError for one that the embedding has no row for."""
     found: set[int] = set()
     for value in (
         getattr(model.generation_config, "eos_token_id", None),
@@ -276,7 +278,14 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
     ):
         if value is not None:
             found.update(value if isinstance(value, (list, tuple)) else [value])
-    return frozenset(int(token) for token in found)
+    rows = model.get_input_embeddings().weight.shape[0]
+    for token in found:
+        if type(token) is not int or token >= rows:
+            raise ValueError(
+                f"model: {name}: eos_token_id {token!r} is no token of its {rows}, so no answer"
+                " would end there; mend generation_config.json or config.json"
+            )
+    return frozenset(found)
 
 
 def _probe_ids(vocabulary: int) -> list[int]:

@@ -40,13 +40,13 @@ from fader.engine import builtin
 from fader.engine.backbone import TorchBackbone
 from fader.engine.kernels import bound_caches
 from fader.engine.linear import choose_dtype
+from fader.files import refuse_pointer
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 KNOWN = (
     f"the built-in {builtin.NAME!r}, a folder with config.json and weights, a .gguf file, or a hub"
     " id"
 )
-POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
 QUIET = threading.RLock()  # what `quiet` turns off belongs to the process, not to a thread
 NO_ADAPTER = {"subfolder": "no-adapter-unless-asked"}  # where transformers looks for one: nowhere
 # buffers that older checkpoints hold and that are computed anew: no weights are lost with them
@@ -137,11 +137,15 @@ def read(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedToke
             " language models"
         )
     quantised = None if "gguf_file" in source else getattr(config, "quantization_config", None)
-    if quantised and not AutoHfQuantizer.supports_quant_method(_method(quantised)):
+    with quiet():
+        known = not quantised or AutoHfQuantizer.supports_quant_method(_method(quantised))
+    if not known:
         raise ValueError(
             f"model: {name} is quantised ({_method(quantised).get('quant_method')}), which"
             " transformers does not know; give one in full precision, or a GGUF file"
         )
+    if not quantised and "gguf_file" not in source:
+        _refuse_whole_numbers(Path(source["pretrained_model_name_or_path"]))
     with one_message(name, quantised), quiet():
         found: Any = AutoModelForCausalLM.from_pretrained(
             **source,
@@ -183,9 +187,10 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if (folder / "model.safetensors").is_file():
         names = {"model.safetensors"}
     elif index.is_file():
-        _refuse_pointer(index)
+        refuse_pointer(index)
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            names = {str(Path(name)) for name in named}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index}: not an index of shards: {error!r}") from None
     else:
@@ -202,7 +207,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 def check_safetensors(file: Path) -> None:
     """Raises ValueError for a file that is a pointer, cut short, or no safetensors at all."""
-    _refuse_pointer(file)
+    refuse_pointer(file)
     try:
         with safe_open(file, framework="pt"):
             pass
@@ -219,7 +224,7 @@ def files_of(name: str) -> dict[str, str]:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ValueError(f"model: there is no file {name}")
-        _refuse_pointer(path)
+        refuse_pointer(path)
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     if path.exists() and not path.is_dir():
         raise ValueError(
@@ -234,20 +239,23 @@ def files_of(name: str) -> dict[str, str]:
                 " adapter under alignment.vectors"
             )
         for pattern in ("*.json", "*.model", "*.bin", "*.jinja"):
-            for file in sorted(folder.glob(pattern)):
-                _refuse_pointer(file)
+            for file in filter(Path.is_file, sorted(folder.glob(pattern))):
+                refuse_pointer(file)
         weight_files(folder)
+        _refuse_no_settings(folder / "generation_config.json")
     return {"pretrained_model_name_or_path": str(folder) if folder.is_dir() else name}
 
 
-def _refuse_pointer(file: Path) -> None:
-    if not file.is_file():
-        return
-    with file.open("rb") as stream:
-        if stream.read(len(POINTER)) == POINTER:
-            raise ValueError(
-                f"{file}: a git-lfs pointer, not the file itself; run `git lfs pull` in its folder"
-            )
+def _refuse_no_settings(file: Path) -> None:
+    """Raises ValueError for settings that transformers cannot read, and passes over without a word:
+    the ends of answers stand there."""
+    if file.is_file():
+        try:
+            sound = isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+        except (ValueError, RecursionError):
+            sound = False
+        if not sound:
+            raise ValueError(f"{file}: no JSON object; get the file again, or take it away")
 
 
 @contextmanager
@@ -279,8 +287,16 @@ def _method(quantised: Any) -> dict[str, Any]:
 
 
 def _first_line(error: BaseException) -> str:
+    """What an error says in its first line, and in those that it announces by a colon."""
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    said = lines[0] if lines else type(error).__name__
+    for line in lines[1:]:
+        if not said.endswith(":"):
+            break
+        said += f" {line}"
+    return said[:300]
 
 
 @contextmanager
@@ -329,6 +345,21 @@ def refuse_by_report(name: str, report: dict[str, Any]) -> None:
 def _some(keys: list[str]) -> str:
     more = f" and {len(keys) - 3} more weights" if len(keys) > 3 else ""
     return ", ".join(keys[:3]) + more
+
+
+def _refuse_whole_numbers(folder: Path) -> None:
+    """Raises ValueError for weights that are no floating-point numbers as they stand, as quantised
+    ones, whose config.json does not say how they were quantised."""
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                kind = opened.get_slice(key).get_dtype()
+                if kind not in ("F64", "F32", "BF16", "F16") and not COMPUTED.search(key):
+                    raise ValueError(
+                        f"{file}: {key} is stored as {kind}, and config.json has no"
+                        " quantization_config that says what it stands for; get the whole"
+                        " checkpoint, or one in full precision"
+                    )
 
 
 def _refuse_broken_numbers(name: str, model: PreTrainedModel) -> None:
