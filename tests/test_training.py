@@ -677,6 +677,9 @@ def test_train_personal_says_which_records_it_does_not_teach(tmp_path, tiny_fold
             ["--loss", "dpo", "--retain", "pairs.jsonl"],
             "--retain: plain DPO (--loss dpo) has no lessons that retain",
         ),
+        (["--out", ""], "--out: is empty; give a folder, or leave it out"),
+        (["--split", ""], "--split: is empty; name a split, or leave it out"),
+        (["--targets", ""], "targets: must be names of linear layers (got ('',))"),
     ],
 )
 def test_what_train_cannot_do_is_said_before_training(

@@ -187,12 +187,14 @@ def vector(
             "--retain: plain DPO (--loss dpo) has no lessons that retain other subjects; give one"
             " of the two"
         )
+    if split == "":
+        raise ValueError("--split: is empty; name a split, or leave it out")
     taught = of_split(items, split_name(split, "--split")) if split else _taught(items)
     left_alone = [item for source in retain or [] for item in _taught(_read(source))]
     recipe = _with(
         DPO if plain else Recipe(),
         rank=rank,
-        targets=tuple(targets.split(",")) if targets else None,
+        targets=None if targets is None else tuple(targets.split(",")),
         epochs=epochs,
         beta=beta,
         learning_rate=learning_rate,
@@ -201,7 +203,7 @@ def vector(
         max_length=max_length,
         seed=seed,
     )
-    folder = vector_folder(name, Path(out) if out else None, "NAME")
+    folder = vector_folder(name, out, "NAME")
     lessons = at_one(taught) if plain else lessons_of(taught, left_alone, seed)
     _say(f"Taught: {len(taught)} of {len(items)} items, in {len(lessons)} lessons.")
     trained = train_vector(name, lessons, folder, recipe, model=model, force=force)
@@ -249,9 +251,7 @@ def cotrain(
     lessons = side_by_side(
         [lessons_of(_taught(items), seed=seed) for items in given.values()], left_alone, seed
     )
-    folders = {
-        name: vector_folder(name, Path(out) / name if out else None, "NAME") for name in given
-    }
+    folders = {name: vector_folder(name, f"{out}/{name}" if out else out, "NAME") for name in given}
     recipe = _with(Recipe(), max_length=max_length, seed=seed)
     for trained in train_vectors(folders, lessons, recipe, model, force=force):
         items = given[trained.name]
@@ -345,7 +345,7 @@ def personal(
         "max_length": max_length,
         "seed": seed,
     }
-    folder = vector_folder(name, Path(out) if out else None, "NAME")
+    folder = vector_folder(name, out, "NAME")
     _say(f"Taught: {len(flips)} pairs, {passes} times.")
     trained: Vector | PreferenceWeights
     if stage is Stage.backbone:
@@ -486,7 +486,7 @@ def meta(
     )
     whole = max(1, round(share * len(lessons) / recipe.batch)) * recipe.batch
     lessons = lessons[:whole]
-    folder = vector_folder(name, Path(out) if out else None, "NAME")
+    folder = vector_folder(name, out, "NAME")
     _say(f"Taught: {len(lessons)} lessons.")
     trained = train_meta(
         name,

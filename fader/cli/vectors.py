@@ -249,7 +249,7 @@ def transfer(
 
 def _free(name: str, out: str | None) -> Path:
     """The folder to write. Raises ValueError if it is there already, or the name is none."""
-    folder = vector_folder(name, Path(out) if out else None, "--name")
+    folder = vector_folder(name, out, "--name")
     if folder.exists():
         raise ValueError(
             f"--out: {folder} is there already; choose another name or folder, or remove it"

@@ -20,15 +20,17 @@ def user_folder() -> Path:
     return Path(user_data_path("fader")) / "vectors"
 
 
-def vector_folder(name: str, out: Path | None, field: str) -> Path:
+def vector_folder(name: str, out: str | None, field: str) -> Path:
     """Where a new vector is written: `out`, or a folder of its name among the user's. Raises
-    ValueError, under `field`, for what is no name."""
+    ValueError, under `field`, for what is no name, and for an empty `out`."""
     if not re.fullmatch(NAME, name):
         raise ValueError(
             f"{field}: {name!r} must be letters, digits, points, hyphens and underscores; a folder"
             " goes into --out"
         )
-    return out or user_folder() / name
+    if out == "":
+        raise ValueError("--out: is empty; give a folder, or leave it out")
+    return user_folder() / name if out is None else Path(out)
 
 
 def folders() -> list[Path]:
