@@ -278,7 +278,8 @@ def _end_tokens(
     ):
         if value is not None:
             found.update(value if isinstance(value, (list, tuple)) else [value])
-    rows = model.get_input_embeddings().weight.shape[0]
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
     for token in found:
         if type(token) is not int or token >= rows:
             raise ValueError(
