@@ -170,16 +170,17 @@ def parse(schema: type[Schema], value: Any, where: str = "") -> Schema:
         raise Invalid("nested too deeply, or within itself", where) from None
     except ValidationError as error:
         found = error.errors()
-    starts = [fault["loc"][:length] for fault in found for length in range(len(fault["loc"]))]
+    paths = [tuple(_fields(value, fault["loc"])) for fault in found]
+    starts = {path[:length] for path in paths for length in range(len(path))}
     faults = Faults()
-    for fault in found:
-        if fault["loc"] in starts:
+    for fault, path in zip(found, paths, strict=True):
+        if path in starts:
             continue  # one of its own fields says it better
         said = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             said = "no such field"
         given = "" if fault["type"] == "missing" else f" (got {short(fault['input'])})"
-        with faults.at(where, *_fields(value, fault["loc"])):
+        with faults.at(where, *path):
             raise Invalid(said + given, "" if where or fault["loc"] else schema.__name__.lower())
     faults.raise_any()
     raise AssertionError("a validation error without a fault")
