@@ -139,8 +139,16 @@ def test_every_field_may_be_null(served):
 
 def test_unknown_fields_are_named_and_what_changes_nothing_is_taken(served):
     answer = served.chat(user="me", metadata={}, presence_penalty=0, tools=[], top_p=1, top_k=-1)
-    assert answer.headers["x-fader-ignored"] == "user, metadata"
+    assert answer.headers["x-fader-ignored"] == "user"
     assert answer.json()["choices"] == served.chat().json()["choices"]
+
+
+def test_unknown_fields_within_others_are_named_too(served):
+    part = {"type": "text", "text": "the sea", "cache_control": {"type": "ephemeral"}}
+    turns = [{"role": "user", "name": "Ada", "content": [part], "refusal": None}]
+    answer = served.chat(turns, stream_options={"include_obfuscation": False})
+    within = "messages[0].name, messages[0].content[0].cache_control"
+    assert answer.headers["x-fader-ignored"] == f"stream_options.include_obfuscation, {within}"
 
 
 @pytest.mark.parametrize(
@@ -162,6 +170,22 @@ def test_unknown_fields_are_named_and_what_changes_nothing_is_taken(served):
         ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": "x", "continue": True}]}, "messages[0]"),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "continue": True}, *SEA]},
+            "messages[0].continue",
+        ),
+        (
+            {"messages": [*SEA, {"role": "assistant", "content": "x", "token_ids": [7]}]},
+            "messages[1].token_ids",
+        ),
+        (
+            {
+                "messages": [*SEA, {"role": "assistant", "content": "x", "token_ids": [7]}],
+                "continue_final_message": True,
+            },
+            "messages[1].token_ids",
+        ),
+        ({"stop": [1]}, "stop[0]"),
         ({"alignment": {"vectors": {"../x": 1}}}, "alignment.vectors.../x"),
         ({"alignment": {"guidez": []}}, "alignment.guidez"),
         ({"alignment": {"guides": [{"kind": "proxy"}]}}, "alignment.guides[0].proxy.tuned"),

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 
 from fader.files import repeated
 from fader.request import Alignment, Lookahead, Request, Token
-from fader.schema import Finite, Frozen, Invalid, Seed, parse, path_of, short
+from fader.schema import Finite, Frozen, Invalid, Seed, at, parse, path_of, short
 
 IGNORED = "X-Fader-Ignored"
 TEMPERATURE = 1.0
@@ -39,8 +39,16 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "stop_token_ids": (([],), "is not supported; give the token's text in `stop`"),
     "allowed_token_ids": (([],), "is not supported; use logit_bias"),
     "bad_words": (([],), "is not supported; use logit_bias"),
-    "guided_json": ((), "is not supported; use alignment.search with the reward json"),
+    "response_format": (({"type": "text"},), "is for /v1/chat/completions; leave it out"),
+    "structured_outputs": ((), "is not supported; use response_format in a chat"),
+    "guided_json": ((), "is not supported; use response_format in a chat"),
     "guided_regex": ((), "is not supported; use alignment.search with the reward regex"),
+    "guided_choice": ((), "is not supported; use response_format in a chat"),
+    "guided_grammar": ((), "is not supported; use response_format in a chat"),
+    "include_stop_str_in_output": ((False,), "is not supported; add the stop string yourself"),
+    "skip_special_tokens": ((True,), "is not supported; use return_token_ids and /detokenize"),
+    "truncate_prompt_tokens": ((), "is not supported; send the prompt that is to be read"),
+    "chat_template": ((), "is the model's own; use /v1/completions for another"),
 }
 """Fields that would change the answer: the values that change nothing, and what is said of
 others."""
@@ -53,8 +61,15 @@ class Body(Frozen):
 
     @property
     def ignored(self) -> list[str]:
-        """The names of fields that were given and are not read."""
-        return [name for name, value in (self.model_extra or {}).items() if value is not None]
+        """The paths of fields that say something and are not read."""
+        extra = self.model_extra or {}
+        found = [name for name, value in extra.items() if value not in (None, [], {}, "")]
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for place, one in enumerate(value) if isinstance(value, list) else [("", value)]:
+                if isinstance(one, Body):
+                    found += [path_of(name, place, inner) for inner in one.ignored]
+        return found
 
 
 class StreamOptions(Body):
@@ -63,10 +78,9 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class JsonText(Frozen):
+class JsonText(Body):
     """vLLM's own channel for what it does not know."""
 
-    model_config = ConfigDict(extra="allow")
     alignment: str | None = None
     """An alignment as JSON text."""
 
@@ -151,6 +165,11 @@ class Chat(Asked):
     continue_final_message: bool | None = None
     response_format: dict[str, Any] | None = None
 
+    @property
+    def open_ended(self) -> bool:
+        """Whether it does not say how many tokens are written."""
+        return self.max_tokens is None and self.max_completion_tokens is None
+
 
 Ids = list[Token]
 
@@ -177,7 +196,7 @@ def read(schema: type[AnyBody], value: Any) -> AnyBody:
 
 def ignored(body: Body) -> dict[str, str]:
     """The header that names what was not read; none where everything was."""
-    names = [name for name in body.ignored if re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII)]
+    names = [name for name in body.ignored if re.fullmatch(r"[\w.[\]-]{1,64}", name, re.ASCII)]
     names = [name for name in names if name not in UNSUPPORTED]
     return {IGNORED: ", ".join(names[:32])} if names else {}
 
@@ -275,7 +294,11 @@ def conversation(body: Chat) -> tuple[list[dict[str, str]], str | tuple[int, ...
     turns = list(body.messages)
     prefill: str | tuple[int, ...] | None = None
     last = turns[-1]
-    if last.continue_ or body.continue_final_message:
+    continued = last.continue_ or bool(body.continue_final_message)
+    for number, turn in enumerate(turns):
+        with at("messages", number):
+            _check_beginning(turn, continued and turn is last)
+    if continued:
         place = path_of("messages", len(turns) - 1)
         if last.role != "assistant":
             raise Invalid(f"only an assistant's message is continued (got {last.role!r})", place)
@@ -287,6 +310,16 @@ def conversation(body: Chat) -> tuple[list[dict[str, str]], str | tuple[int, ...
         {"role": _role(turn, place), "content": text_of(turn, place)}
         for place, turn in enumerate(turns)
     ], prefill
+
+
+def _check_beginning(turn: Turn, continued: bool) -> None:
+    """Raises `Invalid` where a message says of its continuation what would go unread."""
+    if turn.continue_ and not continued:
+        raise Invalid("only the last message is continued; leave it out", "continue")
+    if turn.token_ids is not None and not continued:
+        raise Invalid("are for a last message that is continued; give `content`", "token_ids")
+    if turn.token_ids is not None and turn.content:
+        raise Invalid("stand for `content`, which is given too; give one of the two", "token_ids")
 
 
 def _role(turn: Turn, place: int) -> str:
