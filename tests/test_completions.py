@@ -73,8 +73,9 @@ def test_a_stream_is_the_same_answer(served):
         mine = [one.choices[0] for one in parts if one.choices[0].index == choice["index"]]
         assert "".join(one.text for one in mine) == choice["text"]
         assert mine[-1].finish_reason == choice["finish_reason"]
-        tokens = [token for one in mine for token in one.logprobs.tokens]
-        assert tokens == choice["logprobs"]["tokens"]
+        for name in ("tokens", "text_offset"):
+            streamed = [entry for one in mine for entry in getattr(one.logprobs, name)]
+            assert streamed == choice["logprobs"][name]
 
 
 @pytest.mark.parametrize(
@@ -123,8 +124,12 @@ def test_a_prompt_of_one_token_has_nothing_to_score(served):
     [
         ({"prompt": []}, "prompt"),
         ({"prompt": ["a", ""]}, "prompt[1]"),
-        ({"prompt": [10**7]}, "tokens"),
-        ({"prompt": [2**32]}, "prompt"),
+        ({"prompt": [10**7]}, "prompt"),
+        ({"prompt": [[1], [10**7]]}, "prompt[1]"),
+        ({"prompt": ["a", "b" * 3000]}, "prompt[1]"),
+        ({"prompt": "a", "response_format": {"type": "json_object"}}, "response_format"),
+        ({"prompt": "a", "structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
+        ({"prompt": [2**32]}, "prompt[0]"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "best_of": 3}, "best_of"),

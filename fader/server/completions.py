@@ -7,7 +7,8 @@ that compare likelihoods: every token but the first, which nothing stands before
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,10 +120,18 @@ def prompts_of(of: Serving, body: Completion, header: str | None) -> list[Prompt
         if not prompt:
             raise Invalid("must not be empty", path)
         ids = of.backend.encode(model, prompt) if isinstance(prompt, str) else prompt
-        text = prompt if isinstance(prompt, str) else of.backend.decode(model, ids, special=True)
+        text = prompt if isinstance(prompt, str) else _spelled(of, model, ids, path)
         fields = {"raw": ids, "model": model, "alignment": alignment, "sampling": how}
         found.append(Prompt(made(fields), tuple(ids), text))
     return found
+
+
+def _spelled(of: Serving, model: str, ids: Sequence[int], path: str) -> str:
+    """The text of a prompt that came as token ids. Raises `Invalid` under its path."""
+    try:
+        return of.backend.decode(model, ids, special=True)
+    except Invalid as error:
+        raise Invalid(error.said, path) from None
 
 
 def _before(prompt: Prompt) -> Asked:
@@ -165,6 +174,7 @@ async def _events(
 ) -> AsyncIterator[bytes]:
     """The frames of a stream; the answers of the second prompt are numbered after the first's."""
     samples, spell = prompts[0].request.sampling.n, spelling(of, prompts[0].request)
+    offsets = Counter[int]()
 
     def frame(choices: list[dict[str, Any]], **more: Any) -> bytes:
         return data({**head, "choices": choices, **more})
@@ -181,10 +191,13 @@ async def _events(
             yield KEEP_ALIVE
             continue
         place, chunk = found
-        logprobs = completion_logprobs(chunk.logprobs, spell) if chunk.logprobs else None
+        index = place * samples + chunk.index
+        logprobs = None
+        if chunk.logprobs:
+            logprobs = completion_logprobs(chunk.logprobs, spell, offsets[index])
+            offsets[index] += sum(map(len, logprobs["tokens"]))
         more: dict[str, Any] = {"token_ids": list(chunk.token_ids)} if body.return_token_ids else {}
         reason = finish_reason(chunk.finish_reason)
-        index = place * samples + chunk.index
         if chunk.text or logprobs or more or reason:
             last = choice(index, chunk.text, logprobs=logprobs, finish_reason=reason, **more)
             yield frame([last], **(resolved(prompts[place].request) if reason else {}))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from fader.backends import Backend
 from fader.engine.running import Running
 from fader.request import Alignment, Sampling
 from fader.request import Request as Asked
+from fader.schema import Faults, Invalid, path_of
 from fader.server.errors import Refused, refusal
 from fader.server.guard import drain, too_large
 from fader.server.keys import Key
@@ -116,17 +118,23 @@ def _needs(backend: Backend, request: Asked) -> Mapping[str, tuple[int, int]]:
 def fitted(backend: Backend, request: Asked, most: int) -> Asked:
     """A request that is given as many tokens as the models that read for it have room for, and at
     most `most`. Raises `Invalid` for one that cannot run."""
-    sampling = request.sampling
-    least = max(1, sampling.min_tokens)
+    short = shortest(request, most)
+    needs, least = backend.needs(short), short.sampling.max_tokens
+    room = min(backend.about(name).max_length - length for name, (_, length) in needs.items())
+    return _writing(request, max(least, min(most, least + room)))
+
+
+def shortest(request: Asked, most: int) -> Asked:
+    """A request that is given the fewest tokens that it can do with."""
+    least = max(1, request.sampling.min_tokens)
     if request.alignment.preferences.history:  # it is cut to leave room: for an answer as usual
         least = max(least, min(most, Sampling().max_tokens))
-    short = sampling.model_copy(update={"max_tokens": least})
-    needs = backend.needs(request.model_copy(update={"sampling": short}))
-    room = min(backend.about(name).max_length - length for name, (_, length) in needs.items())
-    tokens = max(least, min(most, least + room))
-    return request.model_copy(
-        update={"sampling": sampling.model_copy(update={"max_tokens": tokens})}
-    )
+    return _writing(request, least)
+
+
+def _writing(request: Asked, tokens: int) -> Asked:
+    sampling = request.sampling.model_copy(update={"max_tokens": tokens})
+    return request.model_copy(update={"sampling": sampling})
 
 
 class Jobs:
@@ -192,7 +200,9 @@ class Jobs:
         needs = [_needs(self._of.backend, request) for request in requests]
         check_size(self._of.limits, requests, needs)
         for place, request in enumerate(requests):
-            self.running.append(self._watched(self._of.backend.submit(request, self._put(place))))
+            with _numbered(place, len(requests)):
+                running = self._of.backend.submit(request, self._put(place))
+            self.running.append(self._watched(running))
             self._of.metrics.begun(request.alignment)
 
     async def score(self, asked: Sequence[tuple[Asked, Sequence[int]]]) -> None:
@@ -259,6 +269,19 @@ class Jobs:
             else:
                 yield found
         await self.results()
+
+
+@contextmanager
+def _numbered(place: int, count: int) -> Iterator[None]:
+    """Around one of several prompts: its faults say which it is."""
+    try:
+        yield
+    except Invalid as error:
+        if count == 1:
+            raise
+        own = path_of("prompt", place)
+        renamed = [Invalid(one.said, re.sub("^raw", own, one.path)) for one in error.faults]
+        Faults(found=renamed).raise_any()
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
