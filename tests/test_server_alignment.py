@@ -45,6 +45,7 @@ def test_texts_become_tokens_and_back(served, tiny):
     assert "assistant" in info["chat_template"]
     assert served.error("/detokenize", json={"tokens": [10**8]})["param"] == "tokens"
     assert served.error("/tokenize", json={})["param"] == "prompt"
+    assert served.error("/tokenize", json={"messages": []})["param"] == "messages"
 
 
 def test_a_check_tells_all_faults_and_runs_nothing(served):
@@ -64,6 +65,27 @@ def test_a_check_tells_all_faults_and_runs_nothing(served):
     paths = {one["path"] for one in post(served, "/v1/alignment/check", body)["faults"]}
     assert paths == {"temperature", "top_k", "alignment.guidez", "alignment.search"}
     assert served.serving.backend.stats().live == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ([], "check"),
+        ("x", "check"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"messages": []}, "messages"),
+        ({"max_tokens": 10**5}, "max_tokens"),
+    ],
+)
+def test_a_check_names_the_faults_of_a_chat(served, body, path):
+    assert [one["path"] for one in post(served, "/v1/alignment/check", body)["faults"]] == [path]
+
+
+def test_a_check_gives_a_request_without_a_limit_what_a_chat_gives_it(served):
+    assert served.chat(max_tokens=None).status_code == 200
+    assert post(served, "/v1/alignment/check", {})["ok"]
 
 
 def test_a_check_says_what_a_request_takes(served):

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from anyio import to_thread
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from fader.files import is_file
 from fader.profiles import find_profile, is_name, profile_file, profiles, save_profile
 from fader.request import Alignment
-from fader.request import Request as Checked
 from fader.schema import Faults, Invalid, parse
-from fader.server.aligned import HEADER, alignment_of, model_of, vector_ids
+from fader.server.aligned import HEADER, vector_ids
+from fader.server.chat import asked_by
 from fader.server.errors import Refused, on_the_wire
 from fader.server.limits import check_size, explored_at_most
-from fader.server.serving import Serving, key_of, read_json, serving
-from fader.server.wire import Asked, Body, Chat, Turn, chat_request, read
+from fader.server.serving import Serving, fitted, key_of, read_json, serving, shortest
+from fader.server.wire import Body, Chat, Turn, read
 from fader.vectors.store import is_inside
 from fader.vectors.vector import CARD
 
@@ -28,11 +29,10 @@ QUESTION = "Hello."
 """What is asked in a check that asks nothing."""
 
 
-class Check(Asked):
+class Check(Chat):
     """The body of /v1/alignment/check: that of a chat, whose messages may be left out."""
 
-    messages: list[Turn] | None = None
-    max_tokens: int | None = None
+    messages: list[Turn] = Field([Turn(role="user", content=QUESTION)], min_length=1)
 
 
 class ProfileBody(Body):
@@ -56,19 +56,22 @@ async def check(request: Request) -> Response:
 
 
 def _checked(of: Serving, value: Any, header: str | None) -> dict[str, Any]:
-    faults, body, asked = Faults(), Asked(), None
+    faults, body, asked = Faults(), None, None
     with faults.at():
         body = read(Check, value)
-    if faults.found and isinstance(value, dict):  # the alignment's own faults are told as well
+    if body is not None:
+        with faults.at():
+            asked = asked_by(of, body, header)
+    elif isinstance(value, dict):  # the alignment's own faults are told as well
         with faults.at():
             alignment = value.get("alignment")
             parse(Alignment, {} if alignment is None else alignment, "alignment")
-    else:
-        with faults.at():
-            asked = _request(of, body, header)
     answer: dict[str, Any] = {}
-    if asked is not None:
-        faults.found += of.backend.check(asked)
+    if body is not None and asked is not None:
+        most = of.limits.max_tokens
+        faults.found += of.backend.check(shortest(asked, most) if body.open_ended else asked)
+        if body.open_ended and not faults.found:
+            asked = fitted(of.backend, asked, most)
     if asked is not None and not faults.found:
         needs = of.backend.needs(asked)
         with faults.at():
@@ -85,14 +88,6 @@ def _checked(of: Serving, value: Any, header: str | None) -> dict[str, Any]:
         "faults": [{"path": fault.path, "message": fault.said} for fault in told],
         **answer,
     }
-
-
-def _request(of: Serving, body: Any, header: str | None) -> Checked:
-    model, profile = model_of(body.model, of.backend.models)
-    turns = body.messages or [Turn(role="user", content=QUESTION)]
-    chat = Chat(**{**dict(body), "messages": turns})
-    alignment = alignment_of(body, profile, header, of.default)
-    return chat_request(chat, model, alignment, of.limits.max_tokens)
 
 
 async def vectors(request: Request) -> Response:

@@ -35,7 +35,7 @@ async def chat(request: Request) -> Response:
     of = serving(request)
     body = read(Chat, await read_json(request))
     asked = asked_by(of, body, request.headers.get(HEADER))
-    if body.max_tokens is None and body.max_completion_tokens is None:
+    if body.open_ended:
         asked = await to_thread.run_sync(fitted, of.backend, asked, of.limits.max_tokens)
     head = {
         "id": new_id("chatcmpl"),

@@ -18,7 +18,7 @@ class Tokenize(Asked):
     """The body of /tokenize: a text, or a conversation as the model reads it."""
 
     prompt: str | None = None
-    messages: list[Turn] | None = None
+    messages: list[Turn] | None = Field(None, min_length=1)
     add_special_tokens: bool = True
     return_token_strs: bool = False
 
