@@ -100,6 +100,15 @@ def test_the_client_streams_a_response(served):
     assert kinds[-1] == "response.incomplete"
 
 
+def test_what_is_not_read_is_named_and_an_answer_may_be_sent_back(served):
+    first = ask(served).json()
+    turns = [{"role": "user", "content": "the sea"}, *first["output"]]
+    turns.append({"role": "user", "content": "a cat", "name": "Ada"})
+    answer = ask(served, turns, text={"verbosity": "low"}, truncation="auto")
+    assert answer.status_code == 200
+    assert answer.headers["x-fader-ignored"] == "truncation, input[2].name, text.verbosity"
+
+
 def test_an_error_in_a_stream_is_an_event(served, monkeypatch):
     from fader.methods import decode
 
@@ -128,6 +137,16 @@ def test_an_error_in_a_stream_is_an_event(served, monkeypatch):
             "input[0].content[0]",
         ),
         ({"alignment": {"guidez": 1}}, "alignment.guidez"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input[0]"),
+        ({"input": [{"type": "message", "content": "x"}]}, "input[0].role"),
+        ({"input": "x" * 3000}, "input"),
+        ({"max_output_tokens": 10**5}, "max_output_tokens"),
+        ({"instructions": " "}, "instructions"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        (
+            {"text": {"format": {"type": "json_schema", "schema": {"type": "wat"}}}},
+            "text.format",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(served, fields, param):

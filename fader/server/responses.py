@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from anyio import to_thread
-from pydantic import Field
+from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from fader.answer import Answer, FinishReason, Result, TokenLogprob
 from fader.request import Request as Written
-from fader.schema import Invalid
+from fader.schema import Faults, Invalid
 from fader.server.aligned import HEADER, alignment_of, model_of
-from fader.server.errors import Refused
+from fader.server.errors import Refused, on_the_wire
 from fader.server.serving import (
     KEEP_ALIVE,
     Jobs,
@@ -29,7 +30,7 @@ from fader.server.serving import (
     spelling,
     unless_gone,
 )
-from fader.server.wire import Asked, Chat, Turn, chat_request, ignored, read, resolved
+from fader.server.wire import Asked, Body, Chat, Turn, chat_request, ignored, read, resolved
 from fader.server.written import Spell, chat_logprobs, new_id, search_report, usage
 
 LOGPROBS = "message.output_text.logprobs"
@@ -41,15 +42,36 @@ STATELESS = {
 }
 
 
+class Item(Turn):
+    """One item of the input: a message, which may be one that was answered."""
+
+    type: str | None = None
+    id: str | None = None
+    status: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_message(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("type") not in (None, "message"):
+            raise ValueError("this server reads messages alone; leave out what is none")
+        return value
+
+
+class Text(Body):
+    """What the text of the answer is to be like."""
+
+    format: dict[str, Any] | None = None
+
+
 class Answered(Asked):
     """The body of /v1/responses."""
 
-    input: str | list[Turn]
+    input: str | list[Item]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     include: list[str] | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    text: dict[str, Any] | None = None
+    text: Text = Text()
     store: bool | None = None
     metadata: dict[str, Any] | None = None
 
@@ -58,29 +80,29 @@ async def respond(request: Request) -> Response:
     """Answer a conversation."""
     of, value = serving(request), await read_json(request)
     body = read(Answered, value)
-    asked = _request(of, body, request.headers.get(HEADER))
-    if body.max_output_tokens is None:
-        asked = await to_thread.run_sync(fitted, of.backend, asked, of.limits.max_tokens)
-    frame = _Frame(body, asked, body.model or of.backend.models[0], spelling(of, asked))
-    with Jobs(of, key_of(request)) as jobs:
-        await unless_gone(request, jobs.submit([asked]))
-        if body.streams:
-            return jobs.stream(_events(jobs, frame), ignored(body), frame.failed)
-        [result] = await unless_gone(request, jobs.results())
+    with _as_input(body):
+        asked = _request(of, body, request.headers.get(HEADER))
+        if body.max_output_tokens is None:
+            asked = await to_thread.run_sync(fitted, of.backend, asked, of.limits.max_tokens)
+        frame = _Frame(body, asked, body.model or of.backend.models[0], spelling(of, asked))
+        with Jobs(of, key_of(request)) as jobs:
+            await unless_gone(request, jobs.submit([asked]))
+            if body.streams:
+                return jobs.stream(_events(jobs, frame), ignored(body), frame.failed)
+            [result] = await unless_gone(request, jobs.results())
     return JSONResponse(frame.ended(result), headers=ignored(body))
 
 
 def _request(of: Serving, body: Answered, header: str | None) -> Written:
-    for name, said in STATELESS.items():
+    for name, fix in STATELESS.items():
         if (body.model_extra or {}).get(name) not in (None, False):
-            raise Invalid(said, name)
+            raise Invalid(fix, name)
     if body.store:
         raise Invalid("this server keeps no answers; set it to false", "store")
     if body.n not in (None, 1):
         raise Invalid("a response is one answer; leave it out", "n")
-    turns = body.input
-    if isinstance(turns, str):
-        turns = [Turn(role="user", content=turns)]
+    said = body.input
+    turns: list[Turn] = [Turn(role="user", content=said)] if isinstance(said, str) else [*said]
     if body.instructions:
         turns = [Turn(role="system", content=body.instructions), *turns]
     if not turns:
@@ -93,24 +115,33 @@ def _request(of: Serving, body: Answered, header: str | None) -> Written:
         max_tokens=body.max_output_tokens,
         logprobs=reported,
         top_logprobs=body.top_logprobs or 0,
-        response_format=(body.text or {}).get("format"),
+        response_format=body.text.format,
         **{name: getattr(body, name) for name in Asked.model_fields},
     )
+    return chat_request(asked, model, alignment, of.limits.max_tokens)
+
+
+@contextmanager
+def _as_input(body: Answered) -> Iterator[None]:
+    """Around what is done with a chat: its faults get the names that the fields have here."""
+    first = 1 if body.instructions else 0
+
+    def place(found: re.Match[str]) -> str:
+        number = int(found[1]) - first
+        return "instructions" if number < 0 else f"input[{number}]{found[2]}"
+
     try:
-        return chat_request(asked, model, alignment, of.limits.max_tokens)
+        yield
     except Invalid as error:
-        raise _renamed(error, 1 if body.instructions else 0) from None
-
-
-def _renamed(error: Invalid, first: int) -> Invalid:
-    """The faults of a chat under the names that the fields have here; `first`: the place of the
-    input's first message."""
-    found = []
-    for fault in error.faults:
-        path = re.sub("^response_format", "text.format", fault.path)
-        path = re.sub(r"^messages\[(\d+)\]", lambda of: f"input[{int(of[1]) - first}]", path)
-        found.append(Invalid(fault.said, path))
-    return Invalid(found[0].said, found[0].path, found[1:])
+        faults = Faults()
+        for fault in on_the_wire(error):
+            path = re.sub("^response_format", "text.format", fault.path)
+            path = re.sub("^max_tokens", "max_output_tokens", path)
+            path = re.sub(r"^messages\[(\d+)\](.*)", place, path)
+            path = re.sub(r"^messages", "input", path)
+            with faults.at(path):
+                raise Invalid(fault.said) from None
+        faults.raise_any()
 
 
 class _Frame:
@@ -147,7 +178,7 @@ class _Frame:
             "previous_response_id": None,
             "store": False,
             "temperature": sampling.temperature,
-            "text": {"format": (self.body.text or {}).get("format") or {"type": "text"}},
+            "text": {"format": self.body.text.format or {"type": "text"}},
             "tool_choice": "none",
             "tools": [],
             "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
