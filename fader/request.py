@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fader.rewards.specs import TextRewardSpec
 from fader.schema import (
+    NUMBER,
     Finite,
     Frozen,
     Invalid,
@@ -27,7 +28,7 @@ from fader.schema import (
     short,
 )
 
-Token = Annotated[int, Field(ge=0, lt=2**31)]
+Token = Annotated[int, Field(ge=0, lt=2**31), NUMBER]
 
 
 def _not_nothing(written: str | tuple[int, ...]) -> str | tuple[int, ...]:
@@ -388,7 +389,7 @@ class Blockwise(_Search):
     kind: Literal["blockwise"]
     n: int = Field(4, ge=1, le=128)
     """Blocks that are drawn at each step."""
-    block: Annotated[int, Field(ge=1)] | Literal["sentence"] = 16
+    block: Annotated[int, Field(ge=1), NUMBER] | Literal["sentence"] = 16
     """Tokens of a block, or up to the end of a sentence."""
     beams: int = Field(1, ge=1, le=64)
     """Hypotheses that are kept; at most `n`."""
@@ -445,7 +446,7 @@ class Lookahead(_Search):
     """Candidates of each step: at most this many of the likeliest tokens."""
     top_p: Share | None = None
     """And no more than hold this probability."""
-    lookahead: Annotated[int, Field(ge=0)] | Literal["sentence", "end"] = 16
+    lookahead: Annotated[int, Field(ge=0), NUMBER] | Literal["sentence", "end"] = 16
     """How far a candidate is continued to be judged: tokens, to the end of the sentence, or to the
     end of the answer."""
     rollout: Literal["greedy", "sampled"] = "greedy"

@@ -22,10 +22,19 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+NUMBER = BeforeValidator(_no_truth)
+"""In a number's type: true is not 1. A plain `int` or `float` in a `Frozen` needs it not."""
+Finite = Annotated[float, Field(allow_inf_nan=False), NUMBER]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), NUMBER]
+Share = Annotated[float, Field(gt=0, le=1), NUMBER]
+Seed = Annotated[int, Field(ge=0, lt=2**63), NUMBER]
 
 
 def _not_blank(text: str) -> str:
@@ -50,13 +59,19 @@ Text = Annotated[str, AfterValidator(_not_blank)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(listed)]
 
 
+def _is_number(field: FieldInfo) -> bool:
+    """Whether a field takes a plain number, or null."""
+    kinds = {*get_args(field.annotation)} or {field.annotation}
+    return kinds <= {int, float, NoneType}
+
+
 def _may_be_none(field: FieldInfo) -> bool:
     return field.is_required() or NoneType in get_args(field.annotation)
 
 
 class Frozen(BaseModel):
     """Immutable, and closed: a field that is not in the schema is an error. None means "not given"
-    unless it is a value of the field."""
+    unless it is a value of the field. True is no number."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True
@@ -64,15 +79,17 @@ class Frozen(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _none_is_not_given(cls, value: Any) -> Any:
+    def _as_given(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        fields = cls.model_fields
-        return {
-            name: one
-            for name, one in value.items()
-            if one is not None or name not in fields or _may_be_none(fields[name])
-        }
+        given = dict(value)
+        for name, field in cls.model_fields.items():
+            one = given.get(name)
+            if one is None and not _may_be_none(field):
+                given.pop(name, None)
+            elif isinstance(one, bool) and _is_number(field):
+                given[name] = str(one)  # which pydantic refuses, where 1 would do
+        return given
 
 
 class Invalid(ValueError):

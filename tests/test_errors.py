@@ -13,6 +13,8 @@ from fader.schema import Faults, Invalid, at, parse, path_of
 
 NOPE = {"nope": 1}
 SEARCH = {"kind": "lookahead", "lookahead": 2}
+GOOD = {**SEARCH, "rewards": [{"kind": "length", "about": 9}]}
+AT = "alignment.search"
 BEST = {"kind": "best-of-n", "rewards": [{"kind": "length", "about": 3}]}
 
 
@@ -199,6 +201,16 @@ def test_what_is_no_model_is_refused(tiny, model):
         ),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ({"messages": "x", "sampling": {"stop": [""]}}, "sampling.stop[0]"),
+        ({"messages": "x", "sampling": {"max_tokens": True}}, "sampling.max_tokens"),
+        ({"messages": "x", "sampling": {"top_p": True}}, "sampling.top_p"),
+        ({"messages": "x", "sampling": {"logit_bias": {"5": True}}}, "sampling.logit_bias.5"),
+        ({"raw": [5, True]}, "raw[1]"),
+        ({"messages": "x", "alignment": {"vectors": {"a": True}}}, "alignment.vectors.a"),
+        ({"messages": "x", "alignment": {"search": {**GOOD, "beams": True}}}, f"{AT}.beams"),
+        (
+            {"messages": "x", "alignment": {"search": {**GOOD, "lookahead": True}}},
+            f"{AT}.lookahead",
+        ),
     ],
 )
 def test_paths_of_what_is_no_request(value, path):

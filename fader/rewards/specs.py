@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fader.schema import Finite, Frozen, Positive, Text, listed
+from fader.schema import NUMBER, Finite, Frozen, Positive, Text, listed
 
 Forms = Annotated[tuple[Text, ...], Field(min_length=1)]
 Words = Annotated[tuple[Text | Forms, ...], Field(min_length=1), BeforeValidator(listed)]
 Match = Literal["lemma", "form"]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1), NUMBER]
 
 
 class _Weighted(Frozen):
@@ -138,7 +138,7 @@ class ClassifierSpec(_Weighted):
     kind: Literal["classifier"]
     model: Text
     """The declared name of the model."""
-    label: int | Text | None = None
+    label: Annotated[int, NUMBER] | Text | None = None
     """Which of its outputs, by number or name; a model of one output needs none."""
     normalize: Literal["none", "sigmoid", "softmax"] = "none"
     """`none`: the logit as it is; `sigmoid`, `softmax`: in [0, 1]."""
