@@ -609,6 +609,11 @@ def test_a_pattern_that_eats_the_machine_is_refused_while_it_is_compiled():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # kilobytes
 
 
+def test_a_pattern_that_the_package_cannot_take_is_not_said_to_take_long():
+    with pytest.raises(ValueError, match=r"pattern: no regular expression: .*incompatible"):
+        make(spec("regex", pattern="(?ui)(?a)x"))
+
+
 def test_patterns_of_schemas_are_those_of_the_regex_reward():
     letters = make(spec("json-schema", of={"pattern": r"^\p{Lu}(?i:x)*+$"}))
     assert letters.score([""] * 2, ['"Axx"', '"ax"']) == [1, 0.5]

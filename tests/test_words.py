@@ -127,6 +127,9 @@ WHOLE = [
     ("ice cream", "an ice cream, please", True),
     (".NET", "in .NET", True),
     (".NET", "in ASP.NET", False),
+    ("e-mail", "by e\u2011mail", True),
+    ("e-mail", "by e\u2010mail", True),
+    ("mail", "by e\u2011mail", False),
 ]
 
 

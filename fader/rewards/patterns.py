@@ -39,7 +39,9 @@ for pattern in json.load(sys.stdin):
     try:
         regex.compile(pattern, cache_pattern=False)
         print("null", flush=True)
-    except (regex.error, RecursionError, OverflowError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         print(json.dumps(str(error)), flush=True)
 """
 

@@ -29,6 +29,7 @@ GROWS = regex.compile(rf"(?V1)[\w--[{_UNSPACED}]]")
 _JOINTS, _SIGNS = "'\u2019.-\u2010\u2011&@", "+#"
 # What is written to a word without being of it, where forms count: dog's, they're.
 _CLITIC = regex.compile(r"['\u2019](?:s|re|ve|ll|d|m)(?!\w)", regex.IGNORECASE)
+_PLAIN = str.maketrans("\u2019\u2010\u2011", "'--")
 _ELIDING = ("fr", "it", "ca")  # l'eau holds eau
 
 
@@ -86,8 +87,9 @@ def _point_joins(before: str, after: str) -> bool:
 
 @lru_cache(maxsize=2**17)
 def folded(word: str) -> str:
-    """A word as it is compared: composed, without case, with straight apostrophes."""
-    return unicodedata.normalize("NFC", word).casefold().replace("\u2019", "'")
+    """A word as it is compared: composed, without case, with straight apostrophes and the plain
+    hyphen."""
+    return unicodedata.normalize("NFC", word).casefold().translate(_PLAIN)
 
 
 @lru_cache(maxsize=2**17)
