@@ -113,6 +113,8 @@ class Fader:
     def add_vector(self, vector: Vector, name: str | None = None) -> None:
         """Make a vector known under its name, or another. One of the same name is replaced for new
         requests; running ones keep theirs."""
+        if not isinstance(vector, Vector):
+            raise Invalid(f"must be a Vector; read a folder by Vector.load (got {short(vector)})")
         self.backend.add_vector(vector, name)
         self._places.vectors.places.pop(name or vector.name, None)
 
@@ -144,10 +146,11 @@ class Fader:
         `on_result` is called with each result as soon as it and those before it are there.
         """
         running = self._submit(prompts, fields)
-        results = []
+        results: list[Result] = []
         try:
             for future in running:
-                results.append(future.result())
+                with naming(len(results), len(running)):
+                    results.append(future.result())
                 if on_result is not None:
                     on_result(results[-1])
         finally:
@@ -192,8 +195,9 @@ class Fader:
                         left -= 1
                     else:
                         yield found
-                for future in running:
-                    result = future.result()
+                for place, future in enumerate(running):
+                    with naming(place, len(running)):
+                        result = future.result()
                     if on_result is not None:
                         on_result(result)
             finally:
@@ -211,8 +215,13 @@ class Fader:
     async def abatch(self, prompts: Iterable[RequestLike], **fields: Any) -> list[Result]:
         """`batch` for asyncio."""
         running = self._submit(prompts, fields)
+
+        async def result(place: int) -> Result:
+            with naming(place, len(running)):
+                return await asyncio.wrap_future(running[place])
+
         try:
-            return await asyncio.gather(*map(asyncio.wrap_future, running))
+            return await asyncio.gather(*map(result, range(len(running))))
         finally:
             for future in running:
                 future.cancel()
@@ -244,6 +253,8 @@ class Fader:
     ) -> list[Likelihood]:
         """`score` of several (prompt, answer) pairs, run together. In order. Answers to the same
         request share one reading of its prompt."""
+        if isinstance(pairs, str | Mapping) or not isinstance(pairs, Iterable):
+            raise Invalid(f"must be a list of (prompt, answer) (got {short(pairs)})", "pairs")
         pairs = list(pairs)
         for place, pair in enumerate(pairs):
             if isinstance(pair, str | Mapping) or not isinstance(pair, Sequence) or len(pair) != 2:
@@ -265,7 +276,8 @@ class Fader:
             for request, answers in asked:
                 running.append(self.backend.score(request, answers))
             for places, future in zip(groups.values(), running, strict=True):
-                found.update(zip(places, future.result(), strict=True))
+                with naming(places[0], len(pairs)):
+                    found.update(zip(places, future.result(), strict=True))
         finally:
             for future in running:
                 future.cancel()

@@ -88,8 +88,10 @@ def _fields_named(given: Mapping[str, Any], places: Places) -> dict[str, Any]:
     named = dict(given)
     if named.get("model") is not None:
         named["model"] = places.models.of(named["model"])
-    if isinstance(named.get("alignment"), str | Mapping | Alignment):
-        alignment = load_alignment(named["alignment"])
+    given_alignment = named.get("alignment")
+    if isinstance(given_alignment, str | Path | Mapping | Alignment):
+        said = str(given_alignment) if isinstance(given_alignment, Path) else given_alignment
+        alignment = load_alignment(said)
         value = alignment.model_dump(exclude_unset=True)
         renamed = _renamed(value, places)
         named["alignment"] = (

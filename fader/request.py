@@ -567,6 +567,15 @@ def _as_fields(prompt: Any) -> dict[str, Any]:
             raise Invalid("stands for messages, which are given too; give one of the two", "prompt")
         if "prompt" in value:
             value["messages"] = value.pop("prompt")
+        if {"role", "content"} <= value.keys():
+            raise Invalid(
+                "is one message; put it into a list, and the list of several conversations' lists"
+                " into `batch`",
+                "prompt",
+            )
+        for name in Sampling.model_fields:
+            if name in value:
+                raise Invalid(f'stands under `sampling`: {{"sampling": {{"{name}": ...}}}}', name)
         return value
     if isinstance(prompt, Sequence) and prompt and all(map(_is_message, prompt)):
         return {"messages": [*prompt]}

@@ -467,3 +467,43 @@ def test_the_next_turn_of_a_conversation_reads_only_what_is_new(tiny_folder, kin
             read.append(whole)
         assert further > 0
         assert fader.backend.backbones[fader.model].memory.taken == 0
+
+
+MISTAKES = (
+    (lambda fader: fader.score("a", ["b"]), "answer: must be a text to score"),
+    (lambda fader: fader.score_batch(None), "pairs: must be a list"),
+    (lambda fader: fader.score_batch("ab"), "pairs: must be a list"),
+    (lambda fader: fader.generate({"role": "user", "content": "a"}), "prompt: is one message"),
+    (lambda fader: fader.batch([{"role": "user", "content": "a"}]), "prompt: is one message"),
+    (lambda fader: fader.generate({"prompt": "a", "seed": 1}), "seed: stands under `sampling`"),
+    (lambda fader: fader.add_vector("warm"), "must be a Vector"),
+)
+
+
+@pytest.mark.parametrize(("call", "said"), MISTAKES)
+def test_what_is_given_wrongly_is_refused_with_the_right_call(tiny, call, said):
+    with pytest.raises(Invalid, match=f"^{said}"):
+        call(tiny)
+
+
+def test_what_fails_while_it_runs_is_named_too(tiny):
+    huge = random_vector(tiny, "huge", 3)
+    tiny.add_vector(huge)
+    asked = ["a", {"prompt": "b", "alignment": {"vectors": {"huge": 1e200}}}]
+    said = "^request 2: .*not finite"
+    with pytest.raises(Invalid, match=said):
+        tiny.batch(asked, max_tokens=2)
+    with pytest.raises(Invalid, match=said):
+        list(tiny.stream_batch(asked, max_tokens=2))
+    with pytest.raises(Invalid, match=said):
+        asyncio.run(tiny.abatch(asked, max_tokens=2))
+    with pytest.raises(Invalid, match=said):
+        tiny.score_batch([(one, "c") for one in asked])
+    tiny.remove_vector("huge")
+
+
+def test_an_alignment_may_be_a_path(tiny, tmp_path):
+    file = tmp_path / "told.yaml"
+    file.write_text("preferences: {user: be brief}")
+    told = {"preferences": {"user": "be brief"}}
+    assert tiny.request("a", alignment=file) == tiny.request("a", alignment=told)

@@ -496,8 +496,10 @@ def _rows(plan: Plan) -> int:
 def _answer_ids(answer: object, reader: Backbone | None, continuing: bool) -> list[int]:
     """The tokens of an answer that is to be scored, a text or token ids; none where no model is
     there to read them. Raises `Invalid` for what cannot be scored."""
-    if not isinstance(answer, Sequence):
-        raise Invalid(f"must be a text to score (got {answer!r})")
+    if not isinstance(answer, Sequence) or (
+        not isinstance(answer, str) and any(type(token) is not int for token in answer)
+    ):
+        raise Invalid(f"must be a text to score (got {short(answer)})")
     if reader is None:
         return []
     if isinstance(answer, str):
