@@ -119,6 +119,8 @@ def rows(done: Done) -> list[dict]:
             " shape, vectors, vllm",
         ),
         (["score", "--input", "-"], "has no lines"),
+        (["chat", "--seed", "-3"], "sampling.seed"),
+        (["chat", "--stop", ""], "sampling.stop[0]"),
     ],
 )
 def test_bad_input_is_one_message_and_status_2(arguments, said, tmp_path):
@@ -181,7 +183,7 @@ def test_bad_lines_are_named(tmp_path):
         "-:1: answer must be a text" in run("score", "--input", "-", stdin='{"prompt": "x"}').stderr
     )
     assert (
-        "request 2: colour: no such field"
+        "-:2: colour: no such field"
         in run(
             "generate", "--input", "-", stdin='{"prompt": "x"}\n{"prompt": "x", "colour": 1}'
         ).stderr
@@ -607,3 +609,48 @@ def test_an_answer_as_a_process():
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert 0 < len(done.stdout.split()) <= 3
+
+
+BAD_LINES = (
+    ({"prompt": "a", "max_tokens": 3}, "max_tokens: stands under `sampling`"),
+    ({"prompt": "a", "alignment": {"vectors": {"nope": 1}}}, "alignment.vectors.nope: no such"),
+    ({"prompt": "a" * 900}, "messages: prompt and answer may take"),
+)
+
+
+@pytest.mark.parametrize(("row", "said"), BAD_LINES)
+@pytest.mark.parametrize("command", ["generate", "score"])
+@pytest.mark.parametrize("before", ["", '{"prompt": "b", "answer": "c"}\n\n'])
+def test_a_bad_line_is_named_by_file_and_line(command, before, row, said, tiny_folder, tmp_path):
+    if command == "generate":
+        before = before.replace(', "answer": "c"', "")
+    else:
+        row = {**row, "answer": "d"}
+    file = tmp_path / "asked.jsonl"
+    file.write_text(before + json.dumps(row) + "\n")
+    done = run(command, "--input", str(file), "--model", str(tiny_folder))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"error: {file}:{3 if before else 1}: {said}" in done.stderr
+
+
+def test_chat_says_at_once_what_no_question_could_be_asked_with(tiny_folder):
+    for given, said in (
+        (("--max-tokens", "100000"), "sampling.max_tokens"),
+        (("--align", '{"vectors": {"nope": 1}}'), "alignment.vectors.nope"),
+    ):
+        done = run("chat", "--model", str(tiny_folder), *given, stdin="hello\n")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert said in done.stderr
+
+
+def test_chat_goes_on_after_bytes_that_are_no_text(tiny_folder, monkeypatch):
+    out = io.StringIO()
+    tiny = ("--model", str(tiny_folder), "--max-tokens", "4")
+    typed = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n/align\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["fader", "chat", *tiny])
+    monkeypatch.setattr(sys, "stdin", typed)
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
+        main()
+    said, shown = out.getvalue().split("> ")[1:3]
+    assert "character 4 is half of one" in said
+    assert shown == "{}\n"

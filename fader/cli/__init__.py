@@ -51,6 +51,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal in ASCII gets what it can show
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, TextIOWrapper):  # what is no text is refused where it is used
+        sys.stdin.reconfigure(errors="surrogateescape")
     try:
         app()
     except (ValueError, OSError, Lost) as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,8 +40,8 @@ from fader.engine import builtin
 from fader.files import stamp
 from fader.given import Places, resolve
 from fader.profiles import load_alignment
-from fader.request import Alignment, Lookahead, Sampling, json_schema, named
-from fader.schema import Faults, within
+from fader.request import Alignment, Lookahead, Request, Sampling, json_schema, named
+from fader.schema import Faults, Invalid, within
 from fader.shards import Output, one_by_one, shards
 from fader.vectors.store import available
 
@@ -141,7 +143,9 @@ def generate(
             raise ValueError("--out, --ray: answer the lines of a file; give --input FILE")
         _into_file(input, out, model, engine.value, same_as, spreading, fields)
         return
-    asked: list[Any] = [*(prompts or []), *(row for _, row in rows(input))]
+    lines = list(rows(input))
+    asked: list[Any] = [*(prompts or []), *(row for _, row in lines)]
+    places_of = [*("" for _ in prompts or []), *(f"{input}:{line}" for line, _ in lines)]
     if not asked:
         raise ValueError(
             "PROMPT: nothing to answer; give a prompt, or --input FILE with one JSON object per"
@@ -149,7 +153,8 @@ def generate(
         )
     places = Places()
     places.models.taken.add(model)
-    requests = resolve(asked, places, **fields)
+    with _by_line(places_of):
+        requests = resolve(asked, places, **fields)
     with Fader(
         model_as(model, engine.value, same_as),
         models=places.models.places,
@@ -172,12 +177,31 @@ def generate(
                         )
                     progress.advance(task)
 
-                fader.batch(requests, show)
+                with _by_line(places_of):
+                    fader.batch(requests, show)
             return
-        for chunk in fader.stream(requests[0], _say_dropped):
-            sys.stdout.write(chunk.text)
-            sys.stdout.flush()
+        with _by_line(places_of):
+            for chunk in fader.stream(requests[0], _say_dropped):
+                sys.stdout.write(chunk.text)
+                sys.stdout.flush()
         sys.stdout.write("\n")
+
+
+@contextmanager
+def _by_line(places: Sequence[str]) -> Iterator[None]:
+    """Around what is done with requests: a fault names the line of a file that its request is from
+    (`places`, empty for other requests) and not the request's number."""
+    try:
+        yield
+    except ValueError as error:
+        found = []
+        for fault in error.faults if isinstance(error, Invalid) else [Invalid(str(error))]:
+            number = re.match(r"request (\d+)(?:: )?", fault.path)
+            one = int(number[1]) - 1 if number else 0
+            place = places[one] if number or len(places) == 1 else ""
+            path = fault.path.removeprefix(number[0]) if number and place else fault.path
+            found.append(Invalid(fault.said, ": ".join(filter(None, (place, path)))))
+        Faults(found=found).raise_any()
 
 
 def _into_file(
@@ -252,14 +276,18 @@ def score(
     "answer", "alignment"?}`."""
     fields = {} if align is None else {"alignment": align}
     pairs: list[tuple[Any, str]] = []
+    lines = []
     for place, row in rows(input):
+        lines.append(f"{input}:{place}")
         if not isinstance(row.get("answer"), str):
             raise ValueError(f"{input}:{place}: answer must be a text (got {row.get('answer')!r})")
         pairs.append(({key: value for key, value in row.items() if key != "answer"}, row["answer"]))
     if not pairs:
         raise ValueError(f"--input: {input} has no lines")
     with Fader(model_as(model, engine.value, same_as), engine=engine.value) as fader:
-        for found in fader.score_batch(pairs, **fields):
+        with _by_line(lines):
+            scored = fader.score_batch(pairs, **fields)
+        for found in scored:
             _say_dropped(found)
             (
                 print_json(found.as_dict())
@@ -298,8 +326,10 @@ def chat(
     """Talk with the aligned model. `/help` lists what can be typed beside questions."""
     sampling = _sampling(context)
     alignment = load_alignment(align if align is not None else {})
+    Request.of("hello", **_suited(sampling, alignment))
     messages: list[dict[str, str]] = []
     with Fader(model_as(model, engine.value, same_as), engine=engine.value) as fader:
+        _check(fader, alignment, sampling)
         while (text := _ask()) and text != "/quit":
             try:
                 if text.startswith("/"):
@@ -318,7 +348,7 @@ def _command(
     name, _, rest = text.partition(" ")
     if name == "/align" and rest.strip():
         found = fader.request("hello", alignment=rest.strip()).alignment
-        Faults(found=fader.check("hello", alignment=found, **_suited(sampling, found))).raise_any()
+        _check(fader, found, sampling)
         return found
     if name == "/align":
         print_json(alignment.model_dump(mode="json", exclude_defaults=True))
@@ -327,6 +357,12 @@ def _command(
     else:
         raise ValueError(f"{name}: no such command; /help lists them")
     return alignment
+
+
+def _check(fader: Fader, alignment: Alignment, sampling: Mapping[str, Any]) -> None:
+    """Raises `Invalid` with all for which no question could be answered so."""
+    asked = fader.check("hello", alignment=alignment, **_suited(sampling, alignment))
+    Faults(found=asked).raise_any()
 
 
 # where a request says too much for the model or its KV memory; a shorter conversation may fit
