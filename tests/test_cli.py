@@ -654,3 +654,10 @@ def test_chat_goes_on_after_bytes_that_are_no_text(tiny_folder, monkeypatch):
     said, shown = out.getvalue().split("> ")[1:3]
     assert "character 4 is half of one" in said
     assert shown == "{}\n"
+
+
+def test_a_folder_is_no_file_of_keys(tmp_path):
+    for command in (["keys", "list"], ["serve", "--port", "0"]):
+        done = run(*command, "--keys", str(tmp_path))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{tmp_path}: is no file of keys" in done.stderr

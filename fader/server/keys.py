@@ -43,7 +43,8 @@ def hashed(key: str) -> str:
 
 class Keys:
     """The keys of a file. Without a file none is needed; once there was one, they are needed for
-    good: neither revoking the last key nor losing the file opens the server."""
+    good: neither revoking the last key nor losing the file opens the server. Raises ValueError for
+    a file that holds none, and for what is no file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -51,6 +52,7 @@ class Keys:
         self._stamp: tuple[int, int] | None = None
         self._known: list[Key] = []
         self._needed = False
+        self.known()
 
     @property
     def needed(self) -> bool:
@@ -65,6 +67,10 @@ class Keys:
             if is_file(self.file):
                 self._needed, found = True, self.file.stat()
                 stamp = found.st_mtime_ns, found.st_size
+            elif self.file.exists():
+                raise ValueError(
+                    f"{self.file}: is no file of keys, but something else; name a file"
+                )
             if stamp != self._stamp:
                 self._known = _read(self.file) if stamp else []
                 self._stamp = stamp
