@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import random_vectors
 from transformers import AutoModelForCausalLM
 
 from fader import Alignment, Fader, Vector, load
@@ -654,6 +655,22 @@ def test_chat_goes_on_after_bytes_that_are_no_text(tiny_folder, monkeypatch):
     said, shown = out.getvalue().split("> ")[1:3]
     assert "character 4 is half of one" in said
     assert shown == "{}\n"
+
+
+def test_a_full_disk_is_one_message(tiny_folder, tmp_path):
+    resource = pytest.importorskip("resource")
+    with Fader(load(str(tiny_folder))) as fader:
+        random_vectors(fader, tmp_path, ["warm"])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        folders = ("--name", "cold", "--out", str(tmp_path / "cold"))
+        done = run("vectors", "negate", str(tmp_path / "warm"), *folders)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "File too large" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["warm"]
 
 
 def test_a_folder_is_no_file_of_keys(tmp_path):

@@ -33,7 +33,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -59,7 +59,7 @@ from fader.training.vector import (
     settings,
     trained_card,
 )
-from fader.vectors.peft_folder import CONFIG, plain_config, read_json
+from fader.vectors.peft_folder import CONFIG, plain_config, read_json, save_tensors
 from fader.vectors.vector import CARD, Vector, check_place
 
 Arm = Literal["map", "weights"]
@@ -181,7 +181,7 @@ class PreferenceWeights:
         """Write them to a folder, whole or not at all; what is there is replaced."""
         with whole_folder(folder, replace=True) as scratch:
             tensors = {"down": self.down.contiguous(), "up": self.up.contiguous()}
-            save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
+            save_tensors(tensors, scratch / WEIGHTS)
             named = {"name": self.name, "stage_1": self.start, "base_fingerprint": self.base}
             card = json.dumps({**self.card, **named}, indent=1)
             (scratch / CARD).write_text(card, encoding="utf-8")

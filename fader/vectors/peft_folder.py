@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fader.engine.loading import FLOATS, check_safetensors
@@ -365,3 +366,15 @@ def _by_module(patterns: Mapping[str, Any] | None, module: str, default: Any) ->
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a file of safetensors. Raises OSError naming it, as on a disk that is full."""
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(file)) from None

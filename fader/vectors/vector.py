@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fader.engine.protocols import Backbone
@@ -35,6 +34,7 @@ from fader.vectors.peft_folder import (
     plain_config,
     read_folder,
     read_json,
+    save_tensors,
 )
 
 CARD = "fader.json"
@@ -158,7 +158,7 @@ class Vector:
             for module, (down, up) in self.factors.items():
                 tensors[f"{PREFIX}{module}.lora_A.weight"] = down.contiguous()
                 tensors[f"{PREFIX}{module}.lora_B.weight"] = up.contiguous()
-            save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
+            save_tensors(tensors, scratch / WEIGHTS)
             ranks = {module: down.shape[0] for module, (down, _) in self.factors.items()}
             config = plain_config(ranks, self.card.get("base_model"))
             (scratch / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
