@@ -31,7 +31,7 @@ def profiles() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in (*profile_folders(), SHIPPED):
         for file in sorted(folder.glob("*")):
-            if file.suffix in ENDINGS:
+            if file.suffix in ENDINGS and is_file(file):
                 found.setdefault(file.stem, file)
     return found
 

@@ -673,8 +673,26 @@ def test_a_full_disk_is_one_message(tiny_folder, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["warm"]
 
 
+def test_a_profile_is_no_folder(tmp_path):
+    (tmp_path / ".fader" / "profiles" / "odd.yaml").mkdir(parents=True)
+    done = run("profiles", "--json", cwd=tmp_path)
+    assert "odd" not in [row["name"] for row in rows(done)]
+
+
 def test_a_folder_is_no_file_of_keys(tmp_path):
     for command in (["keys", "list"], ["serve", "--port", "0"]):
         done = run(*command, "--keys", str(tmp_path))
         assert (done.returncode, done.stdout) == (2, "")
         assert f"{tmp_path}: is no file of keys" in done.stderr
+
+
+def test_an_endpoint_without_an_address_is_not_the_model_of_this_machine(tmp_path):
+    (tmp_path / "ada.jsonl").write_text('{"chosen": "a", "rejected": "b"}\n')
+    for option, said in (
+        (("--endpoint", "", "--teacher", ""), "endpoint.url"),
+        (("--endpoint", "http://x/v1", "--teacher", "y", "--timeout", "0"), "endpoint.timeout"),
+        (("--endpoint", "http://x/v1", "--teacher", "y", "--retries", "-1"), "endpoint.retries"),
+    ):
+        done = run("profiles", "learn", "--history", "ada.jsonl", *option, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert said in done.stderr

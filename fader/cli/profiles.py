@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from fader import Fader
 from fader.cli.show import AsJson, Model, commands, print_json, screen, show
-from fader.cli.teacher import KeyEnv
+from fader.cli.teacher import KeyEnv, Retries, Temperature, Timeout
 from fader.endpoint import Advice, Client, Endpoint, run
 from fader.engine import builtin
 from fader.profiles import load_alignment, profile_file, profile_folders, profiles, save_profile
@@ -96,6 +96,9 @@ def learn_command(
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Model that the endpoint serves.")] = None,
     key_env: KeyEnv = "OPENAI_API_KEY",
+    timeout: Timeout = 120.0,
+    retries: Retries = 5,
+    temperature: Temperature = 0.0,
     room: Annotated[
         int,
         typer.Option(
@@ -121,7 +124,11 @@ def learn_command(
     if ignored:
         _say(f"{history}: nothing is taken from {', '.join(ignored)}")
     kept = file.with_name(f".{name}.replies")
-    reached = _endpoint(endpoint, teacher, key_env) if endpoint and teacher else _model(model)
+    if endpoint is None or teacher is None:
+        reached = _model(model)
+    else:
+        key = os.environ.get(key_env)
+        reached = _endpoint(Endpoint(endpoint, teacher, key, timeout, retries, 1, temperature))
     with reached as asked, Progress(console=messages, transient=True) as bar:
         task = bar.add_task("asking", total=len(QUESTIONS) + 1)
 
@@ -178,15 +185,14 @@ def _model(name: str) -> Iterator[_Asked]:
 
 
 @contextmanager
-def _endpoint(address: str, teacher: str, key_env: str) -> Iterator[_Asked]:
+def _endpoint(reached: Endpoint) -> Iterator[_Asked]:
     """A model behind an endpoint."""
-    reached = Endpoint(address, teacher, os.environ.get(key_env))
 
     async def reply(prompt: str) -> str:
         async with Client(reached, ADVICE) as client:
             return (await client.ask([{"role": "user", "content": prompt}])).text
 
-    yield _Asked(teacher, lambda prompt: run(reply(prompt)))
+    yield _Asked(reached.model, lambda prompt: run(reply(prompt)))
 
 
 def _say(line: str) -> None:
