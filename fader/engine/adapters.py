@@ -3,12 +3,14 @@
 For each adapted layer all vectors in use are stacked once, A [ranks, in] and B [out, ranks]. A
 forward whose tokens have the strengths Λ [tokens, vectors] computes y = W x + B ((A x) * Λ expanded
 to ranks). These are two small products, whatever the number of different mixtures, exact for any
-strength. Nothing is merged and nothing reloaded.
+strength. They are computed from the first token that has a mixture to the last. Nothing is merged
+and nothing reloaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +26,8 @@ class AdapterMixer:
     def __init__(self, model: nn.Module, read_order: Sequence[tuple[str, Tensor]] = ()) -> None:
         self.vectors: list[Delta] = []
         self.layers: dict[str, MixedLinear] = {}
-        self._mixture: Tensor | None = None  # [tokens, vectors]
-        self._head_mixture: Tensor | None = None  # the same for the tokens whose logits are wanted
+        self._mixture: _Mixed | None = None
+        self._head_mixture: _Mixed | None = None  # the same for the tokens whose logits are wanted
         self._expanded: dict[tuple[tuple[int, ...], bool], Tensor] = {}
         head = getattr(model, "get_output_embeddings", lambda: None)()
         fused = fused_linears(model, read_order, head)
@@ -85,18 +87,36 @@ class AdapterMixer:
         for row, mixture in enumerate(mixtures):
             for vector, strength in mixture:
                 rows[row, column[vector]] += strength
-        self._mixture = rows.repeat_interleave(torch.tensor(counts), dim=0)  # [tokens, vectors]
-        self._head_mixture = self._mixture[kept.cpu()]
+        tokens = rows.repeat_interleave(torch.tensor(counts), dim=0)
+        self._mixture, self._head_mixture = _mixed(tokens), _mixed(tokens[kept.cpu()])
 
-    def strengths(self, owners: tuple[int, ...], is_head: bool, like: Tensor) -> Tensor | None:
-        """The strength for each token and each stacked rank [tokens, ranks]; `owners` gives the
-        vector of each rank."""
-        mixture = self._head_mixture if is_head else self._mixture
-        if mixture is None:
+    def strengths(
+        self, owners: tuple[int, ...], is_head: bool, like: Tensor
+    ) -> tuple[slice, Tensor] | None:
+        """Which tokens have a mixture, and the strength for each of them and each stacked rank
+        [tokens, ranks]; `owners` gives the vector of each rank. None if no token has one."""
+        mixed = self._head_mixture if is_head else self._mixture
+        if mixed is None:
             return None
         if (owners, is_head) not in self._expanded:
-            self._expanded[owners, is_head] = mixture[:, list(owners)].to(like)
-        return self._expanded[owners, is_head]
+            self._expanded[owners, is_head] = mixed.strengths[:, list(owners)].to(like)
+        return mixed.tokens, self._expanded[owners, is_head]
+
+
+class _Mixed(NamedTuple):
+    """The tokens from the first that has a mixture to the last."""
+
+    tokens: slice
+    strengths: Tensor  # [tokens, vectors]
+
+
+def _mixed(strengths: Tensor) -> _Mixed | None:
+    """Of the strengths of all tokens [tokens, vectors]; None if all are 0."""
+    found = strengths.any(dim=1).nonzero().flatten().tolist()
+    if not found:
+        return None
+    tokens = slice(found[0], found[-1] + 1)
+    return _Mixed(tokens, strengths[tokens])
 
 
 class MixedLinear(nn.Module):
@@ -136,7 +156,9 @@ class MixedLinear(nn.Module):
         """x [..., tokens, in] -> y [..., tokens, out]."""
         y = self._product(x, self._place)
         if self._down is not None and self._up is not None:
-            strengths = self._mixer[0].strengths(self._owners, self.is_head, x)
-            if strengths is not None:
-                y = y + functional.linear(functional.linear(x, self._down) * strengths, self._up)
+            mixed = self._mixer[0].strengths(self._owners, self.is_head, x)
+            if mixed is not None:
+                tokens, strengths = mixed
+                down = functional.linear(x[..., tokens, :], self._down) * strengths
+                y[..., tokens, :] += functional.linear(down, self._up)
         return y
