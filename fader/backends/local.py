@@ -615,7 +615,8 @@ def _drawn_as_searched(sampling: Sampling, wanted: Search) -> None:
 
 def _refuse_no_model(source: Any, field: str) -> None:
     """Raises `Invalid` under `field` for what can be no model."""
-    if not isinstance(source, str | Path | Backbone):
+    loaded = hasattr(source, "forward") and hasattr(source, "memory")
+    if not (loaded or isinstance(source, str | Path)):
         raise Invalid(
             "must be a model's name, folder, GGUF file or hub id, or a loaded Backbone (got"
             f" {short(source)})",

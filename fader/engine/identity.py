@@ -14,10 +14,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from fader.engine.apart import apart
+
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ABOUT_FILES = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
 
+@apart
 def identity(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
     """A short hash of a model's weights (every one of them), its configuration, its tokenizer and
     its chat template. Reads the weights once."""

@@ -37,6 +37,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import logging as transformers_logging
 
 from fader.engine import builtin
+from fader.engine.apart import apart
 from fader.engine.backbone import TorchBackbone
 from fader.engine.kernels import bound_caches
 from fader.engine.linear import choose_dtype
@@ -76,6 +77,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+@apart
 def load(
     name: str = builtin.NAME,
     device: str | None = None,

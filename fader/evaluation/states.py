@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fader.engine import builtin, loading
+from fader.engine.apart import apart
 from fader.engine.backbone import quick_dtype
 from fader.engine.identity import identity
 from fader.files import write_whole
@@ -71,6 +72,7 @@ class _Reader:
     tokenizer: PreTrainedTokenizerBase
     name: str
 
+    @apart
     def read(self, texts: Sequence[Text]) -> Matrix:
         parts = [self._tokens(text) for text in texts]
         order = sorted(range(len(parts)), key=lambda place: sum(map(len, parts[place])))
@@ -103,6 +105,7 @@ class _Reader:
 
 
 @cache
+@apart
 def _reader(model: str) -> _Reader:
     whole, tokenizer = loading.read(model, getattr(torch, quick_dtype()))
     body: Any = whole.base_model.eval()

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fader.engine.apart import apart
 from fader.engine.protocols import Backbone
 from fader.files import whole_folder
 from fader.schema import at
@@ -167,6 +168,7 @@ class Vector:
         return folder
 
     @classmethod
+    @apart
     def load(cls, folder: Path | str, name: str | None = None) -> Vector:
         """A vector from a PEFT LoRA folder. Raises ValueError naming the file and what in it cannot
         be served."""
