@@ -252,12 +252,21 @@ class TestThreads:
         assert kernels.choose_threads(SHAPES, F32) in (1, 2, 4)
         assert len(measurements) == 1
 
-    def test_a_loaded_model_sets_them(self, cache, threads, tiny_folder, monkeypatch):
+    def test_a_model_is_read_by_as_many(self, cache, threads, tiny_folder, monkeypatch):
         monkeypatch.setattr(kernels, "choose_threads", lambda shapes, dtype: threads + 1)
-        load(str(tiny_folder), kernels="default")
-        assert torch.get_num_threads() == threads
-        load(str(tiny_folder))
-        assert torch.get_num_threads() == threads + 1
+        assert load(str(tiny_folder), kernels="default").threads is None
+        backbone = load(str(tiny_folder))
+        found = []
+        real = backbone.model.forward
+        monkeypatch.setattr(
+            backbone.model,
+            "forward",
+            lambda *a, **k: found.append(torch.get_num_threads()) or real(*a, **k),
+        )
+        with Fader(backbone) as fader:
+            fader.generate("the sea", max_tokens=1)
+        assert {*found} == {threads + 1}
+        assert torch.get_num_threads() == threads  # the caller's are his own
 
     def test_the_environment_wins(self, cache, threads, measurements, monkeypatch):
         monkeypatch.setenv("OMP_NUM_THREADS", str(threads))

@@ -57,6 +57,7 @@ class TorchBackbone:
         self.end_tokens = _end_tokens(name, model, tokenizer)
         self.dtype, self.device = model.dtype, model.device
         self.fingerprint = fingerprint(model)
+        self.threads: int | None = None  # that compute; None: as many as torch takes
         shapes, expected, read_order = _probe(name, model)
         layers, heads, key_dim, value_dim = shapes
         bytes_per_position = layers * heads * (key_dim + value_dim) * self.dtype.itemsize
@@ -91,7 +92,7 @@ class TorchBackbone:
     def choose_kernels(self, kernels: str | None = None) -> None:
         """Multiply from now on with the kernels that are fastest here: "measured", or torch's own
         ("default"); left out: as FADER_KERNELS says, else measured."""
-        choose_kernels(self._mixer.products, kernels)
+        self.threads = choose_kernels(self._mixer.products, kernels)
 
     def weight(self, name: str) -> Tensor:
         """One of the model's weights by its name. Raises KeyError for a name that there is not."""
@@ -105,6 +106,8 @@ class TorchBackbone:
 
         Costs one read of the weights however many segments there are. Each slot occurs once.
         """
+        if self.threads not in (None, torch.get_num_threads()):
+            torch.set_num_threads(self.threads)  # of this thread; another one may have loaded it
         self._mixer.use(vector for segment in segments for vector, _ in segment.vectors)
         order = sorted(
             range(len(segments)),

@@ -62,22 +62,24 @@ class FusedLinear:
         return kernel.multiply(x, self._prepared[name], self.bias)
 
 
-def choose_kernels(products: Sequence[FusedLinear], asked: str | None = None) -> None:
-    """Give each product of a model the kernels that are the fastest on this machine, and torch the
-    thread count.
+def choose_kernels(products: Sequence[FusedLinear], asked: str | None = None) -> int | None:
+    """Give each product of a model the kernels that are the fastest on this machine; returns the
+    number of threads that is, which this thread has from now on, or None if nothing is measured.
 
     `asked`: "measured" or "default", else FADER_KERNELS says it. On another device than a CPU all
     keep the default product. Raises ValueError for another word.
     """
     measured = kernels.measuring(asked)
     if not (measured and products) or products[0].weight.device.type != "cpu":
-        return
+        return None
     shapes = Counter((product.weight.shape[0], product.weight.shape[1]) for product in products)
     dtype = products[0].weight.dtype
-    torch.set_num_threads(kernels.choose_threads(shapes, dtype))
+    threads = kernels.choose_threads(shapes, dtype)
+    torch.set_num_threads(threads)
     choice = kernels.choose(shapes, dtype)
     for product in products:
         product.choice = choice.of((product.weight.shape[0], product.weight.shape[1]))
+    return threads
 
 
 def choose_dtype(config: PreTrainedConfig, asked: str | None = None) -> torch.dtype:
