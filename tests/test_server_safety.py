@@ -27,6 +27,7 @@ from fader.server.app import ENDPOINTS, OWN
 from fader.server.keys import Keys
 from fader.server.limits import Limits, explored_at_most
 from fader.server.responses import Answered
+from fader.server.run import prepare
 from fader.server.wire import Chat, Completion
 
 URL = "/v1/chat/completions"
@@ -469,3 +470,14 @@ def test_the_table_of_endpoints_is_whole():
     text = (Path(__file__).parent.parent / "docs" / "server.md").read_text()
     for _, path, _, _ in (*ENDPOINTS, *OWN):
         assert path.replace("{id:path}", "{id}") in text
+
+
+def test_what_is_sent_is_sent_at_once():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()),
+    ):
+        connection, _ = listening.accept()
+        with connection:
+            prepare(connection)
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
