@@ -1,6 +1,6 @@
 // One column: an answer as it comes, its tokens, what it took, and what can be done with it.
 
-import { html, useEffect, useRef, useState } from "./vendor/preact.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/preact.js";
 import { copiesOf } from "./copies.js";
 import { keep, kept } from "./kept.js";
 import { addedTo, differences, textOf } from "./tokens.js";
@@ -103,7 +103,7 @@ function Differences({ column, answer }) {
 // A token's alternatives, each of which the answer can go on from.
 function Token({ column, answer, at, onClose }) {
   const panel = useRef(null);
-  useEffect(() => panel.current?.focus(), [at]);
+  useLayoutEffect(() => panel.current?.focus(), [at]);
   const piece = answer.pieces[at];
   const token = piece?.tokens[0];
   if (!token) return null;
