@@ -6,7 +6,7 @@ error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args
@@ -134,15 +134,22 @@ def at(*parts: str | int) -> Iterator[None]:
 
 
 @contextmanager
+def renamed(name: Callable[[str], str]) -> Iterator[None]:
+    """Around code that knows a value's fields by other names: the path of each fault of an
+    `Invalid` becomes `name(path)`."""
+    try:
+        yield
+    except Invalid as error:
+        first, *others = (Invalid(fault.said, name(fault.path)) for fault in error.faults)
+        raise Invalid(first.said, first.path, others) from None
+
+
+@contextmanager
 def within(where: str) -> Iterator[None]:
     """Around code that reads one of several values: its faults say which, as in `request 2:
     alignment.vectors.medical` or `big.jsonl:17: model`."""
-    try:
+    with renamed(lambda path: where + (f": {path}" if path else "")), at():
         yield
-    except ValueError as error:
-        faults = error.faults if isinstance(error, Invalid) else [Invalid(str(error))]
-        found = [Invalid(f.said, where + (f": {f.path}" if f.path else "")) for f in faults]
-        Faults(found=found).raise_any()
 
 
 class Faults:

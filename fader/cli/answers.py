@@ -41,7 +41,7 @@ from fader.files import stamp
 from fader.given import Places, resolve
 from fader.profiles import load_alignment
 from fader.request import Alignment, Lookahead, Request, Sampling, json_schema, named
-from fader.schema import Faults, Invalid, within
+from fader.schema import Faults, at, renamed, within
 from fader.shards import Output, one_by_one, shards
 from fader.vectors.store import available
 
@@ -191,17 +191,16 @@ def generate(
 def _by_line(places: Sequence[str]) -> Iterator[None]:
     """Around what is done with requests: a fault names the line of a file that its request is from
     (`places`, empty for other requests) and not the request's number."""
-    try:
+
+    def name(path: str) -> str:
+        number = re.match(r"request (\d+)(?:: )?", path)
+        one = int(number[1]) - 1 if number else 0
+        place = places[one] if number or len(places) == 1 else ""
+        own = path.removeprefix(number[0]) if number and place else path
+        return ": ".join(filter(None, (place, own)))
+
+    with renamed(name), at():
         yield
-    except ValueError as error:
-        found = []
-        for fault in error.faults if isinstance(error, Invalid) else [Invalid(str(error))]:
-            number = re.match(r"request (\d+)(?:: )?", fault.path)
-            one = int(number[1]) - 1 if number else 0
-            place = places[one] if number or len(places) == 1 else ""
-            path = fault.path.removeprefix(number[0]) if number and place else fault.path
-            found.append(Invalid(fault.said, ": ".join(filter(None, (place, path)))))
-        Faults(found=found).raise_any()
 
 
 def _into_file(

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from fader.answer import Answer, Likelihood, Result, TokenLogprob
 from fader.request import Request as Asked
-from fader.schema import Invalid, path_of
+from fader.schema import Invalid, path_of, renamed
 from fader.server.aligned import HEADER, alignment_of, model_of
 from fader.server.serving import (
     END,
@@ -128,10 +128,8 @@ def prompts_of(of: Serving, body: Completion, header: str | None) -> list[Prompt
 
 def _spelled(of: Serving, model: str, ids: Sequence[int], path: str) -> str:
     """The text of a prompt that came as token ids. Raises `Invalid` under its path."""
-    try:
+    with renamed(lambda _: path):
         return of.backend.decode(model, ids, special=True)
-    except Invalid as error:
-        raise Invalid(error.said, path) from None
 
 
 def _before(prompt: Prompt) -> Asked:

@@ -74,17 +74,17 @@ class Refused(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
+def wire_path(path: str) -> str:
+    """The path of a request's field under the names that a client gave the fields."""
+    for inside, outside in WIRE.items():
+        if path.startswith(inside):
+            return outside + path.removeprefix(inside)
+    return path
+
+
 def on_the_wire(error: Invalid) -> list[Invalid]:
     """The faults of a request under the names that a client gave the fields."""
-    found = []
-    for fault in error.faults:
-        path = fault.path
-        for inside, outside in WIRE.items():
-            if path.startswith(inside):
-                path = outside + path.removeprefix(inside)
-                break
-        found.append(Invalid(fault.said, path))
-    return found
+    return [Invalid(fault.said, wire_path(fault.path)) for fault in error.faults]
 
 
 def refusal(error: BaseException) -> Refused:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from anyio import to_thread
@@ -15,9 +15,9 @@ from starlette.responses import JSONResponse, Response
 
 from fader.answer import Answer, FinishReason, Result, TokenLogprob
 from fader.request import Request as Written
-from fader.schema import Faults, Invalid
+from fader.schema import Invalid, renamed
 from fader.server.aligned import HEADER, alignment_of, model_of
-from fader.server.errors import Refused, on_the_wire
+from fader.server.errors import Refused, wire_path
 from fader.server.serving import (
     KEEP_ALIVE,
     Jobs,
@@ -80,7 +80,7 @@ async def respond(request: Request) -> Response:
     """Answer a conversation."""
     of, value = serving(request), await read_json(request)
     body = read(Answered, value)
-    with _as_input(body):
+    with renamed(partial(_input_path, first=1 if body.instructions else 0)):
         asked = _request(of, body, request.headers.get(HEADER))
         if body.max_output_tokens is None:
             asked = await to_thread.run_sync(fitted, of.backend, asked, of.limits.max_tokens)
@@ -121,27 +121,18 @@ def _request(of: Serving, body: Answered, header: str | None) -> Written:
     return chat_request(asked, model, alignment, of.limits.max_tokens)
 
 
-@contextmanager
-def _as_input(body: Answered) -> Iterator[None]:
-    """Around what is done with a chat: its faults get the names that the fields have here."""
-    first = 1 if body.instructions else 0
+def _input_path(path: str, first: int) -> str:
+    """The path of a chat's field under the name that it has here; `first`: the place of the input's
+    first message in the chat."""
 
     def place(found: re.Match[str]) -> str:
         number = int(found[1]) - first
         return "instructions" if number < 0 else f"input[{number}]{found[2]}"
 
-    try:
-        yield
-    except Invalid as error:
-        faults = Faults()
-        for fault in on_the_wire(error):
-            path = re.sub("^response_format", "text.format", fault.path)
-            path = re.sub("^max_tokens", "max_output_tokens", path)
-            path = re.sub(r"^messages\[(\d+)\](.*)", place, path)
-            path = re.sub(r"^messages", "input", path)
-            with faults.at(path):
-                raise Invalid(fault.said) from None
-        faults.raise_any()
+    path = re.sub("^response_format", "text.format", wire_path(path))
+    path = re.sub("^max_tokens", "max_output_tokens", path)
+    path = re.sub(r"^messages\[(\d+)\](.*)", place, path)
+    return re.sub(r"^messages", "input", path)
 
 
 class _Frame:

@@ -10,8 +10,8 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from fader.backends import Backend
 from fader.engine.running import Running
 from fader.request import Alignment, Sampling
 from fader.request import Request as Asked
-from fader.schema import Faults, Invalid, path_of
+from fader.schema import path_of, renamed
 from fader.server.errors import Refused, refusal
 from fader.server.guard import drain, too_large
 from fader.server.keys import Key
@@ -271,17 +271,10 @@ class Jobs:
         await self.results()
 
 
-@contextmanager
-def _numbered(place: int, count: int) -> Iterator[None]:
+def _numbered(place: int, count: int) -> AbstractContextManager[None]:
     """Around one of several prompts: its faults say which it is."""
-    try:
-        yield
-    except Invalid as error:
-        if count == 1:
-            raise
-        own = path_of("prompt", place)
-        renamed = [Invalid(one.said, re.sub("^raw", own, one.path)) for one in error.faults]
-        Faults(found=renamed).raise_any()
+    own = path_of("prompt", place)
+    return renamed(lambda path: path if count == 1 else re.sub("^raw", own, path))
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
