@@ -46,9 +46,10 @@ def note_effect(
     """
     with Fader(model, dtype=quick_dtype()) as fader:
         fader.add_vector(vector)
-        faults = [fault for item in items for fault in _faults(fader, item)[:1]]
-        items = [item for item in items if not _faults(fader, item)]
-        held_out = [pair for pair in held_out if not _faults(fader, pair)]
+        reasons = [_fault(fader, item) for item in items]
+        items = [item for item, why in zip(items, reasons, strict=True) if why is None]
+        faults = [why for why in reasons if why is not None]
+        held_out = [pair for pair in held_out if _fault(fader, pair) is None]
         cache = ResultCache(fader)
         found = effect(cache, vector.name, items) | ({"seen_in_training": True} if seen else {})
         if faults:
@@ -64,13 +65,15 @@ def note_effect(
     return noted
 
 
-def _faults(fader: Fader, item: Item) -> list[Invalid]:
-    """Why the model cannot read the item's conversation with each of its answers, if so."""
-    pair = item.pair() if isinstance(item, LevelItem) else item
-    answers = {pair.chosen, pair.rejected}
-    answers |= set(item.answers.values()) if isinstance(item, LevelItem) else set()
+def _fault(fader: Fader, item: Item) -> Invalid | None:
+    """Why the model cannot read the item's conversation with each of its answers; None if it
+    can."""
+    if isinstance(item, LevelItem):
+        pair, answers = item.pair(), [*item.answers.values()]
+    else:
+        pair, answers = item, [item.chosen, item.rejected]
     request = Request.of({"messages": [turn.model_dump() for turn in pair.messages]})
-    return fader.backend.check(request, [*answers])
+    return next(iter(fader.backend.check(request, answers)), None)
 
 
 def effect(cache: ResultCache, name: str, items: Sequence[Item]) -> dict[str, Any]:
