@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from fader.backends.local import Local
 from fader.backends.vllm import VLLM
 from fader.engine import builtin
 from fader.engine.protocols import Backbone
+from fader.files import is_file
 from fader.given import Places, naming, resolve
 from fader.request import Request, RequestLike
 from fader.rewards.reward import NOTHING, Resources
@@ -301,15 +302,23 @@ class Fader:
             vectors.taken.update({*self.vectors} - vectors.places.keys())
             models.taken.update({*self.backend.models} - models.places.keys())
             requests = resolve(prompts, self._places, **fields)
-            for name, folder in vectors.places.items():
-                stamp = (folder / CONFIG).stat().st_mtime_ns
-                if self._stamps.get(name) != stamp:  # new, or written anew meanwhile
-                    self.backend.add_vector(Vector.load(folder, name))
-                    self._stamps[name] = stamp
-            for name, source in models.places.items():
+            for name, folder in [*vectors.places.items()]:
+                with _forgotten_if_refused(vectors.places, name):
+                    self._read(name, folder)
+            for name, source in [*models.places.items()]:
                 if name not in self.backend.models:
-                    self.backend.add_model(name, source)
+                    with _forgotten_if_refused(models.places, name):
+                        self.backend.add_model(name, source)
         return requests
+
+    def _read(self, name: str, folder: Path) -> None:
+        """Load a vector from its folder if it is new, or written anew; what was loaded of one that
+        is gone by now stays."""
+        if is_file(folder / CONFIG):
+            stamp = (folder / CONFIG).stat().st_mtime_ns
+            if self._stamps.get(name) != stamp:
+                self.backend.add_vector(Vector.load(folder, name))
+                self._stamps[name] = stamp
 
     def _submit(
         self,
@@ -332,3 +341,13 @@ class Fader:
                 future.cancel()
             raise
         return running
+
+
+@contextmanager
+def _forgotten_if_refused(places: dict[str, Path], name: str) -> Iterator[None]:
+    """Around loading what lies at a place: if it cannot be, later requests do not meet it."""
+    try:
+        yield
+    except (ValueError, OSError):
+        places.pop(name, None)
+        raise

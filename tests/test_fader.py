@@ -507,3 +507,25 @@ def test_an_alignment_may_be_a_path(tiny, tmp_path):
     file.write_text("preferences: {user: be brief}")
     told = {"preferences": {"user": "be brief"}}
     assert tiny.request("a", alignment=file) == tiny.request("a", alignment=told)
+
+
+def test_a_folder_that_is_refused_is_not_met_again(tiny_folder, tmp_path):
+    bad, good = tmp_path / "bad", tmp_path / "good"
+    bad.mkdir()
+    (bad / "adapter_config.json").write_text("{}")
+    with Fader(load(str(tiny_folder))) as fader:
+        random_vector(fader, "one", 0).save(good)
+        alone = fader.generate("the sea", max_tokens=4).answers
+        for _ in range(2):
+            with pytest.raises(ValueError, match="peft_type is None"):
+                fader.generate("the sea", max_tokens=4, alignment={"vectors": {str(bad): 1}})
+        assert fader.generate("the sea", max_tokens=4).answers == alone
+        fader.generate("the sea", max_tokens=1, alignment={"vectors": {str(good): 1}})
+        shutil.rmtree(good)
+        assert fader.generate("the sea", max_tokens=4).answers == alone
+        broken = tmp_path / "model"
+        broken.mkdir()
+        (broken / "config.json").write_text("{}")
+        with pytest.raises(ValueError, match="model"):
+            fader.generate("the sea", model=str(broken), max_tokens=1)
+        assert fader.generate("the sea", max_tokens=4).answers == alone
