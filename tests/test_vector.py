@@ -307,6 +307,28 @@ def test_what_is_left_out_is_pefts_default(left_out, tmp_path, tiny_folder, tiny
     )
 
 
+@pytest.mark.parametrize("start", [False, True])
+def test_a_layer_that_peft_fills_at_random_is_refused(start, tmp_path, tiny_folder, tiny):
+    """The config targets a layer of which the file has no factors; those that start without effect
+    change nothing."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    options = {
+        "target_modules": ["q_proj"],
+        "exclude_modules": [r"model.layers.1.self_attn.q_proj"],
+    }
+    folder = tmp_path / "lora"
+    get_peft_model(base, LoraConfig(init_lora_weights=start, **options)).save_pretrained(folder)
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "exclude_modules": None}))
+    asked = ("the sea", " is wide")
+    fields = {"alignment": {"vectors": {str(folder): 1}}}
+    if start:
+        assert tiny.score(*asked, **fields).logprobs == pytest.approx(tiny.score(*asked).logprobs)
+    else:
+        with pytest.raises(ValueError, match=r"no factors for model\.layers\.1\.self_attn\.q_proj"):
+            tiny.score(*asked, **fields)
+
+
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_scales_are_multiplied_in_float32(kind, tmp_path, tiny_folder, tiny):
     base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)

@@ -111,6 +111,9 @@ class PeftFolder:
     nothing only where the base has the same."""
     base_model: str | None
     """What the config names as the base model."""
+    at_random: Mapping[str, Any] | None
+    """The config, if PEFT gives random factors to a layer that it targets and that has none
+    here."""
 
 
 def read_folder(folder: Path) -> PeftFolder:
@@ -157,7 +160,12 @@ def read_folder(folder: Path) -> PeftFolder:
             )
     factors = {module: _scaled(folder, module, pair, config) for module, pair in sides.items()}
     base_model = config.get("base_model_name_or_path")
-    return PeftFolder(factors, base_weights, None if base_model is None else str(base_model))
+    return PeftFolder(
+        factors,
+        base_weights,
+        None if base_model is None else str(base_model),
+        config if config.get("init_lora_weights") is False else None,
+    )
 
 
 def read_json(file: Path) -> dict[str, Any]:

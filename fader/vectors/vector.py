@@ -36,6 +36,7 @@ from fader.vectors.peft_folder import (
     read_folder,
     read_json,
     save_tensors,
+    targeted,
 )
 
 CARD = "fader.json"
@@ -56,8 +57,11 @@ class Vector:
     base_weights: Mapping[str, StoredWeight] = field(default_factory=dict)
     """Weights of the base model that PEFT saved beside the factors: no part of the difference. A
     model must have the same ones."""
+    at_random: Mapping[str, Any] | None = None
+    """The config of the adapter that it was read from, if PEFT gives random factors to a layer that
+    it targets and that has none in the file. A model must have no such layer."""
     _fitting: set[str] = field(default_factory=set, init=False, repr=False)
-    """Fingerprints of the models that were found to have them."""
+    """Fingerprints of the models that were found to be such."""
 
     def delta(self, module: str) -> Tensor:
         """The dense difference of one layer [out, in]."""
@@ -181,6 +185,7 @@ class Vector:
             card.get("base_fingerprint"),
             {"base_model": found.base_model, **card},
             found.base_weights,
+            found.at_random,
         )
 
     def check(self, backbone: Backbone) -> None:
@@ -215,10 +220,23 @@ class Vector:
                         f"layer {module} is {out} x {inner} in {model}, the vector's is"
                         f" {up.shape[0]} x {down.shape[1]}"
                     )
-            if self.base_weights and fingerprint not in self._fitting:
+            if fingerprint not in self._fitting:
+                self._refuse_random(layers)
                 for name, stored in self.base_weights.items():
                     _same_weight(f"{stored.file}: {stored.key}", stored, read, model, name)
                 self._fitting.add(fingerprint)
+
+    def _refuse_random(self, layers: Iterable[str]) -> None:
+        """Raises ValueError for a layer of a model that PEFT would fill at random."""
+        if self.at_random is None:
+            return
+        for module in layers:
+            if module not in self.factors and targeted(module, self.at_random):
+                raise ValueError(
+                    f"its file has no factors for {module}, which {CONFIG} targets and PEFT fills"
+                    " at random (init_lora_weights is false); save the adapter whole, or take the"
+                    " layer out of target_modules"
+                )
 
 
 @dataclass(frozen=True)
