@@ -112,8 +112,9 @@ def start(fader, request):
 
 def tied(desk, request, answers, monkeypatch):
     """Whether a chance that falls that little elsewhere gives these answers: other rows change a
-    distribution by 1e-6, so where it falls on the edge of two tokens, company decides."""
-    for nudge in (1e-6, -1e-6, 1e-5, -1e-5):
+    distribution by 1e-6, so where it falls on the edge of two tokens, company decides. Of tokens
+    that are nearly impossible several edges lie within that, and each nudge finds another."""
+    for nudge in (1e-7, -1e-7, 3e-7, -3e-7, 1e-6, -1e-6, 1e-5, -1e-5):
         with monkeypatch.context() as patch:
             for module in (decode, search):
                 patch.setattr(module, "uniform", lambda *key, by=nudge: uniform(*key) + by)
