@@ -29,8 +29,8 @@ CASES = {
         ["beside-long"],
     ),
     "serve": (
-        {"requests": 10, "streams": 4, "tokens": 2, "turns": 1},
-        ["streams-32", "wrong", "idle", "ttft", "admission", "memory"],
+        {"requests": 10, "streams": 4, "tokens": 2, "turns": 1, "starts": 1},
+        ["streams-32", "wrong", "admission", "idle", "ttft", "memory"],
     ),
     "deal": (
         {"count": 1, "tokens": 3, "rounds": 1},
