@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -40,6 +41,15 @@ END = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": still at it\n\n"
 LAST_SECONDS = 5.0
 """How long a client may take to read that its stream has ended in an error."""
+
+
+class Mark(Enum):
+    """What comes between the chunks of a stream."""
+
+    END = auto()
+    """One of the requests has ended."""
+    SILENCE = auto()
+    """Nothing has come for a while."""
 
 
 @dataclass
@@ -150,10 +160,11 @@ class Jobs:
         self._of = of
         self._slot = ExitStack()
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[tuple[int, Chunk] | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[int, Chunk] | Mark] = asyncio.Queue()
         self._began = time.perf_counter()
         self._deadline = self._loop.time() + of.limits.seconds
         self._last: dict[tuple[int, int], float] = {}
+        self._heard = self._loop.time()
         self._closed = self._streams = False
         self.running: list[Running[Result]] = []
         self.likelihoods: list[Running[list[Likelihood]]] = []
@@ -224,7 +235,7 @@ class Jobs:
     def _done(self, running: Running[Any]) -> None:
         with suppress(RuntimeError):  # the loop was closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._of.running.discard, running)
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, None)
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, Mark.END)
 
     def _put(self, place: int) -> Callable[[Chunk], None]:
         def put(chunk: Chunk) -> None:
@@ -240,7 +251,17 @@ class Jobs:
         else:
             self._of.metrics.first_token.observe(now - self._began)
         self._last[of] = now
+        self._heard = self._loop.time()
         self._queue.put_nowait((place, chunk))
+
+    def _watch(self) -> None:
+        """Note a silence when one is over, and look again later: one timer for all chunks."""
+        now, pause = self._loop.time(), self._of.limits.keep_alive
+        if now >= self._heard + pause:
+            self._heard = now
+            if self._queue.empty():  # else it is the client that is slow
+                self._queue.put_nowait(Mark.SILENCE)
+        self._watching = self._loop.call_at(self._heard + pause, self._watch)
 
     async def results(self) -> list[Result]:
         """What all requests came to. Raises the first error of any."""
@@ -257,17 +278,16 @@ class Jobs:
         """The chunks of all requests as they are decided, each with its request's place; None after
         a silence."""
         left = len(self.running)
-        while left:
-            try:
-                async with asyncio.timeout(self._of.limits.keep_alive):
-                    found = await self._queue.get()
-            except TimeoutError:
-                yield None
-                continue
-            if found is None:
-                left -= 1
-            else:
-                yield found
+        self._watch()
+        try:
+            while left:
+                found = await self._queue.get()
+                if found is Mark.END:
+                    left -= 1
+                else:
+                    yield None if found is Mark.SILENCE else found
+        finally:
+            self._watching.cancel()
         await self.results()
 
 
