@@ -1,6 +1,6 @@
-"""The way every benchmark measures: two sides in turns in one process, medians, one row per
-case. Where the same prompts come again in each round, they are read anew
-(`Fader(share_prompts=False)`)."""
+"""The way every benchmark measures: two sides in turns, medians, one row per case. Both run in one
+process, or in one each (`Apart`). Where the same prompts come again in each round, they are read
+anew (`Fader(share_prompts=False)`)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -59,6 +61,31 @@ def compare(
             if turn:
                 found.append(work / (time.perf_counter() - start))
     return row(name, case, *speeds, target, unit)
+
+
+class Apart(ProcessPoolExecutor):
+    """A process of its own for what one side computes with: `start(*about)` makes there what
+    `turn` then calls. Two libraries that compute in one process slow each other down, since their
+    pools of workers are more than the cores."""
+
+    def __init__(self, start: Callable[..., Callable[..., Any]], *about: Any) -> None:
+        super().__init__(1, get_context("spawn"), _start, (start, *about))
+
+    def turn(self, *asked: Any) -> Any:
+        """What that gives, called with `asked`."""
+        return self.submit(_turn, *asked).result()
+
+
+_started: list[Callable[..., Any]] = []
+"""What this process computes with, where it is one side's own."""
+
+
+def _start(start: Callable[..., Callable[..., Any]], *about: Any) -> None:
+    _started.append(start(*about))
+
+
+def _turn(*asked: Any) -> Any:
+    return _started[0](*asked)
 
 
 def row(

@@ -2,7 +2,8 @@
 contrast guide, three mixtures, look-ahead search, reading prompts. The file is the built-in model's
 quantised one; `f32-`: float32 weights, whose tokens must be PyTorch's; `q4_0-`: four bits a weight.
 The other side is our own engine in float32; with `-bfloat16` in that type; of `plain-1` it is
-transformers' `generate`, and of `over-own-loop` llama.cpp's own greedy loop.
+transformers' `generate`, and of `over-own-loop` llama.cpp's own greedy loop. What is compared runs
+in processes of their own, in turns, as who takes the one or the other would run it.
 """
 
 from __future__ import annotations
@@ -10,17 +11,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.deal import alignment, task
 from benchmarks.guide import GUIDE
-from benchmarks.interleave import Side, chosen, compare, main, prompts, text
+from benchmarks.interleave import Apart, Side, chosen, compare, main, prompts, text
 from fader import Fader
 from fader.engine import builtin
 from fader.engine.llama.binding import library
@@ -50,31 +50,30 @@ TARGETS: dict[str, float | None] = {
 }
 
 
+Tokens = list[list[int]]
+
+
 class _Sides(ExitStack):
-    """The engines, each made when a case first needs it."""
+    """A process for each engine, started when a case first needs it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._files: dict[str, Fader] = {}
+        self._started: dict[tuple[Any, ...], Apart] = {}
 
-    def llama(self, kind: str) -> Fader:
+    def __call__(self, start: Callable[..., Callable[..., Any]], *about: Any) -> Apart:
+        """The process of what `start(*about)` makes."""
+        key = (start, *about)
+        if key not in self._started:
+            self._started[key] = self.enter_context(Apart(start, *about))
+        return self._started[key]
+
+    def llama(self, kind: str) -> Apart:
         """llama.cpp on the built-in model as a file of that type; "" is the one it comes in."""
-        if kind not in self._files:
-            name = builtin.NAME
-            if kind:
-                folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
-                name = str(convert(name, folder / "model.gguf", kind))
-            made = Fader(name, engine="llama.cpp", share_prompts=False)
-            self._files[kind] = self.enter_context(made)
-        return self._files[kind]
-
-    @cached_property
-    def float32(self) -> Fader:
-        return self.enter_context(Fader(share_prompts=False))
-
-    @cached_property
-    def bfloat16(self) -> Fader:
-        return self.enter_context(Fader(dtype="bfloat16", share_prompts=False))
+        name = builtin.NAME
+        if kind:
+            folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+            name = str(convert(name, folder / "model.gguf", kind))
+        return self(llama_cpp, name)
 
 
 def run(
@@ -83,23 +82,46 @@ def run(
     """All cases: tokens per second; answers per second where both sides search."""
     cases = chosen(case, TARGETS)
     with _Sides() as sides:
+        llamas = {kind: sides.llama(kind) for kind in sorted(map(_file, cases))}
         for name, target in cases.items():
-            file = next((kind for kind in ("f32", "q4_0") if name.startswith(f"{kind}-")), "")
-            kind, _, rest = name.removeprefix(f"{file}-").partition("-")
-            ours = sides.llama(file)
+            kind, _, rest = name.removeprefix(f"{_file(name)}-").partition("-")
+            ours = llamas[_file(name)]
             unit = "answers/s" if kind == "lookahead" else "tokens/s"
-            theirs = None
             if name == "plain-1":
-                theirs = _transformers(tokens)
+                theirs = sides(transformers)
             elif name == "over-own-loop":
-                kind, theirs = "plain", _own_loop(ours, tokens)
+                kind, theirs = "plain", sides(own_loop)
+            else:
+                theirs = sides(pytorch, "bfloat16" if name.endswith("bfloat16") else "float32")
             asked = _asked(kind, rest, words)
-            answers: list[Any] = [] if file == "f32" else [None]
-            if theirs is None:
-                other = sides.bfloat16 if name.endswith("bfloat16") else sides.float32
-                theirs = _answering(other, asked, tokens, kind, answers)
-            mine = _answering(ours, asked, tokens, kind, answers)
-            yield compare("llama", name, mine, theirs, target, rounds, unit)
+            same: list[Tokens] | None = [] if _file(name) == "f32" else None
+            mine, other = (_side(side, kind, asked, tokens, same) for side in (ours, theirs))
+            yield compare("llama", name, mine, other, target, rounds, unit)
+
+
+def _file(case: str) -> str:
+    """The type of the file of a case."""
+    return next((kind for kind in ("f32", "q4_0") if case.startswith(f"{kind}-")), "")
+
+
+def _side(
+    engine: Apart,
+    kind: str,
+    asked: Sequence[Mapping[str, Any]],
+    tokens: int,
+    same: list[Tokens] | None,
+) -> Side:
+    """One side of a case; all sides of `same` must write the same tokens."""
+
+    def answer() -> float:
+        found = engine.turn(kind, asked, tokens)
+        if same is not None:
+            same.append(found)
+            if found != same[0]:
+                raise AssertionError(f"{kind}: the tokens are not those of the other side")
+        return float(len(found) if kind == "lookahead" else sum(map(len, found)))
+
+    return answer
 
 
 def _asked(kind: str, rest: str, words: int) -> list[dict[str, Any]]:
@@ -116,59 +138,56 @@ def _asked(kind: str, rest: str, words: int) -> list[dict[str, Any]]:
     return [{"prompt": one} for one in prompts(int(count) if count.isdigit() else 1)]
 
 
-def _answering(
-    fader: Fader, asked: Sequence[Mapping[str, Any]], tokens: int, kind: str, answers: list[Any]
-) -> Side:
-    """Answers the requests, searches one at a time; all sides of `answers` must give the same, if
-    it is not [None]."""
+def llama_cpp(name: str) -> Callable[..., Tokens]:
+    """Our engine on llama.cpp."""
+    return partial(_answers, Fader(name, engine="llama.cpp", share_prompts=False))
+
+
+def pytorch(dtype: str) -> Callable[..., Tokens]:
+    """Our engine on PyTorch."""
+    return partial(_answers, Fader(dtype=dtype, share_prompts=False))
+
+
+def _answers(fader: Fader, kind: str, asked: Sequence[Mapping[str, Any]], tokens: int) -> Tokens:
+    """The answers' tokens, searches one at a time. Of `read` those that were read are what
+    counts."""
     if kind == "read":
         backbone = fader.backend.backbones[fader.model]
         long = text(backbone.encode, "Once upon a time", 512)
-        return lambda: float(fader.generate(long, max_tokens=1).usage.tokens_read)
-
-    def answer() -> float:
-        groups = [[one] for one in asked] if kind == "lookahead" else [asked]
-        found = [
-            one.answers[0].token_ids
-            for group in groups
-            for one in fader.batch(group, max_tokens=tokens)
-        ]
-        if answers != [None]:
-            answers.append(found)
-            if found != answers[0]:
-                raise AssertionError(f"{kind}: the tokens are not those of the other side")
-        return float(len(found) if kind == "lookahead" else sum(map(len, found)))
-
-    return answer
+        return [[0] * fader.generate(long, max_tokens=1).usage.tokens_read]
+    groups = [[one] for one in asked] if kind == "lookahead" else [asked]
+    results = [one for group in groups for one in fader.batch(group, max_tokens=tokens)]
+    return [list(one.answers[0].token_ids) for one in results]
 
 
-def _transformers(tokens: int) -> Side:
+def transformers() -> Callable[..., Tokens]:
     """Greedy `generate` in float32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     folder = builtin.fetch()
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    chat = [{"role": "user", "content": prompts(1)[0]}]
-    inputs: Any = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
 
-    def generate() -> float:
+    def generate(kind: str, asked: Sequence[Mapping[str, Any]], tokens: int) -> Tokens:
+        chat = [{"role": "user", "content": asked[0]["prompt"]}]
+        inputs: Any = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
         with torch.inference_mode():
             found = model.generate(
                 **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False
             )
-        return float(found.shape[1] - inputs["input_ids"].shape[1])
+        return [found[0, inputs["input_ids"].shape[1] :].tolist()]
 
     return generate
 
 
-def _own_loop(fader: Fader, tokens: int) -> Callable[[], float]:
+def own_loop() -> Callable[..., Tokens]:
     """llama.cpp's own calls, the likeliest token each time, with as many threads as we take."""
-    L = library()
+    L, fader = library(), Fader(engine="llama.cpp")  # which only says how many, and encodes
     backbone: Any = fader.backend.backbones[fader.model]
-    ids = fader.backend.encode(fader.model, fader.request(prompts(1)[0]))
     options, settings = L.llama_model_default_params(), L.llama_context_default_params()
     options.n_gpu_layers = 0
     model = L.llama_model_load_from_file(str(builtin_file()).encode(), options)
@@ -177,9 +196,10 @@ def _own_loop(fader: Fader, tokens: int) -> Callable[[], float]:
     context = L.llama_init_from_model(model, settings)
     memory = L.llama_get_memory(context)
 
-    def write() -> float:
+    def write(kind: str, asked: Sequence[Mapping[str, Any]], tokens: int) -> Tokens:
         L.llama_memory_seq_rm(memory, -1, -1, -1)
-        read = ids
+        read = fader.backend.encode(fader.model, fader.request(asked[0]["prompt"]))
+        found: list[int] = []
         for _ in range(tokens):
             array = (L.llama_token * len(read))(*read)
             if L.llama_decode(context, L.llama_batch_get_one(array, len(read))):
@@ -187,8 +207,9 @@ def _own_loop(fader: Fader, tokens: int) -> Callable[[], float]:
             logits = np.ctypeslib.as_array(
                 L.llama_get_logits_ith(context, -1), (backbone.vocabulary,)
             )
-            read = [int(logits.argmax())]
-        return float(tokens)
+            found.append(int(logits.argmax()))
+            read = found[-1:]
+        return [found]
 
     return write
 

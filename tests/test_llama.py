@@ -242,6 +242,18 @@ class TestQuantised:
 
 
 @needs_llama
+@pytest.mark.builtin
+@pytest.mark.long
+@pytest.mark.parametrize("case", ["f32-plain-1", "over-own-loop"])
+def test_the_benchmark_runs_each_side_in_a_process_of_its_own(case):
+    from benchmarks import llama
+
+    [row] = llama.run(case, tokens=2, rounds=1)
+    assert row["target"] == llama.TARGETS[case]
+    assert row["ratio"] == pytest.approx(row["ours"] / row["theirs"], rel=0.05)
+
+
+@needs_llama
 class TestFailures:
     def test_what_cannot_be_loaded_is_one_message(self, folder, file, tmp_path):
         (tmp_path / "broken.gguf").write_bytes(file.read_bytes()[:20000])
