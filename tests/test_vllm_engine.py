@@ -5,12 +5,13 @@ engine. (vLLM itself: tests/test_vllm.py.)"""
 import random
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 from conftest import TEXT, random_vector, until
 
 from fader import Cancelled, Fader, Vector, load
-from fader.backends.vllm import VLLM, selftest
+from fader.backends.vllm import VLLM, keys_and_values, selftest
 from fader.backends.vllm.adapters import Adapters, round_strength
 from fader.engine.protocols import Segment
 from fader.schema import Invalid
@@ -409,3 +410,12 @@ def test_adapters_used_least_recently_make_room(tiny, tmp_path):
     small = Adapters(tmp_path, size // 2, 64, MODULES)
     with pytest.raises(Invalid, match=r"^vectors: the vectors take .* give it more room"):
         small.check(((vector, 1.0),), "vectors")
+
+
+def test_keys_and_values_have_a_part_of_the_free_memory_unless_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert keys_and_values(2**20) == {"kv_cache_memory_bytes": 2**20}
+    free = psutil.virtual_memory().available
+    assert 0 < keys_and_values(None)["kv_cache_memory_bytes"] < free / 2
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert keys_and_values(None) == {}

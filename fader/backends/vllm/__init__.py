@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from fader.answer import Chunk, Likelihood, Result
@@ -31,17 +32,27 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Those that vLLM takes as the greatest rank."""
 
 
+def keys_and_values(kv_bytes: int | None) -> dict[str, int]:
+    """vLLM's setting of the memory for keys and values. On CPUs it would take nine tenths of all
+    memory, and would not start where something else has taken a part of it."""
+    if kv_bytes is None:
+        if torch.cuda.is_available():
+            return {}
+        kv_bytes = psutil.virtual_memory().available // 4
+    return {"kv_cache_memory_bytes": kv_bytes}
+
+
 class VLLM(Local):
     """A model that vLLM holds, behind the same programs (see `backends.Backend`).
 
     `model`: the built-in model's name, or a folder of safetensors. `name`: what requests call it.
     `vectors`: folders of vectors by name, beside those found in the usual places. `merge`: vectors
     with strengths that are merged into the weights at the start; all requests have them, at no
-    cost, and those that they name come on top. `kv_bytes`: memory for keys and values, left to vLLM
-    where it is not given. `token_budget`: how many tokens a forward pass reads at most. `max_rows`:
-    rows that are read at the same time; `max_mixtures`: mixtures of vectors among them; `max_rank`:
-    the greatest rank of a mixture; `adapter_bytes`: room on disk for mixtures. `settings`: others
-    of vLLM's `EngineArgs`, such as `quantization`.
+    cost, and those that they name come on top. `kv_bytes`: memory for keys and values; left out, on
+    a GPU what vLLM takes, else a quarter of the free memory. `token_budget`: how many tokens a
+    forward pass reads at most. `max_rows`: rows that are read at the same time; `max_mixtures`:
+    mixtures of vectors among them; `max_rank`: the greatest rank of a mixture; `adapter_bytes`:
+    room on disk for mixtures. `settings`: others of vLLM's `EngineArgs`, such as `quantization`.
     """
 
     def __init__(
@@ -79,7 +90,7 @@ class VLLM(Local):
             "max_lora_rank": max_rank,
         }
         given |= {} if torch.cuda.is_available() else {"block_size": 32}
-        given |= {} if kv_bytes is None else {"kv_cache_memory_bytes": kv_bytes}
+        given |= keys_and_values(kv_bytes)
         given |= {} if token_budget is None else {"max_num_batched_tokens": token_budget}
         given |= settings or {}
         if given.get("tensor_parallel_size", 1) > 1 or given.get("pipeline_parallel_size", 1) > 1:
