@@ -57,7 +57,7 @@ from reproductions.runner import print_metrics
 
 RUNS = Path("runs/pad")
 SHARE = 0.25  # of each family's pairs
-PASSES = 2
+PASSES = 1
 ALL_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FORMS: Mapping[str, Recipe] = {
     "stage-1": PERSONAL,
