@@ -42,6 +42,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fader.data.features import distinct
 from fader.data.records import Pair, shuffled, split
 from fader.evaluation.aims import PUBLIC, public_pairs
 from fader.evaluation.cache import Measurement, Query
@@ -52,7 +53,6 @@ from fader.evaluation.metrics import (
     Metric,
     average,
     beside_first,
-    distinct,
     exactly,
     paired_difference,
     perplexity,

@@ -15,6 +15,7 @@ from test_cli import rows, run
 
 from fader import Fader, Vector, load
 from fader.cli.evaluate import PERSONAL, TIERS
+from fader.data.features import distinct
 from fader.data.records import LEVELS
 from fader.endpoint import Endpoint
 from fader.engine.backbone import quick_dtype
@@ -32,7 +33,6 @@ from fader.evaluation.judge import (
 from fader.evaluation.metrics import (
     average,
     beside_first,
-    distinct,
     exactly,
     how_many,
     paired_difference,

@@ -16,14 +16,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fader.data.features import words
 from fader.data.preferences import Family
+from fader.data.records import Pair
 
 NEAR, FAR = 0.7, 0.4
 """A held-out family is near where its nearness to a seen one is above the first, far where it is
 below the second for all of them."""
 HALVES = 8
+Two = tuple[str, str]
+"""The first answer of a pair, and the second one."""
 
 
 def nearness(families: Sequence[Family], seed: int = 0) -> dict[str, tuple[float, str]]:
@@ -61,26 +65,31 @@ def _signed(seen: Family, others: Sequence[Family], seed: int) -> dict[str, floa
     sums = dict.fromkeys((other.name for other in others), 0.0)
     for _ in range(HALVES):
         half = dice.sample(seen.pairs, len(seen.pairs) // 2)
-        model = _words().fit(
-            [text for pair in half for text in (pair.chosen, pair.rejected)], [1, 0] * len(half)
-        )
-        texts = [
-            text
-            for other in others
-            for pair in other.pairs
-            for text in (pair.chosen, pair.rejected)
-        ]
-        scores = model.decision_function(texts).reshape(-1, 2)
-        right = (np.sign(scores[:, 0] - scores[:, 1]) + 1) / 2  # a tie is half right
+        model = pole_classifier(_answers(half))
+        right = ranked_right(model, [two for other in others for two in _answers(other.pairs)])
         ends = np.cumsum([len(other.pairs) for other in others])[:-1]
         for other, held in zip(others, np.split(right, ends), strict=True):
             sums[other.name] += (2 * float(held.mean()) - 1) / HALVES
     return sums
 
 
-def _words() -> Any:
-    """Words, word pairs and signs."""
+def _answers(pairs: Sequence[Pair]) -> list[Two]:
+    return [(pair.chosen, pair.rejected) for pair in pairs]
+
+
+def pole_classifier(pairs: Sequence[Two]) -> Any:
+    """A classifier that is fitted to tell the first answers of some pairs (1) from their second
+    ones (0), by words, word pairs and signs."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    return make_pipeline(words(r"[\w']+|[^\w\s]"), LogisticRegression(C=20, max_iter=500))
+    model = make_pipeline(words(r"[\w']+|[^\w\s]"), LogisticRegression(C=20, max_iter=500))
+    return model.fit([text for two in pairs for text in two], [1, 0] * len(pairs))
+
+
+def ranked_right(classifier: Any, pairs: Sequence[Two]) -> NDArray[np.float64]:
+    """Of each pair [pairs]: 1 where its first answer scores higher, 0 where the second one does;
+    a tie is half right."""
+    scores = classifier.decision_function([text for two in pairs for text in two]).reshape(-1, 2)
+    right: NDArray[np.float64] = (np.sign(scores[:, 0] - scores[:, 1]) + 1) / 2
+    return right

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fader.data.features import distinct
 from fader.evaluation.aims import AIMS, AimJudge, aim_judge
 from fader.evaluation.asking import Asking, base
 from fader.evaluation.cache import Measurement, Query
 from fader.evaluation.metrics import (
     Metric,
     average,
-    distinct,
     exactly,
     paired_difference,
     ratio,

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from fader.data.features import distinct
 from fader.data.records import read_rows, split
 from fader.evaluation.cache import Measurement, Query
 from fader.evaluation.metrics import (
     Metric,
     average,
-    distinct,
     exactly,
     paired_difference,
     perplexity,

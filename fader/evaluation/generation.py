@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fader.data.features import distinct
 from fader.data.records import LEVELS, Level
 from fader.evaluation.baselines import BASELINES, fields
 from fader.evaluation.cache import Query
@@ -15,7 +16,7 @@ from fader.evaluation.judge import (
     judge_accuracy,
     level_namings,
 )
-from fader.evaluation.metrics import First, Metric, average, beside_first, distinct
+from fader.evaluation.metrics import First, Metric, average, beside_first
 from fader.evaluation.suite import RequestFields, Suite, mixed, question
 from fader.evaluation.tune import strengths
 

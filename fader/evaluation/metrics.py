@@ -336,14 +336,6 @@ def mean_of_groups(
     )
 
 
-def distinct(text: str, size: int = 2) -> float:
-    """distinct-n: the share of a text's word n-grams that are different (1 for texts shorter than n
-    words). Low: it repeats itself."""
-    words = text.lower().split()
-    grams = [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
-    return len(set(grams)) / len(grams) if grams else 1.0
-
-
 def _resampled(
     values: NDArray[np.float64], seed: int, prompts: Sequence[Hashable] | None
 ) -> tuple[float, float]:
