@@ -1,4 +1,5 @@
-"""Commands that make data with a teacher: level data, preference data, preferences in two tiers."""
+"""Commands that make data with a teacher, level data, preference data and preferences in two tiers;
+the last also of files and of the model's own answers."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fader.cli import own as own_answers
 from fader.cli.data import Language, messages, shares
-from fader.cli.show import AsJson, given_options, needing, print_json, screen
+from fader.cli.show import AsJson, Model, given_options, needing, print_json, screen
 from fader.endpoint import Endpoint
+from fader.engine import builtin
 from fader.starter.shipped import starter_items
 
 if TYPE_CHECKING:
@@ -204,6 +207,17 @@ def meta(
             )
         ),
     ] = None,
+    own: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Vector, by name or folder, with which the model answers the questions of the items"
+                " itself (left out: of those that `train meta` teaches); the answers that surest"
+                " follow either text are the new items. Needs the extras `train` and `eval`."
+            )
+        ),
+    ] = None,
+    model: Model = builtin.NAME,
     endpoint: Annotated[
         str | None,
         typer.Option(
@@ -211,7 +225,9 @@ def meta(
         ),
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Model that the endpoint serves.")] = None,
-    count: Annotated[int, typer.Option(help="Items to ask the teacher for.")] = 100,
+    count: Annotated[
+        int, typer.Option(help="Items to ask the teacher for, or, with --own, to try at most.")
+    ] = 100,
     key_env: KeyEnv = "OPENAI_API_KEY",
     concurrency: Concurrency = 8,
     timeout: Timeout = 120.0,
@@ -228,22 +244,39 @@ def meta(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make MetaAlign's data: answers ranked under preferences in two tiers, of files or with a
-    teacher model. Resumable."""
+    """Make MetaAlign's data: answers ranked under preferences in two tiers, of files, with a
+    teacher model, or of the model's own answers. Resumable."""
     with _needing_data():
         from fader.data.meta_builder import build, build_with_teacher, gather
         from fader.data.meta_teacher import estimate
         from fader.data.questions import Plan
         from fader.data.rounds import Place
 
-    prices = _prices(price_in, price_out)
     place = Place(Path(out), force)
+    given = given_options(context)
+    if own is not None:
+        for name, option in given.items():
+            if name not in own_answers.READ_BY_OWN:
+                raise ValueError(
+                    f"{option}: with --own the model answers, no teacher; leave it out"
+                )
+        read, alone = gather(data) if data else (None, 0)
+        vector, drawn = own_answers.planned(own, read, count, seed)
+        if dry_run:
+            row = own_answers.row_of(drawn)
+            print_json(row) if as_json else screen.print(row)
+            return
+        _show_built(own_answers.build(vector, drawn, model, place, alone), place, as_json)
+        return
+    if "model" in given:
+        raise ValueError("--model: writes answers only with --own; give it too, or leave this out")
+    prices = _prices(price_in, price_out)
     if endpoint is None or teacher is None:
         if endpoint or teacher:
             raise ValueError("endpoint, teacher: give both or neither")
         if dry_run:
             raise ValueError("dry-run: only a teacher costs anything; give endpoint and teacher")
-        for name, option in given_options(context).items():
+        for name, option in given.items():
             if name not in WITHOUT_A_TEACHER:
                 raise ValueError(f"{option}: only a teacher is asked so; leave it out")
         items, alone = gather(data) if data else (starter_items(), 0)
@@ -331,6 +364,7 @@ def _show_built(built: Built, place: Place, as_json: bool) -> None:
         "twice": built.twice,
         "alone": built.alone,
         **(_replies(built.taught) if built.taught else {}),
+        **(own_answers.row_of(built.own.plan, built.own) if built.own else {}),
     }
     print_json(row) if as_json else screen.print(row)
 

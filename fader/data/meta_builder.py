@@ -1,5 +1,6 @@
-"""Builds MetaAlign's samples (`meta.py`) of item records, of preference records, and of what a
-teacher makes. Two preference records of one pair under opposite preferences are an item.
+"""Builds MetaAlign's samples (`meta.py`) of item records, of preference records, of what a teacher
+makes, and of what the model writes itself. Two preference records of one pair under opposite
+preferences are an item.
 """
 
 from __future__ import annotations
@@ -14,6 +15,17 @@ from fader.data import sources, splits
 from fader.data.datasheet import datasheet, table
 from fader.data.meta import PARTS, Cell, Item, Sample, annotated, item_of, matrix
 from fader.data.meta_files import read_items, row_of
+from fader.data.meta_own import (
+    EARNED,
+    LENGTH,
+    SAMPLES,
+    SURE,
+    TEMPERATURE,
+    Own,
+    OwnPlan,
+    Write,
+    own_items,
+)
 from fader.data.meta_teacher import make
 from fader.data.preferences import flips_of, once, plain, read_judged
 from fader.data.prompts import META_PROMPTS, prompts_hash
@@ -34,6 +46,8 @@ class Built:
     alone: int
     taught: Made[Item] | None = None
     """The items that a teacher made, and what that took."""
+    own: Own | None = None
+    """The items of the model's own answers, and what became of the others."""
 
     @property
     def parts(self) -> dict[str, int]:
@@ -61,6 +75,14 @@ class Built:
             if told:
                 found[part] = sum(len(set(had)) > 1 for had in told) / len(told)
         return found
+
+
+OTHERS = """Items were read of files or made by a teacher model: two opposed preferences, a
+question, and an answer told each of them. Nobody has read what a teacher made."""
+OWN = f"""The model answered questions of items that were there, told either of their two opposed
+preferences. Of its answers the one that surest follows the one preference and the one that surest
+follows the other were taken, each with a probability of at least {SURE}. A classifier of words said
+so, one for each family, whose probabilities fit its held-out pairs. Nobody has read the answers."""
 
 
 def texts_of(samples: Iterable[Sample]) -> set[str]:
@@ -126,6 +148,33 @@ def build(items: Sequence[Item], alone: int, place: Place, seed: int = 0) -> Bui
     return found
 
 
+def build_own(plan: OwnPlan, model: str, write: Write, place: Place, alone: int = 0) -> Built:
+    """Write the samples of items whose answers the model has written by the plan, and their
+    datasheet (see `Place`). `model`: its name. `alone`: as `gather` counts.
+
+    Raises ValueError if no item could be kept, and otherwise as `build`.
+    """
+    with place.held():
+        own = own_items(plan, write)
+        if not own.items:
+            raise ValueError(
+                f"own: no item of {len(plan.drawn)} could be kept (dropped: {own.dropped}; answers"
+                f" not used: {own.unused}); try more, or another vector"
+            )
+        found = replace(built(own.items, alone, plan.seed), own=own)
+        facts = [
+            ("answers written by", f"{model}, with the vector {plan.vector} at strength 1"),
+            (
+                "sampled",
+                f"{SAMPLES} answers under either text, temperature {TEMPERATURE}, at most"
+                f" {LENGTH} tokens",
+            ),
+            ("seed", plan.seed),
+        ]
+        place.write(*_written(found, place.out.name, facts))
+    return found
+
+
 def build_with_teacher(
     plan: Plan,
     endpoint: Endpoint,
@@ -186,20 +235,21 @@ def _datasheet(found: Built, name: str, facts: Sequence[tuple[str, object]]) -> 
     ]
     winners = [(*cell, winner, cells[cell]) for cell, winner in matrix().items()]
     made = len(found.taught.items) if found.taught else 0
+    own = found.own
+    counted: list[tuple[str, object]] = [
+        ("items read of files", found.items - made),
+        ("items made by a teacher", made),
+    ]
+    if own:
+        counted = [("items tried", len(own.plan.drawn)), ("items kept", len(own.items))]
     return datasheet(
         name,
         motivation="""Answers to the same questions, ranked under preferences in two tiers (the
 provider's and the user's), to train a language model to obey them and to measure it (MetaAlign,
 arXiv 2410.14184).""",
-        how="""Items were read of files or made by a teacher model: two opposed preferences, a
-question, and an answer told each of them. Nobody has read what a teacher made. The order of two
-answers follows by rule from the item and from what is told, by the priority matrix where both tiers
-speak. Nobody has ranked them anew.""",
-        facts=[
-            ("items read of files", found.items - made),
-            ("items made by a teacher", made),
-            *facts,
-        ],
+        how=f"""{OWN if own else OTHERS} The order of two answers follows by rule from the item and
+from what is told, by the priority matrix where both tiers speak. Nobody has ranked them anew.""",
+        facts=[*counted, *facts],
         made=found.taught,
         content=f"""{len(found.samples)} samples of {found.items} items, with {found.preferences}
 different preference texts. One JSON object a line: part, what is told (provider, user, facts,
@@ -214,9 +264,9 @@ The priority matrix, and the samples of each of its cells:
 
 Samples by family:
 
-{table(("family", "samples"), sorted(families.items()))}""",
+{table(("family", "samples"), sorted(families.items()))}{_judges(own) if own else ""}""",
         lost=f"""{found.twice} items that were there already, and {found.alone} preference records
-without the same pair under an opposite preference.""",
+without the same pair under an opposite preference.{_given_up(own) if own else ""}""",
         limits=(
             "Meant for teaching and measuring whose preference an answer follows, not for finding"
             " out what is true.",
@@ -224,3 +274,40 @@ without the same pair under an opposite preference.""",
             *(("The teacher's terms of use may restrict training on its output.",) if made else ()),
         ),
     )
+
+
+def _judges(own: Own) -> str:
+    """How right the judges are, and what came of their families."""
+    tried = Counter((one.part, one.family) for one in own.plan.drawn)
+    kept = Counter((one.part, one.family) for one in own.items)
+    left_out = [one for one in own.plan.judges.values() if not one.earned]
+    rows = [
+        (
+            one.family,
+            one.part,
+            one.held_out,
+            f"{one.accuracy:.2f}" if one.held_out else "too few questions to tell",
+            "yes" if one.earned else "no",
+            tried[of],
+            kept[of],
+        )
+        for of, one in sorted(own.plan.judges.items())
+    ]
+    head = ("family", "part", "held-out pairs", "accuracy", "has its say", "tried", "kept")
+    return f"""
+
+The judges, each tested on pairs of its family that it was not fitted to. Those that rank fewer than
+{EARNED} of them right have no say, and their families are left out: {len(left_out)} of {len(rows)}.
+
+{table(head, rows)}"""
+
+
+def _given_up(own: Own) -> str:
+    """Items that were dropped and answers that were not used, by reason."""
+    return f"""
+
+{table(("reason", "items"), own.dropped.items())}
+
+Answers that were never a choice:
+
+{table(("fault", "answers"), own.unused.items())}"""
