@@ -21,6 +21,7 @@ from fader.data.meta_own import (
     SAMPLES,
     SURE,
     TEMPERATURE,
+    TOP_P,
     Own,
     OwnPlan,
     Write,
@@ -166,8 +167,8 @@ def build_own(plan: OwnPlan, model: str, write: Write, place: Place, alone: int 
             ("answers written by", f"{model}, with the vector {plan.vector} at strength 1"),
             (
                 "sampled",
-                f"{SAMPLES} answers under either text, temperature {TEMPERATURE}, at most"
-                f" {LENGTH} tokens",
+                f"{SAMPLES} answers under either text, temperature {TEMPERATURE}, top-p {TOP_P}, at"
+                f" most {LENGTH} tokens",
             ),
             ("seed", plan.seed),
         ]
