@@ -1,6 +1,5 @@
-"""MetaAlign's items (`meta.py`) of the model's own samples: pairs of answers that it writes itself,
-so that training compares what it would say, not only what others have written (on-policy
-preference pairs, as in arXiv 2402.04792).
+"""MetaAlign's items (`meta.py`) of the model's own samples: on-policy pairs (arXiv 2402.04792), so
+that training compares what it would say, not only what others have written.
 
 The model answers the question of an item several times, told either of the item's texts. Of all
 these answers the one that surest follows the first text and the one that surest follows the second
