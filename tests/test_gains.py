@@ -413,6 +413,15 @@ def test_economies_are_of_dev_and_the_bound_is_exact(ready):
         assert found[alpha, "helpful alone", "gain_helpful"].value == 0
 
 
+def test_a_budget_holds_on_average_over_halves():
+    dice = np.random.default_rng(0)
+    for alpha in (0.1, 0.2):
+        found = economies.touched_on_average("m", dice.exponential(size=120), alpha, 0)
+        assert found.value == pytest.approx(alpha, abs=0.02)
+        assert found.value <= alpha + 0.002
+        assert 0 <= found.low < found.value < found.high
+
+
 @pytest.mark.long
 def test_a_budget_is_calibrated_on_one_half_and_counted_on_the_other(ready, monkeypatch):
     monkeypatch.setattr(economies, "ALPHAS", (0.5,))

@@ -5,7 +5,8 @@ Settings of the guide (`Guide.when`): at every n-th token, only where the base i
 a bound shows that the choice can change (exact: `same` is 1 beside the same guide without the
 bound). And the budget of `methods/budget.py`: with a threshold that is calibrated on the first half
 of the prompts, `touched` is the share of the second half's answers that were fine already and are
-changed all the same; it should be at most the case's alpha, give or take what so few answers allow.
+changed all the same. One half may be unlike the other by chance: what should be at most the case's
+alpha is `touched_on_average`, over many random halves.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fader.evaluation import asking
 from fader.evaluation.aims import AIMS
@@ -50,6 +52,7 @@ BESIDE = {"clip, bound": "clip"}
 AIM = "helpful"
 """What the budget's guide is asked for; an answer is fine that its judge accepts."""
 ALPHAS = (0.1, 0.2)
+HALVINGS = 1000
 
 
 def personalized_economies(suite: Suite) -> Iterator[Metric]:
@@ -94,11 +97,29 @@ def budgets(comparison: Comparison) -> Iterator[Metric]:
         if len(later):
             touched = [bool(one > edge) for one in later]
             yield share(TASK, method, AIM, "touched", touched, seed)
+            yield touched_on_average(method, most[fine], alpha, seed)
         when: dict[str, Any] = {"when": {"advantage": min(edge, SILENT)}}
         asks = asking.personalized(suite.personal, **when)
         found = written(second, method, asks, (AIM,))
         yield from gains(second, found)
         yield from costs(second, found, asks)
+
+
+def touched_on_average(
+    method: str, advantages: NDArray[np.float64], alpha: float, seed: int
+) -> Metric:
+    """The share of one half of the answers that were fine, from the largest advantage of each
+    (nats) [answers], that is touched with the threshold of the other half; the mean over random
+    halves, which is what a budget promises. `low` and `high` hold 95% of the halves."""
+    dice, found = np.random.default_rng(seed), list[float]()
+    for _ in range(HALVINGS):
+        mixed = dice.permutation(advantages)
+        half = len(mixed) // 2
+        edge = threshold(mixed[:half].tolist(), alpha)
+        found.append(float((mixed[half:] > edge).mean()))
+    low, high = (float(one) for one in np.quantile(found, (0.025, 0.975)))
+    mean = float(np.mean(found))
+    return Metric(TASK, method, AIM, "touched_on_average", mean, low, high, len(advantages), seed)
 
 
 def _part(comparison: Comparison, places: slice) -> Comparison:
