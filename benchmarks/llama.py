@@ -82,10 +82,11 @@ def run(
     """All cases: tokens per second; answers per second where both sides search."""
     cases = chosen(case, TARGETS)
     with _Sides() as sides:
-        llamas = {kind: sides.llama(kind) for kind in sorted(map(_file, cases))}
+        llamas = {file: sides.llama(file) for file in {*map(_file, cases)}}
         for name, target in cases.items():
-            kind, _, rest = name.removeprefix(f"{_file(name)}-").partition("-")
-            ours = llamas[_file(name)]
+            file = _file(name)
+            kind, _, rest = name.removeprefix(f"{file}-").partition("-")
+            ours = llamas[file]
             unit = "answers/s" if kind == "lookahead" else "tokens/s"
             if name == "plain-1":
                 theirs = sides(transformers)
@@ -94,7 +95,7 @@ def run(
             else:
                 theirs = sides(pytorch, "bfloat16" if name.endswith("bfloat16") else "float32")
             asked = _asked(kind, rest, words)
-            same: list[Tokens] | None = [] if _file(name) == "f32" else None
+            same: list[Tokens] | None = [] if file == "f32" else None
             mine, other = (_side(side, kind, asked, tokens, same) for side in (ours, theirs))
             yield compare("llama", name, mine, other, target, rounds, unit)
 
