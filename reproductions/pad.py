@@ -71,7 +71,6 @@ FORMS: Mapping[str, Recipe] = {
         sft_weight=0.0,
         retain_weight=0.0,
         learning_rate=5e-6,
-        epochs=3.0,
         batch=8,
     ),
     "untold": replace(PERSONAL, reference="untold"),
