@@ -108,6 +108,8 @@ def test_ultrafeedback_and_safe_rlhf_are_read(tmp_path):
         ),
         ([helpsteer(BOIL, "a", None)], "verbosity: none of its 1 answers has a score"),
         ([helpsteer(BOIL, "a", "lots")], ":1: response: its verbosity must be a number"),
+        ([helpsteer(BOIL, "a", "inf")], ":1: response: its verbosity must be a finite number"),
+        ([helpsteer(BOIL, "a", float("-inf"))], ":1: response: its verbosity must be a finite"),
         (
             [{"prompt": BOIL, "response": "a", "humour": 1}],
             ":1: verbosity: there is no such rating (there are humour)",

@@ -579,6 +579,8 @@ def _rating(value: Any, where: str) -> float:
     number = float(value) if isinstance(value, bool) else _number(value)
     if math.isnan(number) and str(value).strip().lower() not in UNRATED:
         raise ValueError(f"{where} must be a number (got {short(value)})")
+    if math.isinf(number):
+        raise ValueError(f"{where} must be a finite number (got {short(value)})")
     return number
 
 
