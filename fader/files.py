@@ -147,6 +147,14 @@ def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def drop_folder(folder: Path) -> None:
+    """Remove a folder: for others it is there as a whole or not at all. Raises OSError where it
+    cannot be."""
+    scratch = _scratch(folder.resolve())
+    folder.rename(scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _scratch(place: Path) -> Path:
     """A name beside a place that no other writer has, in this process or another."""
     return place.with_name(f".{place.name[:60]}-{uuid4().hex}.tmp")

@@ -2,16 +2,17 @@
 
 A mixture is one adapter whose factors are those of its vectors, stacked: A = [A_1; A_2; ...] and B
 = [λ_1 B_1, λ_2 B_2, ...], so B A is the sum of λ_i B_i A_i, exactly. It is written once, under the
-hash of what is in it, into a folder that several processes may share and that holds so many bytes
-at most: what was used least recently goes first. Strengths are rounded to steps, so that a slider
-does not make adapters without end.
+hash of what is in it, into a folder that several processes may share and that holds so many bytes:
+what was used least recently goes first. What is in use stays, even where that takes more. Strengths
+are rounded to steps, so that a slider does not make adapters without end.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
+import weakref
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import save_file
 
-from fader.files import whole_folder
+from fader.files import drop_folder, whole_folder
 from fader.schema import Invalid, path_of
 from fader.vectors.peft_folder import CONFIG, PREFIX, WEIGHTS, plain_config
 from fader.vectors.vector import Vector
@@ -36,7 +37,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA on disk: what vLLM reads for a mixture of vectors."""
+    """A LoRA on disk: what vLLM reads for a mixture of vectors. While this object lives, neither
+    this process nor another one removes it."""
 
     number: int
     """Above 0, one for each in a process."""
@@ -89,26 +91,56 @@ class Adapters:
             return None
         name = _name(mixture)
         folder = self.folder / name
-        if not (folder / CONFIG).is_file():
+        while (held := _held(folder / CONFIG)) is None:
             self._make_room(_size(mixture))
-            with suppress(FileExistsError), whole_folder(folder) as scratch:
-                _write(mixture, scratch)
-        with suppress(OSError):  # another process may just have made room
-            (folder / CONFIG).touch()
-        return Adapter(self._numbers.setdefault(name, len(self._numbers) + 1), name, folder)
+            try:
+                with whole_folder(folder) as scratch:
+                    _write(mixture, scratch)
+            except OSError:
+                if not (folder / CONFIG).is_file():  # else another process was first
+                    raise
+        with suppress(OSError):  # in a folder of somebody else's
+            os.utime(held)
+        found = Adapter(self._numbers.setdefault(name, len(self._numbers) + 1), name, folder)
+        weakref.finalize(found, os.close, held)
+        return found
 
     def _make_room(self, size: int) -> None:
-        """Remove adapters until so many bytes more are within bounds."""
-        kept = sorted(
-            (config.stat().st_mtime, config.parent) for config in self.folder.glob(f"*/{CONFIG}")
-        )
-        sizes = {folder: (folder / WEIGHTS).stat().st_size for _, folder in kept}
-        taken = sum(sizes.values())
-        for _, folder in kept:
+        """Remove adapters until so many bytes more are within bounds, but none that is in use."""
+        kept = []
+        for weights in self.folder.glob(f"*/{WEIGHTS}"):
+            try:
+                about = weights.stat(), (weights.parent / CONFIG).stat()
+            except FileNotFoundError:  # another process has just removed it, or is writing it
+                continue
+            kept.append((about[1].st_mtime, weights.parent, about[0].st_size))
+        taken = sum(held for _, _, held in kept)
+        for _, folder, held in sorted(kept):
             if taken + size <= self.room:
                 break
-            shutil.rmtree(folder, ignore_errors=True)
-            taken -= sizes[folder]
+            if (alone := _held(folder / CONFIG, alone=True)) is not None:
+                drop_folder(folder)
+                os.close(alone)
+                taken -= held
+
+
+def _held(config: Path, alone: bool = False) -> int | None:
+    """A descriptor of an adapter's file, locked against its removal, until it is closed; `alone`:
+    against its use. None where there is no such file, or where it is in use."""
+    import fcntl  # not on Windows, where vLLM does not run, but the rest of fader does
+
+    try:
+        found = os.open(config, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        if os.path.samestat(os.fstat(found), os.stat(config)):
+            return found
+    except (BlockingIOError, FileNotFoundError):  # in use, or removed meanwhile
+        pass
+    os.close(found)
+    return None
 
 
 def _rank(mixture: Mixture) -> int:
