@@ -2,6 +2,7 @@
 pieces, leaves rows out, pushes rows out and reads them again. Every answer is that of our own
 engine. (vLLM itself: tests/test_vllm.py.)"""
 
+import gc
 import random
 from dataclasses import replace
 
@@ -9,12 +10,15 @@ import psutil
 import pytest
 import torch
 from conftest import TEXT, random_vector, until
+from serving import serve
 
 from fader import Cancelled, Fader, Vector, load
-from fader.backends.vllm import VLLM, keys_and_values, selftest
+from fader.backends.vllm import VLLM, adapters, keys_and_values, selftest
 from fader.backends.vllm.adapters import Adapters, round_strength
 from fader.engine.protocols import Segment
+from fader.files import SCRATCH
 from fader.schema import Invalid
+from fader.vectors.peft_folder import WEIGHTS
 
 WORDS = TEXT.split()
 MODULES = ("q_proj", "v_proj", "down_proj")
@@ -419,3 +423,87 @@ def test_keys_and_values_have_a_part_of_the_free_memory_unless_said(monkeypatch)
     assert 0 < keys_and_values(None)["kv_cache_memory_bytes"] < free / 2
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert keys_and_values(None) == {}
+
+
+def test_adapters_in_use_make_no_room(tiny, tmp_path):
+    """Not for this process, and not for another one that shares the folder."""
+    vector = random_vector(tiny, "one", 1)
+    size = (
+        (Adapters(tmp_path / "x", 2**20, 64, MODULES).of(((vector, 1.0),)).folder / WEIGHTS)
+        .stat()
+        .st_size
+    )
+    ours, theirs = (Adapters(tmp_path / "kept", 2 * size, 64, MODULES) for _ in range(2))
+    kept = [ours.of(((vector, strength),)) for strength in (1.0, 2.0)]
+    assert theirs.of(((vector, 3.0),)).folder.is_dir()
+    assert all((one.folder / WEIGHTS).is_file() for one in kept)
+    gone = kept.pop(0).folder
+    theirs.of(((vector, 4.0),))
+    assert not gone.exists()
+    assert (kept[0].folder / WEIGHTS).is_file()
+    assert not [*(tmp_path / "kept").glob(SCRATCH)]
+
+
+def test_an_adapter_that_two_processes_write_is_there_once(tiny, tmp_path, monkeypatch):
+    vector = random_vector(tiny, "one", 1)
+    ours, theirs = (Adapters(tmp_path, 2**20, 64, MODULES) for _ in range(2))
+    write = adapters._write
+
+    def beaten(mixture, folder):
+        monkeypatch.setattr(adapters, "_write", write)
+        theirs.of(mixture)
+        write(mixture, folder)
+
+    monkeypatch.setattr(adapters, "_write", beaten)
+    found = ours.of(((vector, 1.0),))
+    assert Vector.load(found.folder).factors.keys() == vector.factors.keys()
+    assert [*tmp_path.iterdir()] == [found.folder]
+
+
+def test_rows_keep_their_adapters_until_they_end(made, tiny, tmp_path):
+    """More mixtures at once than the folder has room for: vLLM finds each when it reads the row."""
+    front = made()
+    engine, reader = front.backend.engine, front.backend.engine.reader
+    kept = Adapters(tmp_path, 2**14, 64, MODULES)
+    step, add, folders = reader.step, reader.add, {}
+
+    def begin(row, tokens, adapter, end):
+        folders[row] = adapter.folder if adapter else None
+        add(row, tokens, (), end)
+
+    def look():
+        assert all(folders[row] is None or folders[row].is_dir() for row in reader.texts)
+        return step()
+
+    engine._adapter, reader.add, reader.step = kept.of, begin, look
+    strengths = [place / 4 for place in range(1, 9)]
+    asked = [front.request("the sea", alignment={"vectors": {"x": one}}) for one in strengths]
+    for one in [front.backend.submit(request) for request in asked]:
+        assert one.result(timeout=60).text
+    assert engine.fault() == ""
+    del front
+    gc.collect()
+    kept.of(((random_vector(tiny, "z", 9), 1.0),))
+    assert len([*tmp_path.iterdir()]) < len(strengths)
+
+
+def test_a_broken_engine_is_not_healthy(made):
+    front = made()
+    with serve(front.backend) as served:
+        assert served.http.get("/health").status_code == 200
+        front.backend.engine.reader.failing = RuntimeError("out of memory")
+        with pytest.raises(RuntimeError, match="out of memory"):
+            front.generate("the sea", max_tokens=3)
+        for path in ("/health", "/ready"):
+            assert "started anew" in served.error(path, 503, "GET")["message"]
+        assert served.http.get("/metrics").status_code == 200
+
+
+def test_memory_is_told_in_bytes(made):
+    front = made()
+    backend, config = front.backend, front.backend.engine.model.checkpoint.config
+    width = config.hidden_size // config.num_attention_heads
+    each = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * width
+    assert backend.stats().kv_reserved == 20000 * each
+    front.generate("the sea", max_tokens=3)
+    assert backend.stats().kv_used == 10000 * each

@@ -84,5 +84,8 @@ class Backend(Protocol):
     def stats(self) -> Stats:
         """How busy the backend is."""
 
+    def fault(self) -> str:
+        """Why no request can be answered until the backend is made anew; empty while they can."""
+
     def close(self) -> None:
         """Cancel all requests and stop what runs for them."""

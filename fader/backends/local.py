@@ -126,6 +126,10 @@ class Local:
         """How busy the engine is."""
         return self.engine.stats()
 
+    def fault(self) -> str:
+        """Nothing: what ends one request leaves the others."""
+        return ""
+
     @property
     def models(self) -> list[str]:
         """Names of the loaded models, the one that answers by default first."""

@@ -101,8 +101,14 @@ def _components() -> dict[str, Any]:
     return found
 
 
+def _refuse_fault(request: Request) -> None:
+    if serving(request).backend.fault():  # which is in the log: here anybody may ask
+        raise Refused(503, "the engine has failed; the server has to be started anew")
+
+
 async def _health(request: Request) -> Response:
-    """Whether the process answers."""
+    """Whether the process can answer, now or after what is under way."""
+    _refuse_fault(request)
     return JSONResponse({"status": "ok"})
 
 
@@ -110,6 +116,7 @@ async def _ready(request: Request) -> Response:
     """Whether it takes requests."""
     if serving(request).closing:
         raise Refused(503, "the server is shutting down")
+    _refuse_fault(request)
     return JSONResponse({"status": "ready", "models": serving(request).backend.models})
 
 

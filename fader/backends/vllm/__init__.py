@@ -8,6 +8,7 @@ into an unmodified vLLM (`plugin.py`). Mixtures of vectors are LoRA adapters (`a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fader.backends.vllm.selftest import VERSIONS, refuse_version, self_test
 from fader.engine import builtin
 from fader.engine.protocols import Backbone
 from fader.engine.running import Running
+from fader.engine.stats import Stats
 from fader.request import Request
 from fader.rewards.reward import NOTHING, Resources
 from fader.schema import Faults, Invalid
@@ -118,6 +120,16 @@ class VLLM(Local):
         except BaseException:
             self.close()
             raise
+
+    def fault(self) -> str:
+        """What vLLM failed with, if it has."""
+        return self.engine.fault()
+
+    def stats(self) -> Stats:
+        """How busy the engine is. vLLM's memory is counted in positions; here it is bytes."""
+        found, bytes_each = super().stats(), self.engine.model.position_bytes
+        used, reserved = found.kv_used * bytes_each, self.engine.reader.positions * bytes_each
+        return replace(found, kv_used=used, kv_reserved=reserved)
 
     def _require(self) -> None:
         """Raises ValueError where vLLM is not there, or of another version."""

@@ -73,6 +73,8 @@ class _Ride:
     """Tokens that it began with."""
     length: int
     """Tokens that it has, with those that were decided."""
+    adapter: Adapter | None
+    """Which vLLM may read from its folder at any pass."""
 
 
 class VLLMEngine(Engine):
@@ -127,12 +129,13 @@ class VLLMEngine(Engine):
 
     def check(self, needs: Needs) -> None:
         """Raises `Invalid` if a job of these needs could never run."""
-        if self.broken is not None:
-            raise self._failure()
+        if fault := self.fault():
+            raise RuntimeError(fault)
         super().check(needs)
 
-    def _failure(self) -> RuntimeError:
-        return RuntimeError(f"vLLM has failed ({self.broken!r}); start anew")
+    def fault(self) -> str:
+        """What vLLM failed with, if it has: then no row can be read any more."""
+        return "" if self.broken is None else f"vLLM has failed ({self.broken!r}); start anew"
 
     def _fits(self, job: _Job) -> bool:
         """Whether a job may start: while there are places for its rows beside those of others. One
@@ -144,8 +147,8 @@ class VLLMEngine(Engine):
 
     def _forward(self, name: str) -> bool:
         """One forward pass of vLLM, with all that programs ask for."""
-        if self.broken is not None:
-            self._end_all(self._failure())
+        if fault := self.fault():
+            self._end_all(RuntimeError(fault))
             return False
         gone = [number for number, ride in self._rides.items() if not ride.row.jobs]
         if gone:
@@ -190,7 +193,7 @@ class VLLMEngine(Engine):
         except Exception as error:
             logging.getLogger("fader").exception("a row could not begin")
             return self._end_row(row, error.with_traceback(None))
-        self._rides[self._begun] = _Ride(row, len(tokens), len(tokens))
+        self._rides[self._begun] = _Ride(row, len(tokens), len(tokens), adapter)
         self._read_by[row] = self._begun
         return None
 

@@ -93,6 +93,17 @@ class ServedModel:
         self.max_length: int = self.checkpoint.config.get_text_config().max_position_embeddings
         self.memory = Room(1)
 
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of the keys and values of one position."""
+        config = self.checkpoint.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        size = getattr(torch, self.dtype).itemsize
+        return int(2 * config.num_hidden_layers * heads * width * size)
+
     @contextmanager
     def files(self) -> Iterator[Path]:
         """The folder that vLLM reads at the start: the checkpoint's, or, within the block, one
