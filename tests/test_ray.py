@@ -23,7 +23,7 @@ from fader.answer import Chunk
 from fader.backends.local import Local
 from fader.cli import app
 from fader.data.records import LEVELS
-from fader.engine.running import Cancelled, Lost
+from fader.engine.running import Busy, Cancelled, Lost
 from fader.evaluation.cache import Query, ResultCache, measure
 from fader.files import write_rows
 from fader.schema import Invalid
@@ -36,15 +36,19 @@ import ray
 from ray.cloudpickle import register_pickle_by_value
 from serving import serve
 
+from fader.backends import ray as ray_backend
 from fader.backends.ray import (
     SPARE,
     ByPrefix,
+    Replica,
     Replicas,
     Workers,
     _Told,
     beginning,
     connect,
+    share,
     spread,
+    takes_of,
 )
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
@@ -209,6 +213,74 @@ def test_what_cannot_be_made_is_said_at_the_start(cluster, tmp_path):
         Replicas(partial(Local, str(tmp_path / "nowhere")), 1)
 
 
+def second_fails(folder, pids):
+    """Makes a backend in one process alone."""
+    (Path(pids) / str(os.getpid())).touch()
+    if len(list(Path(pids).iterdir())) > 1:
+        raise OSError("no model on this machine")
+    return Local(folder)
+
+
+def test_what_one_of_them_cannot_make_is_said_at_the_start(cluster, tiny_folder, tmp_path):
+    with pytest.raises(OSError, match="no model on this machine"):
+        Replicas(partial(second_fails, str(tiny_folder), str(tmp_path)), 2)
+
+
+def test_a_replica_that_has_failed_is_not_healthy(tiny_folder, tmp_path, monkeypatch):
+    unmade = Replica(partial(Local, str(tmp_path / "nowhere")))
+    unmade.check_health()  # the server that waits for it is to say why
+    monkeypatch.setattr(ray_backend, "GRACE_SECONDS", 0.0)
+    with pytest.raises(OSError, match="nowhere"):
+        unmade.check_health()
+    broken = Replica(partial(Local, str(tiny_folder)))
+    broken.check_health()
+    monkeypatch.setattr(broken._backend, "fault", lambda: "vLLM has failed")
+    with pytest.raises(RuntimeError, match="vLLM has failed"):
+        broken.check_health()
+    broken._backend.close()
+
+
+class Nobody:
+    """A handle to replicas of which there are none: what is asked is never answered."""
+
+    def options(self, **_):
+        return self
+
+    @property
+    def answer(self):
+        return self
+
+    ask = answer
+
+    def remote(self, *_):
+        return self
+
+    def __await__(self):
+        return asyncio.sleep(3600).__await__()
+
+    async def __aiter__(self):
+        await asyncio.sleep(3600)
+        yield None
+
+    def cancel(self):
+        pass
+
+
+def test_a_request_does_not_wait_for_replicas_without_end(replicas, monkeypatch):
+    monkeypatch.setattr(ray_backend, "ACCEPT_SECONDS", 0.2)
+    monkeypatch.setattr(replicas, "_handle", Nobody())
+    with pytest.raises(Busy, match="no replica took the request"):
+        replicas.submit(ASKED[0])
+    with pytest.raises(Busy, match="no replica answered"):
+        replicas.check(ASKED[0])
+
+
+def test_takes_are_filled_up(cluster):
+    assert takes_of({"num_cpus": 7, "num_gpus": 3}, 99) == {"num_cpus": 7, "num_gpus": 3}
+    assert takes_of({"num_gpus": 0}, 2) == {**share(2), "num_gpus": 0}
+    assert takes_of(None, 2) == share(2)
+
+
 def lines(count):
     rows = [{"prompt": f"the sea {place}", "sampling": {"seed": place}} for place in range(count)]
     asked = [Request.of(row, max_tokens=24, temperature=1, ignore_eos=True) for row in rows]
@@ -232,6 +304,14 @@ def test_a_killed_worker_loses_no_line_and_doubles_none(cluster, tiny, tiny_fold
     found = [json.loads(line)["text"] for line in output.file.read_text().splitlines()]
     alone = [json.loads(line)["text"] for one in some for line in answers(tiny.backend, one)]
     assert found == alone
+
+
+def test_a_shard_that_kills_its_workers_ends_with_an_error(cluster, tiny_folder, tmp_path):
+    asked = [("in:0", Request.of("die", max_tokens=2).model_dump_json())]
+    answering = spread(partial(mortal, str(tiny_folder), str(tmp_path)), 1)
+    with pytest.raises(Lost, match="run it again, it goes on"):
+        list(answering(list(shards(asked, {}, 4))))
+    assert 2 <= len(list(tmp_path.iterdir())) <= 4
 
 
 def test_generate_with_ray_goes_on_where_it_was(cluster, tiny_folder, tmp_path):

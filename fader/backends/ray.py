@@ -20,6 +20,7 @@ import logging
 import os
 import pickle
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -60,8 +61,16 @@ SPARE = 8
 """Requests that a replica may have above its share, and still get those that begin alike."""
 TARGET = 32
 """Requests under way on a replica above which another one is started, where there may be more."""
+GRACE_SECONDS = 30.0
+"""How long a replica that could not be made says why, before it is made anew."""
+ACCEPT_SECONDS = 60.0
+"""How long a request waits for a replica that takes it. Ray itself waits without end."""
 LOOK_SECONDS = 2.0
 """How often replicas are asked how busy they are."""
+LOST_WORKERS = (
+    "the workers that were asked are lost, twice at the same work; run it again, it goes on, with"
+    " more memory if that is what they lacked"
+)
 log = logging.getLogger("fader")
 
 
@@ -110,6 +119,13 @@ def share(processes: int) -> dict[str, int]:
         f"replicas: {processes} take a CPU each, and the cluster has {sum(cpus)}; ask for fewer, or"
         " say what each takes (--replica-cpus, --replica-gpus) where machines join later"
     )
+
+
+def takes_of(given: Mapping[str, int] | None, processes: int) -> Mapping[str, int]:
+    """What one of so many processes takes: `num_cpus` and `num_gpus` as they are given; of what is
+    not, its share. Raises ValueError as `share`."""
+    given = given or {}
+    return given if len(given) == 2 else {**share(processes), **given}
 
 
 def beginning(request: Request) -> str:
@@ -168,8 +184,9 @@ class Replica:
         self._fault: Exception | None = None
         try:
             self._backend = make()
-        except (ValueError, OSError) as error:  # it would be no better at the next try
+        except (ValueError, OSError) as error:  # said to whoever asks first (`check_health`)
             self._fault = error
+        self._made = time.monotonic()
 
     async def ask(self, beginning: str, what: str, *given: Any) -> Any:
         """The answer of one of the backend's methods, or what it is."""
@@ -219,9 +236,13 @@ class Replica:
             running.cancel()
 
     def check_health(self) -> None:
-        """Asked by Ray every few seconds; an error has it started anew."""
+        """Asked by Ray every few seconds; an error has it started anew. One that could not be made
+        is left in peace for a while, so that a server that has just begun can say why."""
         if self._fault is None:
-            self._backend.stats()
+            if fault := self._backend.fault():
+                raise RuntimeError(fault)
+        elif time.monotonic() - self._made > GRACE_SECONDS:
+            raise self._fault
 
     def _asked(self, what: str, given: Sequence[Any]) -> Any:
         if self._fault is not None:
@@ -242,8 +263,8 @@ class Replicas:
     """Replicas of a backend behind Ray Serve, as one backend (see `backends.Backend`).
 
     `least` to `most` of them, by how much there is to do. `waiting`: requests that may wait while
-    there is no replica. `takes`: the CPUs and GPUs of one (`num_cpus`, `num_gpus`); left out: its
-    share of the cluster. Raises what `make` raises.
+    there is no replica. `takes`: the CPUs and GPUs of one (`num_cpus`, `num_gpus`); what is left
+    out: its share of the cluster. Raises what `make` raises in any of them.
     """
 
     def __init__(
@@ -263,8 +284,10 @@ class Replicas:
         self._thread.start()
         self._stats: list[Stats] = []
         try:
-            self._handle = _deployed(make, least, most, waiting, takes or share(most))
-            self._call(self._look())
+            self._handle = _deployed(make, least, most, waiting, takes_of(takes, most))
+            for found in self._call(self._look()):
+                if isinstance(found, (ValueError, OSError)):
+                    raise found
             self._models: list[str] = self._ask("models")
             self._about: dict[str, About] = {
                 name: self._ask("about", name) for name in self._models
@@ -334,6 +357,10 @@ class Replicas:
         found: list[Invalid] = self._ask("check", request, answers)
         return found
 
+    def fault(self) -> str:
+        """Nothing: a replica that fails is made anew."""
+        return ""
+
     def stats(self) -> Stats:
         """How busy the replicas are, together, as they were asked last."""
         found = self._stats or [Stats(0, 0, 0.0, 0.0, 0, 0, 0.0)]
@@ -364,7 +391,13 @@ class Replicas:
         task = asyncio.run_coroutine_threadsafe(
             self._run(running, accepted, told, key, what, given), self._loop
         )
-        accepted.result()
+        try:
+            accepted.result(ACCEPT_SECONDS)
+        except TimeoutError:
+            if accepted.done():  # a replica has said so
+                raise
+            running.cancel()
+            raise Busy(f"no replica took the request in {ACCEPT_SECONDS:g} seconds") from None
         return running
 
     async def _run(
@@ -428,7 +461,11 @@ class Replicas:
     async def _said(self, what: str, given: Sequence[Any]) -> Any:
         for _ in range(TRIES):
             with suppress(RayActorError):  # it changes nothing, and so may be asked again
-                said = await self._handle.ask.remote("", what, *given)
+                try:
+                    async with asyncio.timeout(ACCEPT_SECONDS):
+                        said = await self._handle.ask.remote("", what, *given)
+                except TimeoutError:
+                    raise Busy(f"no replica answered in {ACCEPT_SECONDS:g} seconds") from None
                 if isinstance(said, Exception):
                     raise said
                 return said
@@ -446,10 +483,12 @@ class Replicas:
             with suppress(Exception):  # the next look may see more
                 await self._look()
 
-    async def _look(self) -> None:
+    async def _look(self) -> list[Any]:
+        """Ask all replicas how busy they are; what each of them says."""
         looks = self._handle.broadcast("stats")
         found = await looks.results_async(timeout_s=LOOK_SECONDS * 5, return_exceptions=True)
         self._stats = [one for one in found if isinstance(one, Stats)]
+        return list(found)
 
 
 def _deployed(make: Make, least: int, most: int, waiting: int, takes: Mapping[str, int]) -> Any:
@@ -517,10 +556,13 @@ def spread(make: Make, workers: int) -> Answering:
                 _Worker,
                 fn_constructor_args=(partial(_answering, make),),
                 compute=ray.data.ActorPoolStrategy(size=workers),
+                max_task_retries=TRIES - 1,
                 **share(workers),
             )
             for row in answered.iter_rows():
                 yield row["key"], _sound(pickle.loads(row["answers"]))
+        except RayActorError:
+            raise Lost(LOST_WORKERS) from None
         finally:
             if own:
                 ray.shutdown()
@@ -566,7 +608,7 @@ class Workers:
                 place, found = pool.get_next_unordered()
                 yield place, _sound(found)
         except RayActorError:
-            raise Lost("the workers that were asked are lost; run it again, it goes on") from None
+            raise Lost(LOST_WORKERS) from None
 
     def _disconnect(self) -> None:
         if self._own:
