@@ -98,3 +98,18 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(tmp_path, arguments
     done = run(*arguments, "--keys", str(tmp_path / "keys.json"))
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--replica-cpus", "2"], "--replica-cpus: is for --replicas; give that too"),
+        (["--replica-gpus", "1"], "--replica-gpus: is for --replicas; give that too"),
+        (["--align", '{"vectors": {"medcal": 1}}'], "--align: alignment.vectors.medcal: "),
+    ],
+)
+def test_what_no_request_could_have_is_refused_before_it_serves(tiny_folder, tmp_path, more, said):
+    keys = str(tmp_path / "keys.json")
+    done = run("serve", "--model", str(tiny_folder), "--port", "0", "--keys", keys, *more)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {said}")

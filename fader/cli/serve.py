@@ -30,6 +30,8 @@ from fader.cli.show import (
 from fader.engine import builtin
 from fader.given import is_model
 from fader.profiles import load_alignment
+from fader.request import Request
+from fader.schema import Faults, within
 from fader.vectors.vector import Vector
 
 app = commands("API keys of the server's clients.")
@@ -125,6 +127,7 @@ def serve(
         from fader.server.keys import Keys, key_file
         from fader.server.limits import Limits
         from fader.server.run import check_address, run
+        from fader.server.wire import usual_temperature
     known = Keys(keys or key_file())
     check_address(host, known)
     default = load_alignment(align if align is not None else {})
@@ -147,6 +150,9 @@ def serve(
         share_prompts=share_prompts,
         max_waiting=limits.waiting,
     )
+    for option, count in (("--replica-cpus", replica_cpus), ("--replica-gpus", replica_gpus)):
+        if count is not None and replicas is None:
+            raise ValueError(f"{option}: is for --replicas; give that too, or leave it out")
     backend: Backend
     if replicas is None:
         backend = make()
@@ -154,11 +160,13 @@ def serve(
         least, most = _bounds(replicas)
         with needing("--replicas", "ray"):
             from fader.backends.ray import Replicas
-        takes = None
-        if replica_cpus is not None or replica_gpus is not None:
-            takes = {"num_cpus": replica_cpus or 1, "num_gpus": replica_gpus or 0}
+        given = {"num_cpus": replica_cpus, "num_gpus": replica_gpus}
+        takes = {what: count for what, count in given.items() if count is not None}
         backend = Replicas(make, least, most, limits.waiting, takes)
     try:
+        with within("--align"):
+            usual = {"alignment": default, "temperature": usual_temperature(default)}
+            Faults(found=backend.check(Request.of("hello", **usual))).raise_any()
         screen.print(f"{called} at http://{host}:{port}/v1; its page: http://{host}:{port}/")
         run(backend, host, port, known, default, limits, allow_host or (), allow_origin or ())
     finally:

@@ -203,11 +203,9 @@ def ignored(body: Body) -> dict[str, str]:
 
 def sampling(body: Asked, alignment: Alignment) -> dict[str, Any]:
     """The fields of a `Sampling`, less how many tokens are written and reported."""
-    search = alignment.search
-    greedy = isinstance(search, Lookahead) and search.rollout == "greedy"
-    temperature = (0.0 if greedy else TEMPERATURE) if body.temperature is None else body.temperature
+    given = body.temperature
     return {
-        "temperature": temperature,
+        "temperature": usual_temperature(alignment) if given is None else given,
         "top_p": body.top_p or None,
         "top_k": body.top_k if body.top_k and body.top_k > 0 else None,
         "min_p": body.min_p or None,
@@ -219,6 +217,13 @@ def sampling(body: Asked, alignment: Alignment) -> dict[str, Any]:
         "ignore_eos": body.ignore_eos,
         "logit_bias": body.logit_bias,
     }
+
+
+def usual_temperature(alignment: Alignment) -> float:
+    """The temperature of a request that says none."""
+    search = alignment.search
+    greedy = isinstance(search, Lookahead) and search.rollout == "greedy"
+    return 0.0 if greedy else TEMPERATURE
 
 
 def seed(given: int | None) -> int:
