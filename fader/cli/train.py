@@ -24,6 +24,7 @@ from fader.cli.show import (
     screen,
     table,
 )
+from fader.data.meta import Sample
 from fader.data.meta_files import read_samples
 from fader.data.preferences import Judged, flips_of, read_judged, unflipped
 from fader.data.records import Item, Pair, read
@@ -323,14 +324,7 @@ def personal(
     if data is None:
         flips: list[tuple[Judged, ...]] = [*taught_flips(starter_families(), seed)]
     else:
-        found = read_judged(data)
-        records = [one for one in found if one.split == "train"]
-        others = Counter(one.split for one in found if one.split != "train")
-        said = ", ".join(f"{count} of {split}" for split, count in others.items())
-        if not records:
-            raise ValueError(f"--data: {data} has no records of the split train (there are {said})")
-        if others:
-            _say(f"{data}: {len(records)} of {len(found)} records are taught, not {said}")
+        records, others = _of_train(read_judged(data), data)
         flips = flips_of(records)
         if alone := unflipped(records):
             _say(
@@ -417,8 +411,8 @@ def meta(
         Told | None,
         typer.Option(
             help=(
-                "Whether the lessons of the shipped items tell the rule for conflicts in words;"
-                " left out: mixed."
+                "Whether the lessons tell the rule for conflicts in words; left out: mixed, in"
+                " every other one."
             )
         ),
     ] = None,
@@ -447,20 +441,21 @@ def meta(
             train_meta,
         )
 
-    if data and rule is not None:
-        raise ValueError("--rule: samples of --data say how they are told; leave it out")
     if stages is TrainingStages.one:
         for option, value in (("--beta", beta), ("--loss", loss)):
             if value is not None:
                 raise ValueError(f"{option}: the stage `one` compares no answers; leave it out")
     begun = _begun(start)
     idle = [row["text"] for row in starter_rows("preferences/irrelevant", "train")]
+    others: Counter[str] = Counter()
+    told = rule or Told.mixed
     if data:
-        samples = [one for file in data for one in read_samples(file) if one.split == "train"]
-        if not samples:
-            raise ValueError(f"--data: {', '.join(data)}: no sample is of the split train")
+        files = ", ".join(data)
+        samples, others = _of_train([one for file in data for one in read_samples(file)], files)
         lessons = [
-            one for place in range(passes) for one in sample_lessons(samples, idle, seed + place)
+            one
+            for place in range(passes)
+            for one in sample_lessons(samples, idle, told.value, seed + place)
         ]
     else:
         items = taught_items(starter_families(), starter_items(), seed)
@@ -473,7 +468,7 @@ def meta(
         lessons = [
             one
             for place in range(passes)
-            for one in meta_lessons(items, idle, general, (rule or Told.mixed).value, seed + place)
+            for one in meta_lessons(items, idle, general, told.value, seed + place)
         ]
     preferences = META_DPO if loss is Loss.dpo else META
     recipe = _with(
@@ -484,8 +479,8 @@ def meta(
         max_length=max_length,
         seed=seed,
     )
-    whole = max(1, round(share * len(lessons) / recipe.batch)) * recipe.batch
-    lessons = lessons[:whole]
+    if share < 1:
+        lessons = lessons[: max(1, round(share * len(lessons) / recipe.batch)) * recipe.batch]
     folder = vector_folder(name, out, "NAME")
     _say(f"Taught: {len(lessons)} lessons.")
     trained = train_meta(
@@ -502,8 +497,21 @@ def meta(
         "name": trained.name,
         "folder": str(folder),
         **{key: trained.card[key] for key in ("lessons", "retained", "seconds")},
+        "not_taught": dict(others),
     }
     print_json(row) if as_json else screen.print(row)
+
+
+def _of_train(found: Sequence[Record], source: str) -> tuple[list[Record], Counter[str]]:
+    """The records of the split train, and how many there are of the others; says so."""
+    records = [one for one in found if one.split == "train"]
+    others = Counter(one.split for one in found if one.split != "train")
+    said = ", ".join(f"{count} of {split}" for split, count in others.items())
+    if not records:
+        raise ValueError(f"--data: {source} has no records of the split train (there are {said})")
+    if others:
+        _say(f"{source}: {len(records)} of {len(found)} records are taught, not {said}")
+    return records, others
 
 
 def _begun(start: str | None) -> list[Vector]:
@@ -514,6 +522,7 @@ def _begun(start: str | None) -> list[Vector]:
 
 
 Settings = TypeVar("Settings", bound="Recipe")
+Record = TypeVar("Record", Judged, Sample)
 
 
 def _with(recipe: Settings, rank: int | None = None, **settings: Any) -> Settings:

@@ -53,7 +53,7 @@ from fader.request import Preferences, Rendering
 from fader.training.lessons import Lesson
 from fader.training.personal import FIRST_RATE, PERSONAL
 from fader.training.told import JOINT, NEUTRAL, neutral, taught_flips
-from fader.training.vector import Recipe, train_vector
+from fader.training.vector import Recipe, Stage, train_stages
 from fader.vectors.vector import Vector, compress
 
 Stages = Literal["one", "two", "preferences"]
@@ -91,6 +91,16 @@ SUPERVISED_SHARE = 0.12
 """The first lessons, which are taught supervised."""
 FLIPPED_SHARE = 0.4
 """Of all lessons: those after these, which are taught with both orders in one sigmoid."""
+_FLIPPED = ("flips", ".{}-flips", FLIPS, FLIPPED_SHARE)
+PARTS: dict[Stages, list[tuple[str, str, Recipe, float]]] = {
+    "one": [],
+    "two": [("one-stage", "{}-one-stage", SUPERVISED, SUPERVISED_SHARE), _FLIPPED],
+    "preferences": [_FLIPPED],
+}
+"""What is trained before the last part: what its vector and its folder are called, how it is
+trained, and on which share of the lessons."""
+SHARED = ("rank", "alpha", "batch", "max_length", "seed")
+"""The settings that all parts have from the recipe."""
 
 
 def taught_items(families: Sequence[Family], written: Sequence[Item], seed: int = 0) -> list[Item]:
@@ -210,7 +220,9 @@ def _beside(told: Preferences, tier: str, texts: Sequence[str], last: bool) -> P
     return told.model_copy(update={tier: (*own, *texts) if last else (*texts, *own)})
 
 
-def sample_lessons(samples: Sequence[Sample], idle: Sequence[str], seed: int = 0) -> list[Lesson]:
+def sample_lessons(
+    samples: Sequence[Sample], idle: Sequence[str], rule: Rule = "mixed", seed: int = 0
+) -> list[Lesson]:
     """One pass through samples of a file, those of a pair side by side, in an order drawn by
     `seed`. Where their number is odd the first is taught twice, so that all stay in step with the
     batches."""
@@ -220,9 +232,13 @@ def sample_lessons(samples: Sequence[Sample], idle: Sequence[str], seed: int = 0
         groups.setdefault((one.pair.messages, _answers(one)), []).append(one)
     lessons: list[Lesson] = []
     for group in dice.sample([*groups.values()], len(groups)):
-        _teach(lessons, [*group, *group[: len(group) % 2]])
+        rendering = _rendering(rule, dice)
+        told = [
+            replace(one, told=one.told.model_copy(update={"rendering": rendering})) for one in group
+        ]
+        _teach(lessons, [*told, *told[: len(told) % 2]])
         if dice.random() < 2 * NEUTRAL:
-            lessons += neutral(lessons[-1], idle, group[0].told.rendering, dice)
+            lessons += neutral(lessons[-1], idle, rendering, dice)
     return lessons
 
 
@@ -244,21 +260,25 @@ def train_meta(
     from, such as the personalised model; one of higher rank is cut to the recipe's. Resumable, and
     raises ValueError, as `train_vectors`, which says what `settings` there are.
     """
-    settings["start"] = [
-        compress(one, recipe.rank)[0] if one.rank > recipe.rank else one for one in start
-    ]
+    start = [compress(one, recipe.rank)[0] if one.rank > recipe.rank else one for one in start]
     if stages == "one":
-        return train_vector(name, lessons, folder, replace(recipe, loss="sft"), **settings)
-    size = {key: getattr(recipe, key) for key in ("rank", "alpha", "batch", "max_length", "seed")}
-    parts = (
-        (f"{name}-one-stage", f"{folder.name}-one-stage", SUPERVISED, SUPERVISED_SHARE),
-        (f"{name}-flips", f".{folder.name}-flips", FLIPS, FLIPPED_SHARE),
-    )
-    at = 0
-    for named, place, settled, share in parts[stages == "preferences" :]:
-        end = at + round(share * len(lessons) / recipe.batch) * recipe.batch
-        if at < end < len(lessons):
-            part, mine = folder.with_name(place), replace(settled, **size)
-            settings["start"] = [train_vector(named, lessons[at:end], part, mine, **settings)]
+        recipe = replace(recipe, loss="sft")
+    planned, at = [], 0
+    for named, place, settled, share in PARTS[stages]:
+        batches = max(1, round(share * len(lessons) / recipe.batch))
+        end = at + batches * recipe.batch
+        if end >= len(lessons):
+            raise ValueError(
+                f"data: {len(lessons)} lessons are too few for the stages {stages!r}, each of which"
+                f" has a batch of {recipe.batch} at least; give more, or the stages 'one'"
+            )
+        part = Stage(
+            f"{name}-{named}",
+            folder.with_name(place.format(folder.name)),
+            lessons[at:end],
+            replace(settled, **{key: getattr(recipe, key) for key in SHARED}),
+        )
+        planned.append(part)
         at = end
-    return train_vector(name, lessons[at:], folder, recipe, **settings)
+    last = Stage(name, folder, lessons[at:], recipe)
+    return train_stages([*planned, last], start=start, **settings)

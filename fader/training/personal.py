@@ -22,7 +22,7 @@ from typing import Any
 from fader.data.preferences import Judged
 from fader.training.lessons import Lesson
 from fader.training.told import told_lessons
-from fader.training.vector import Recipe, train_vector
+from fader.training.vector import Recipe, Stage, train_stages
 from fader.vectors.vector import Vector
 
 PERSONAL = Recipe(
@@ -62,13 +62,14 @@ def train_personal(
     Resumable, and raises ValueError, as `train_vectors`, which says what `settings` there are.
     """
     seed = recipe.seed
-    if not start:
-        first = replace(recipe, loss="flip", in_order=True, learning_rate=FIRST_RATE)
-        lessons = personal_lessons(flips, idle, seed, 1)
-        place = folder.with_name(f".{folder.name}-first")
-        start = [train_vector(f"{name}-first", lessons, place, first, **settings)]
-    lessons = personal_lessons(flips, idle, seed + 1, passes)
-    return train_vector(name, lessons, folder, recipe, start=start, **settings)
+    first = Stage(
+        f"{name}-first",
+        folder.with_name(f".{folder.name}-first"),
+        personal_lessons(flips, idle, seed, 1),
+        replace(recipe, loss="flip", in_order=True, learning_rate=FIRST_RATE),
+    )
+    later = Stage(name, folder, personal_lessons(flips, idle, seed + 1, passes), recipe)
+    return train_stages([later] if start else [first, later], start=start, **settings)
 
 
 def personal_lessons(

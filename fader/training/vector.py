@@ -185,6 +185,50 @@ def train_vectors(
         return _trained(folders, lessons, recipe, model, dtype, progress, start, force)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One of several trainings of which each goes on from the one before."""
+
+    name: str
+    folder: Path
+    lessons: Sequence[Lesson]
+    recipe: Recipe
+
+
+def train_stages(
+    stages: Sequence[Stage],
+    model: str = builtin.NAME,
+    start: Sequence[Vector] = (),
+    force: bool = False,
+    **settings: Any,
+) -> Vector:
+    """Train one after the other, each from the one before, the first from `start`; return the last.
+    Resumable, and raises ValueError before the first is trained, as `train_vectors`, which says
+    what `settings` there are."""
+    for stage in stages:
+        check_place(stage.folder)
+    if not force:
+        _check_there([stage for stage in stages if (stage.folder / CONFIG).is_file()], model)
+    for stage in stages:
+        given = {"model": model, "start": start, "force": force, **settings}
+        start = [train_vector(stage.name, stage.lessons, stage.folder, stage.recipe, **given)]
+    return start[0]
+
+
+def _check_there(stages: Sequence[Stage], model: str) -> None:
+    """Raises ValueError for a stage whose folder holds what another training gave. What the stage
+    goes on from is not known before the stages before it are trained, and is not compared."""
+    if not stages:
+        return
+    base, tokenizer = load(model)
+    for stage in stages:
+        there = Vector.load(stage.folder, stage.name)
+        *_, run = prepared(base, tokenizer, stage.lessons, stage.recipe, [stage.name], ())
+        known = {key: there.card.get(key) for key in ("start", *DATED)}
+        if not as_asked(there.card, there.base, {**run, **known}):
+            raise _another(stage.folder)
+
+
 def _trained(
     folders: Mapping[str, Path],
     lessons: Sequence[Lesson],
@@ -292,14 +336,18 @@ def refuse_another(
     if force:
         return
     if not as_asked(card, base, {**run, **{key: card.get(key) for key in DATED}}):
-        raise ValueError(
-            f"out: {folder} holds a vector of other data, settings or model; replace"
-            " it with --force, or give another folder"
-        )
+        raise _another(folder)
     log.warning(
         "%s is trained anew: since it was, the model's tokenizer, chat template or settings"
         " or the way of training have changed",
         folder,
+    )
+
+
+def _another(folder: Path) -> ValueError:
+    return ValueError(
+        f"out: {folder} holds a vector of other data, settings or model; replace it with --force,"
+        " or give another folder"
     )
 
 
