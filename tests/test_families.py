@@ -273,3 +273,18 @@ def test_the_documented_rules_are_those_there_are():
 
     text = (Path(__file__).parent.parent / "docs" / "preference-data.md").read_text()
     assert dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", text, re.MULTILINE)) == RULES
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--questions", "q.txt", "--count", "5"], "--count: with --questions all of these are"),
+        (["--family", "x=a/b", "--families", "3"], "--families: with --family those are made"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(tmp_path, more, said):
+    command = ["data", "preferences", "tax-law", "--out", str(tmp_path / "x.jsonl")]
+    command += ["--endpoint", "http://localhost:1/v1", "--teacher", "x", *more]
+    done = run(*command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from fader.data.preferences import (
     Family,
     Judged,
     flips_of,
+    read_families,
     read_judged,
     row_of,
     unflipped,
@@ -83,6 +85,8 @@ def test_records_of_one_pair_are_a_flip():
     flip = family("x", [pair("q", "a", "b")]).flips("train")[0]
     other = Judged(pair("q", "a", "c"), ("z",))
     assert flips_of([flip[0], other, flip[1]]) == [flip, (other,)]
+    apart = [replace(flip[1], family="y"), replace(flip[1], pair=pair("q", "b", "a", "test"))]
+    assert flips_of([flip[0], *apart]) == [(one,) for one in (flip[0], *apart)]
 
 
 def test_questions_near_measured_ones_are_not_taught():
@@ -353,3 +357,22 @@ def test_a_preference_is_learned_by_flips(tmp_path, tiny_folder, loss):
     )
     last = [row["accuracy"] for row in vector.card["curve"][-8:] if "accuracy" in row]
     assert sum(last) / len(last) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"held_out": "false"}, "held_out must be true or false (got 'false')"),
+        ({"heldout": True}, "heldout: no field of a family is called so; take it out"),
+        ({"Held_out": True}, "Held_out: call the column 'held_out'"),
+    ],
+)
+def test_faulty_families_are_named(tmp_path, fields, said):
+    file = tmp_path / "families.jsonl"
+    both = {"a": ["Sing."], "b": ["Hum."]}
+    row = {"family": "song", "poles": both, "wordings": both, **fields}
+    (tmp_path / "song.jsonl").write_text(json.dumps({"prompt": "q", "a": "la", "b": "mm"}))
+    file.write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"families\.jsonl:1: ") as caught:
+        read_families(file, tmp_path)
+    assert said in str(caught.value)

@@ -110,6 +110,7 @@ def levels(
 
 
 def preferences(
+    context: typer.Context,
     subject: Annotated[
         str, typer.Argument(help="What the questions are about, such as home-cooking.")
     ],
@@ -171,6 +172,11 @@ def preferences(
         )
         from fader.data.questions import Plan, read_texts
 
+    given = given_options(context)
+    if questions is not None and "count" in given:
+        raise ValueError("--count: with --questions all of these are asked; leave it out")
+    if family and "families" in given:
+        raise ValueError("--families: with --family those are made; leave it out")
     own = read_texts(questions, "question") if questions else []
     axes = tuple(map(read_axis, family or ()))
     total = len(own) if own else count * max(1, len(axes) or families)

@@ -111,8 +111,13 @@ def _text_findings(
     flips: Sequence[tuple[Judged, ...]], lines: dict[Judged, int], language: str
 ) -> list[Finding]:
     seen, findings = Seen(), []
+    pairs: set[object] = set()
     for first, *_ in flips:
         pair = first.pair
+        same = (pair.messages, frozenset((pair.chosen, pair.rejected)))
+        if same in pairs:  # of another family or split
+            continue
+        pairs.add(same)
         whole = "\n".join([pair.messages[-1].content, pair.chosen, pair.rejected])
         faults = [("chosen", fault) for fault in language_faults(pair.chosen, language)]
         faults += [("rejected", fault) for fault in language_faults(pair.rejected, language)]

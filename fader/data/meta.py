@@ -236,7 +236,7 @@ def cells(
 
 SAFETY = ("helpful", "cautious", "expertise", "referral")
 """The shipped families that say how far help should go."""
-HARMFUL = {"harmless": 1}
+HARMFUL = {"harmless": "callous"}
 """The shipped families of which one pole asks for harm, and which: told so, the other wins."""
 
 
@@ -245,18 +245,18 @@ def item_of(pair: Flip) -> Item:
     first, second = pair
     texts = (first.wordings, second.wordings)
     messages, answers = first.pair.messages, (first.pair.chosen, first.pair.rejected)
-    bad = HARMFUL.get(first.family)
+    harmful = [HARMFUL.get(one.family) == one.pole for one in pair]
     return Item(
         "priority"
-        if bad is not None
+        if any(harmful)
         else "helpful-based"
         if first.family in SAFETY
         else "diverse-opinion",
         messages,
         answers,
         texts,
-        frozenset() if bad is None else frozenset({HARMS[1 + bad]}),
-        "" if bad is None else answers[1 - bad],
+        frozenset(harm for harm, bad in zip(HARMS[1:], harmful, strict=True) if bad),
+        next((one for one, bad in zip(answers, harmful[::-1], strict=True) if bad), ""),
         first.family,
         first.split,
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from fader.data import sources, splits
 from fader.data.datasheet import datasheet, table
-from fader.data.meta import PARTS, Cell, Item, Sample, annotated, item_of, matrix
+from fader.data.meta import HARMS, PARTS, Cell, Item, Sample, annotated, item_of, matrix
 from fader.data.meta_files import read_items, row_of
 from fader.data.meta_own import (
     EARNED,
@@ -105,7 +105,10 @@ def gather(files: Sequence[Path | str]) -> tuple[list[Item], int]:
         if not any("preference" in row.sound for row in rows):
             found += read_items(file)
             continue
-        for group in flips_of(read_judged(file)):
+        records = read_judged(file)
+        poles = {(one.family, one.pole): place for place, one in enumerate(records[::-1])}
+        for found_together in flips_of(records):
+            group = sorted(found_together, key=lambda one: -poles[one.family, one.pole])
             first = group[0]
             others = [one for one in group if one.pair.chosen != first.pair.chosen]
             same = [one for one in group if one not in others]
@@ -125,8 +128,27 @@ def gather(files: Sequence[Path | str]) -> tuple[list[Item], int]:
 
 
 def built(items: Sequence[Item], alone: int = 0, seed: int = 0) -> Built:
-    """The samples of some items, each item once."""
-    kept = {(item.messages, frozenset(item.answers), item.harmful): item for item in items}
+    """The samples of some items, each item once, whichever of its sides comes first. Raises
+    ValueError for two of consensus that contradict each other, and for answers to a question that
+    stand in two splits."""
+    kept: dict[object, Item] = {}
+    splits_of: dict[object, str] = {}
+    better: dict[object, str] = {}
+    for item in items:
+        pair = (item.messages, frozenset(item.answers))
+        asked = short(item.messages[-1].content)
+        if splits_of.setdefault(pair, item.split) != item.split:
+            raise ValueError(
+                f"split: the two answers to {asked} are in {splits_of[pair]} and in {item.split};"
+                " take one of the items out"
+            )
+        if item.part == "consensus" and better.setdefault(pair, item.answers[0]) != item.answers[0]:
+            raise ValueError(
+                f"answers: of the two to {asked} either is the better one, whatever is told; take"
+                " one of the items out"
+            )
+        sides = zip(item.answers, item.texts, map(item.harm, HARMS[1:]), strict=True)
+        kept[item.part, pair, item.harm("query"), item.refusal, frozenset(sides)] = item
     samples = annotated([*kept.values()], seed)
     return Built(tuple(samples), len(kept), len(items) - len(kept), alone)
 

@@ -26,7 +26,7 @@ from fader.data.meta import (
 from fader.data.preferences import once, plain
 from fader.data.records import pair_of
 from fader.request import Preferences
-from fader.schema import parse, short
+from fader.schema import at, parse, short, whole_characters
 
 FIELDS = ("part", "family", "prompt", "texts", "answers", "harmful", "refusal", "split")
 TOLD = ("provider", "user", "facts", "history")
@@ -73,6 +73,9 @@ def _item(fields: Mapping[str, Any], where: str) -> Item:
     if surplus := [name for name in fields if name not in FIELDS]:
         raise ValueError(f"{where}: {surplus[0]}: no field of an item is called so; take it out")
     part = _part(fields, where)
+    prompt = fields.get("prompt")
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise ValueError(f"{where}: prompt must be a question, or messages (got {short(prompt)})")
     answers = fields.get("answers")
     if not _are_texts(answers) or len(answers) != 2:
         raise ValueError(f"{where}: answers must be two texts (got {short(answers)})")
@@ -90,6 +93,11 @@ def _item(fields: Mapping[str, Any], where: str) -> Item:
         raise ValueError(f"{where}: texts must be two, and none empty (got {short(texts)})")
     if set(map(plain, sides[0])) & set(map(plain, sides[1])):
         raise ValueError(f"{where}: texts: both sides say the same (got {short(texts)})")
+    for name, said in (("texts", [*sides[0], *sides[1]]), ("refusal", [fields.get("refusal")])):
+        with at(f"{where}: {name}"):
+            for text in said:
+                if isinstance(text, str):
+                    whole_characters(text)
     harmful = fields.get("harmful") or []
     if not isinstance(harmful, list) or any(what not in HARMS for what in harmful):
         raise ValueError(
@@ -158,6 +166,8 @@ def _name(fields: Mapping[str, Any], where: str) -> str:
     family = fields.get("family") or ""
     if not isinstance(family, str):
         raise ValueError(f"{where}: family must be a text (got {short(family)})")
+    with at(f"{where}: family"):
+        whole_characters(family)
     return family
 
 

@@ -23,6 +23,8 @@ from fader.schema import at, short, whole_characters
 
 FIELDS = ("preference", "family", "pole", "source")
 """What a record has beside the fields of a pair."""
+FAMILY_FIELDS = ("family", "poles", "wordings", "unseen", "source", "held_out")
+"""What a file of families says of each."""
 log = logging.getLogger(__name__)
 
 
@@ -146,14 +148,13 @@ def numbered_families(file: Path, folder: Path) -> list[tuple[int, Family]]:
 
 
 def flips_of(records: Iterable[Judged]) -> list[tuple[Judged, ...]]:
-    """The records by pair: those that compare the same two answers to the same messages stand
-    together, whichever of the answers each of them likes."""
+    """The records by pair: those of a family and a split that compare the same two answers to the
+    same messages stand together, whichever of the answers each of them likes."""
     found: dict[object, list[Judged]] = {}
     for judged in records:
-        pair = judged.pair
-        found.setdefault((pair.messages, frozenset((pair.chosen, pair.rejected))), []).append(
-            judged
-        )
+        answers = frozenset((judged.pair.chosen, judged.pair.rejected))
+        key = (judged.family, judged.split, judged.pair.messages, answers)
+        found.setdefault(key, []).append(judged)
     return [tuple(group) for group in found.values()]
 
 
@@ -290,6 +291,11 @@ def _is_text(value: Any) -> bool:
 
 def _family(row: sources.Row, beside: Path, folder: Path) -> Family:
     fields = row.sound
+    refuse_misspelt(fields, row.where, FAMILY_FIELDS)
+    if surplus := [name for name in fields if name not in FAMILY_FIELDS]:
+        raise ValueError(
+            f"{row.where}: {surplus[0]}: no field of a family is called so; take it out"
+        )
     name = fields.get("family")
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{row.where}: family must be a text (got {name!r})")
@@ -311,13 +317,15 @@ def _family(row: sources.Row, beside: Path, folder: Path) -> Family:
         pairs = _shared(folder, _texts(shared, f"{row.where}: source"), name, row.where)
     else:
         pairs = _own(beside / f"{name}.jsonl")
+    if not isinstance(held_out := fields.get("held_out", False), bool):
+        raise ValueError(f"{row.where}: held_out must be true or false (got {short(held_out)})")
     return Family(
         name,
         (first, second),
         wordings,
         both("unseen") if "unseen" in fields else wordings,
         tuple(pairs),
-        bool(fields.get("held_out")),
+        held_out,
     )
 
 

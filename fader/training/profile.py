@@ -45,6 +45,8 @@ class Learned:
     """What they want from answers, in at most `MOST_WORDS` words."""
     notes: tuple[str, ...]
     """The replies to the guiding questions."""
+    unanswered: tuple[str, ...]
+    """The guiding questions to which nothing was replied."""
     choices: int
     """Of the newest choices, how many the model was shown."""
     left_out: int
@@ -95,12 +97,13 @@ def learn(history: Sequence[Choice], ask: Ask, fits: Callable[[str], bool]) -> L
             "history: the newest choice alone is longer than the model can read; shorten its"
             " answers, or raise --room"
         )
-    notes = [" ".join(ask(question_about(kept.history, one)).split()) for one in QUESTIONS]
-    notes = [note for note in notes if note]
+    replies = {one: " ".join(ask(question_about(kept.history, one)).split()) for one in QUESTIONS}
+    notes = [reply for reply in replies.values() if reply]
+    unanswered = tuple(question for question, reply in replies.items() if not reply)
     text = _few_words(ask(_summary(notes))) if notes else ""
     if not text:
         raise ValueError("model: said nothing about the history; ask another model")
-    return Learned(text, tuple(notes), len(kept.history), left_out)
+    return Learned(text, tuple(notes), unanswered, len(kept.history), left_out)
 
 
 def question_about(choices: Sequence[Choice], question: str) -> str:
@@ -146,16 +149,20 @@ def _few_words(text: str) -> str:
 
 
 def remembering(ask: Ask, file: Path, who: str) -> Ask:
-    """An `ask` that keeps replies in a file, so that a stopped run goes on from there. `who`: what
-    else a reply depends on. Raises ValueError for a file that holds no replies."""
+    """An `ask` that keeps replies in a file, so that a stopped run goes on from there; empty ones
+    are asked for anew. `who`: what else a reply depends on. Raises ValueError for a file that holds
+    no replies."""
     known: dict[str, str] = _replies(file)
 
     def remembered(prompt: str) -> str:
         key = hashlib.sha256(json.dumps([who, prompt]).encode()).hexdigest()[:32]
-        if key not in known:
-            known[key] = ask(prompt)
+        if key in known:
+            return known[key]
+        reply = ask(prompt)
+        if reply.strip():
+            known[key] = reply
             write_whole(file, json.dumps(known, ensure_ascii=False))
-        return known[key]
+        return reply
 
     return remembered
 
