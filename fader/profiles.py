@@ -157,13 +157,19 @@ def profile_file(name: str) -> Path:
     return profile_folders()[0] / f"{name}.yaml"
 
 
-def save_profile(name: str, alignment: Alignment) -> Path:
-    """Write an alignment into the project's profile folder, where requests find it by name. Written
-    beside its place and renamed. Raises `Invalid` where the folder has a profile of that name in a
-    file with another ending."""
+def profile_place(name: str) -> Path:
+    """Where a profile of that name may be written. Raises `Invalid` where the folder has one in a
+    file with another ending, and ValueError for what is no name."""
     file = profile_file(name)
     if other := [one for one in _files(file.parent, name) if one != file]:
         raise Invalid(f"{other[0]} is a profile of that name already; remove it", "profile")
+    return file
+
+
+def save_profile(name: str, alignment: Alignment) -> Path:
+    """Write an alignment into the project's profile folder, where requests find it by name. Written
+    beside its place and renamed. Raises as `profile_place`."""
+    file = profile_place(name)
     said = alignment.model_dump(mode="json", exclude_defaults=True)
     write_whole(file, yaml.safe_dump(said, sort_keys=False))
     return file

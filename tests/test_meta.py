@@ -196,6 +196,8 @@ def test_families_become_items():
         ]
     kind = item_of(of_name["harmless"].flips("train")[0])
     assert set(HARMFUL) == {"harmless"}
+    assert kind.harmful == {"second"}
+    assert kind.refusal == kind.answers[0]
     assert {one.samples[0].pair.chosen for one in conflicts(kind)} == {kind.answers[0]}
 
 
@@ -299,6 +301,11 @@ def item_row(**fields):
         (item_row(Texts=["x", "y"]), "Texts: call the column 'texts'"),
         (item_row(notes="x"), "notes: no field of an item"),
         (item_row(split="later"), "split"),
+        (item_row(prompt=None), "prompt must be a question, or messages (got None)"),
+        (item_row(prompt=" "), "prompt must be a question, or messages (got ' ')"),
+        (item_row(texts=["one", "t\ud83d"]), "texts: character 2 is half of one"),
+        (item_row(refusal="No \ud83d"), "refusal: character 4 is half of one"),
+        (item_row(family="f\ud83d"), "family: character 2 is half of one"),
     ],
 )
 def test_faulty_items_are_named(tmp_path, row, said):
@@ -351,6 +358,60 @@ def test_preferences_of_which_no_item_can_be_made_are_refused(tmp_path):
     file.write_text("".join(json.dumps(judged_row(one)) + "\n" for one in same))
     with pytest.raises(ValueError, match=r"pairs\.jsonl: 'sing' likes either answer to"):
         gather([file])
+
+
+def test_records_in_any_order_give_the_same_items(tmp_path):
+    """The first texts of all items of a family ask for the same, and harm stays with its pole."""
+    of_name = {one.name: one for one in FAMILIES}
+    file = tmp_path / "pairs.jsonl"
+    for name in ("lists", "harmless"):
+        pairs = of_name[name].flips("train")[:6]
+        shuffled = [one if place % 2 else one[::-1] for place, one in enumerate(pairs, 1)]
+        file.write_text(
+            "".join(json.dumps(judged_row(one)) + "\n" for pair in shuffled for one in pair)
+        )
+        found, alone = gather([file])
+        assert alone == 0
+        assert found == [item_of(pair) for pair in pairs]
+
+
+def test_other_harmless_families_do_no_harm(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    told = FAMILIES[0].flips("train")[0]
+    other = [
+        replace(one, family="harmless", pole=name) for one, name in zip(told, "ab", strict=True)
+    ]
+    file.write_text("".join(json.dumps(judged_row(one)) + "\n" for one in other))
+    ((item,), _) = gather([file])
+    assert (item.part, item.harmful, item.refusal) == ("diverse-opinion", frozenset(), "")
+
+
+def test_families_on_the_same_answers_are_items_of_their_own(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    told = FAMILIES[0].flips("train")[0]
+    other = [
+        replace(one, family="tone", wordings=(text,))
+        for one, text in zip(told, ("Sing.", "Hum."), strict=True)
+    ]
+    records = [*told, *other]
+    file.write_text("".join(json.dumps(judged_row(one)) + "\n" for one in records))
+    found, alone = gather([file])
+    assert ([one.family for one in found], alone) == ([FAMILIES[0].name, "tone"], 0)
+    assert found[1].texts == (("Sing.",), ("Hum.",))
+    made = built(found)
+    assert (made.items, made.twice) == (2, 0)
+
+
+def test_items_that_differ_are_all_kept_and_contradictions_refused():
+    swapped = replace(ITEM, answers=ITEM.answers[::-1], texts=ITEM.texts[::-1])
+    other = replace(ITEM, texts=(("Sing.",), ("Hum.",)))
+    made = built([ITEM, swapped, other])
+    assert (made.items, made.twice) == (2, 1)
+    with pytest.raises(ValueError, match=r"^split: the two answers to .* are in train and in test"):
+        built([replace(ITEM, split="train"), replace(ITEM, split="test")])
+    agreed = replace(ITEM, part="consensus", texts=((), ()))
+    with pytest.raises(ValueError, match=r"^answers: of the two to .* either is the better one"):
+        built([ITEM, agreed, replace(agreed, answers=agreed.answers[::-1])])
 
 
 def test_a_set_is_built_of_items_and_of_preferences(tmp_path):
@@ -463,6 +524,12 @@ def test_samples_of_a_file_stand_side_by_side():
     assert len(taught) == len(samples) + 1
     for first, second in zip(taught[::2], taught[1::2], strict=True):
         assert {first.chosen, first.rejected} == {second.chosen, second.rejected}
+        assert first.told.rendering == second.told.rendering
+    drawn = [one for seed in range(9) for one in sample_lessons(samples, IDLE, seed=seed)]
+    assert {one.told.rendering for one in drawn if one.told} == {"meta", "tiers"}
+    for rule, rendering in (("always", "meta"), ("never", "tiers")):
+        told = [one.told for one in sample_lessons(samples, IDLE, rule) if one.told]
+        assert {one.rendering for one in told} == {rendering}
 
 
 @trains
@@ -522,6 +589,9 @@ def test_commands_build_and_train(tmp_path, tiny_folder):
     assert built_by.returncode == 0, built_by.stderr
     (row,) = rows(built_by)
     assert row["samples"] == 18
+    file = tmp_path / "set.jsonl"
+    first = json.loads(file.read_text().splitlines()[0])
+    file.write_text(file.read_text() + json.dumps({**first, "split": "dev"}) + "\n")
     trained = run(
         *("train", "meta", "m", "--data", "set.jsonl", "--out", "m", "--model", str(tiny_folder)),
         *("--stages", "one", "--passes", "1", "--max-length", "2000", "--rank", "2", "--json"),
@@ -529,7 +599,39 @@ def test_commands_build_and_train(tmp_path, tiny_folder):
     )
     assert trained.returncode == 0, trained.stderr
     (row,) = rows(trained)
-    assert row["lessons"] >= 16
+    assert row["lessons"] >= 18  # none is cut
+    assert row["not_taught"] == {"dev": 1}
+    assert "set.jsonl: 18 of 19 records are taught, not 1 of dev\n" in trained.stderr
+
+
+@trains
+def test_what_a_later_stage_cannot_write_is_said_before_the_first(tmp_path, tiny_folder):
+    item = replace(ITEM, answers=("aaaa", "bbbb"), texts=(("one",), ("two",)))
+    lessons = [one for seed in range(8) for one in meta_lessons([item], [], seed=seed)]
+    small = {"recipe": replace(META, batch=2, rank=2, max_length=4000), "progress": False}
+    settings = {**small, "model": str(tiny_folder)}
+    other = train_meta("m", lessons, tmp_path / "m", "one", **settings)
+    with pytest.raises(ValueError, match=r"^out: .*m holds a vector of other data"):
+        train_meta("m", lessons, tmp_path / "m", **settings)
+    assert [file.name for file in tmp_path.iterdir()] == ["m"]
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "letter.txt").touch()
+    with pytest.raises(ValueError, match=r"^out: .*taken is there already and is no vector"):
+        train_meta("taken", lessons, tmp_path / "taken", **settings)
+    assert {file.name for file in tmp_path.iterdir()} == {"m", "taken"}
+    trained = train_meta("m", lessons, tmp_path / "m", force=True, **settings)
+    assert trained.digest != other.digest
+    again = train_meta("m", lessons, tmp_path / "m", **settings)  # is there, and as asked
+    assert again.digest == trained.digest
+
+
+@trains
+def test_too_few_lessons_for_the_stages_are_refused(tmp_path, tiny_folder):
+    item = replace(ITEM, answers=("aaaa", "bbbb"), texts=(("one",), ("two",)))
+    lessons = [one for seed in range(2) for one in meta_lessons([item], [], seed=seed)][:4]
+    with pytest.raises(ValueError, match=r"^data: 4 lessons are too few for the stages 'two'"):
+        train_meta("m", lessons, tmp_path / "m", model=str(tiny_folder))
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_model_without_a_system_role_reads_the_tiers_in_the_question():
@@ -543,7 +645,6 @@ def test_a_model_without_a_system_role_reads_the_tiers_in_the_question():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--data", "x.jsonl", "--rule", "never"), "--rule: samples of --data say how they are"),
         (("--stages", "one", "--beta", "1"), "--beta: the stage `one` compares no answers"),
         (("--stages", "one", "--loss", "dpo"), "--loss: the stage `one` compares no answers"),
     ],

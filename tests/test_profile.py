@@ -114,6 +114,7 @@ class Script(Speaking):
         if failed:
             return self.say(400, b'{"error": {"message": "out of luck"}}')
         text = "Be brief." if prompt.startswith("Notes") else "They like short answers."
+        text = "" if server.silent in prompt else text
         choice = {"index": 0, "message": {"role": "assistant", "content": text}}
         row = {"id": "x", "object": "chat.completion", "created": 1, "model": "scripted"}
         choices = [{**choice, "finish_reason": "stop"}]
@@ -123,7 +124,7 @@ class Script(Speaking):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with scripted(Script, guard=threading.Lock(), asked=[], fails=100) as made:
+    with scripted(Script, guard=threading.Lock(), asked=[], fails=100, silent="?!") as made:
         yield made
 
 
@@ -174,12 +175,56 @@ def test_a_stopped_run_goes_on_where_it_was(server, tmp_path):
     assert (broken.returncode, "holds no replies; delete it" in broken.stderr) == (2, True)
 
 
+def test_replies_are_kept_by_who_gave_them_and_how(server, tmp_path):
+    server.fails = 4
+    command = ["profiles", "learn", "--history", str(write(tmp_path, CHOICES))]
+    command += ["--endpoint", server.url, "--teacher", "scripted", "--json"]
+    assert run(*command, cwd=tmp_path).returncode == 2
+    server.fails = 100
+    endpoint._kept.clear()
+    rows(run(*command, "--temperature", "1", cwd=tmp_path))
+    assert len(server.asked) == 4 + len(QUESTIONS) + 1
+
+
+def test_an_empty_reply_is_said_and_not_kept(server, tmp_path):
+    server.silent = QUESTIONS[0]
+    command = ["profiles", "learn", "--history", str(write(tmp_path, CHOICES))]
+    command += ["--endpoint", server.url, "--teacher", "scripted", "--json"]
+    done = run(*command, cwd=tmp_path)
+    assert rows(done)[0]["unanswered"] == [QUESTIONS[0]]
+    assert f"nothing was replied to {QUESTIONS[0]!r}" in done.stderr
+    server.silent = ""
+    endpoint._kept.clear()
+    refused = run(*command, "--force", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "said nothing" in refused.stderr
+    server.silent = "?!"
+    endpoint._kept.clear()
+    assert rows(run(*command, "--force", cwd=tmp_path))[0]["text"] == "Be brief."
+
+
+def test_a_profile_in_another_file_is_refused_before_anybody_is_asked(server, tmp_path):
+    (tmp_path / ".fader" / "profiles").mkdir(parents=True)
+    (tmp_path / ".fader" / "profiles" / "ada.json").write_text("{}")
+    command = ["profiles", "learn", "--history", str(write(tmp_path, CHOICES)), "--force"]
+    done = run(*command, "--endpoint", server.url, "--teacher", "scripted", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "ada.json is a profile of that name already" in done.stderr
+    assert not server.asked
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         (["--name", "../x"], "'../x' is not a name"),
         (["--endpoint", "http://localhost:1/v1"], "endpoint, teacher: give both or neither"),
         (["--align", '{"vectors": 5}'], "alignment.vectors"),
+        (["--temperature", "0.5"], "--temperature: only an endpoint is asked so"),
+        (["--key-env", "KEY"], "--key-env: only an endpoint is asked so"),
+        (
+            ["--endpoint", "http://localhost:1/v1", "--teacher", "x", "--model", "y"],
+            "--model: the endpoint's model is asked; name it by --teacher",
+        ),
     ],
 )
 def test_bad_options_are_one_message(tmp_path, more, said):

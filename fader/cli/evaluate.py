@@ -33,7 +33,7 @@ from fader.engine import builtin
 from fader.engine.backbone import quick_dtype
 from fader.fader import Fader
 from fader.files import repeated
-from fader.profiles import profile_file, save_profile
+from fader.profiles import profile_place, save_profile
 from fader.request import Alignment
 from fader.starter.shipped import DOMAINS, STYLES, starter_levels
 from fader.vectors.store import NAME, available, folders, open_vector
@@ -297,7 +297,7 @@ def tune(
     wanted = dict(pairs)
     chosen = _chosen(list(dict.fromkeys([*wanted, *DOMAINS])), vector, data)
     if profile is not None:
-        place = profile_file(profile)  # before anything is measured
+        place = profile_place(profile)  # before anything is measured
         if place.exists():
             raise ValueError(f"--profile: {place} is there already; choose another, or remove it")
     for domain, level in wanted.items():

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fader import Fader
-from fader.cli.show import AsJson, Model, commands, print_json, screen, show
+from fader.cli.show import AsJson, Model, commands, given_options, print_json, screen, show
 from fader.cli.teacher import KeyEnv, Retries, Temperature, Timeout
 from fader.endpoint import Advice, Client, Endpoint, run
 from fader.engine import builtin
-from fader.profiles import load_alignment, profile_file, profile_folders, profiles, save_profile
+from fader.profiles import load_alignment, profile_folders, profile_place, profiles, save_profile
 from fader.training.profile import QUESTIONS, Ask, learn, read_history, remembering
 
 app = commands("Named alignments: list them, and learn one from a person's past choices.")
@@ -30,6 +30,9 @@ ADVICE = Advice(
     address=("endpoint", "start the server, or correct --endpoint; what was said so far is kept"),
     pressed=("endpoint", "wait, and give the same command again; what was said so far is kept"),
 )
+
+OF_ENDPOINTS = ("key_env", "timeout", "retries", "temperature")
+"""Options of `learn` that say how an endpoint is asked."""
 
 
 @app.callback(
@@ -68,6 +71,7 @@ def list_profiles(context: typer.Context, as_json: AsJson = False) -> None:
     ),
 )
 def learn_command(
+    context: typer.Context,
     history: Annotated[
         str,
         typer.Option(
@@ -112,8 +116,13 @@ def learn_command(
     answers a few questions about them. Resumable."""
     if (endpoint is None) != (teacher is None):
         raise ValueError("endpoint, teacher: give both or neither")
+    for option, flag in given_options(context).items():
+        if endpoint is None and option in OF_ENDPOINTS:
+            raise ValueError(f"{flag}: only an endpoint is asked so; give one, or leave it out")
+        if endpoint is not None and option == "model":
+            raise ValueError(f"{flag}: the endpoint's model is asked; name it by --teacher")
     name = Path(history).name.partition(".")[0] if name is None else name
-    file = profile_file(name)
+    file = profile_place(name)
     if file.exists() and not force:
         raise ValueError(
             f"--name: there is a profile {name!r} already ({file}); choose another name, or give"
@@ -142,6 +151,8 @@ def learn_command(
             remembering(ask, kept, asked.who),
             lambda prompt: len(prompt) <= room and asked.fits(prompt),
         )
+    for question in learned.unanswered:
+        _say(f"model: nothing was replied to {question!r}; the profile says nothing of it")
     if learned.left_out:
         _say(
             f"{history}: the newest {learned.choices} of {len(choices)} choices were shown; the"
@@ -156,6 +167,7 @@ def learn_command(
         "file": str(file),
         "text": learned.text,
         "notes": list(learned.notes),
+        "unanswered": list(learned.unanswered),
         "choices": learned.choices,
         "left_out": learned.left_out,
     }
@@ -192,7 +204,8 @@ def _endpoint(reached: Endpoint) -> Iterator[_Asked]:
         async with Client(reached, ADVICE) as client:
             return (await client.ask([{"role": "user", "content": prompt}])).text
 
-    yield _Asked(reached.model, lambda prompt: run(reply(prompt)))
+    who = f"{reached.model} at {reached.url}, temperature {reached.temperature}"
+    yield _Asked(who, lambda prompt: run(reply(prompt)))
 
 
 def _say(line: str) -> None:
