@@ -12,7 +12,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -332,15 +331,7 @@ class Fader:
             for place, request in enumerate(requests):
                 with naming(place, len(requests)):
                     Faults(found=self.backend.check(request)).raise_any()
-        running: list[Future[Result]] = []
-        try:
-            for place, request in enumerate(requests):
-                running.append(self.backend.submit(request, partial(on_chunk, place)))
-        except BaseException:
-            for future in running:
-                future.cancel()
-            raise
-        return running
+        return [*self.backend.submit_all(requests, on_chunk)]
 
 
 @contextmanager

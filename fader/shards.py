@@ -72,7 +72,7 @@ def answers(backend: Backend, shard: Shard) -> list[str]:
     for place, request in zip(shard.places, asked, strict=True):
         with within(place):
             Faults(found=backend.check(request)).raise_any()
-    running = [backend.submit(request) for request in asked]
+    running = backend.submit_all(asked)
     lines = []
     try:
         for place, one in zip(shard.places, running, strict=True):

@@ -11,6 +11,7 @@ import pytest
 from conftest import make_model, random_vector, until
 
 from fader import Cancelled, Fader, Request, Resources, Sampling, load
+from fader.backends.local import Local
 from fader.engine.prefix import _alike
 from fader.methods.prompt import conversation
 from fader.schema import Invalid
@@ -529,3 +530,25 @@ def test_a_folder_that_is_refused_is_not_met_again(tiny_folder, tmp_path):
         with pytest.raises(ValueError, match="model"):
             fader.generate("the sea", model=str(broken), max_tokens=1)
         assert fader.generate("the sea", max_tokens=4).answers == alone
+
+
+def test_requests_of_a_batch_are_read_together(tiny_folder, monkeypatch):
+    """From the first forward pass on, however long it takes to plan them."""
+    backbone = load(str(tiny_folder))
+    forward, rows = backbone.forward, []
+    plan = Local.plan
+
+    def slowly(self, *given):
+        time.sleep(0.02)
+        return plan(self, *given)
+
+    monkeypatch.setattr(Local, "plan", slowly)
+
+    def counting(segments):
+        rows.append(len(segments))
+        return forward(segments)
+
+    backbone.forward = counting
+    with Fader(backbone) as fader:
+        fader.batch(["the sea", "a cat", "one two", "rivers"], max_tokens=3, ignore_eos=True)
+    assert rows == [4, 4, 4]

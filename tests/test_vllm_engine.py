@@ -477,7 +477,10 @@ def test_rows_keep_their_adapters_until_they_end(made, tiny, tmp_path):
 
     engine._adapter, reader.add, reader.step = kept.of, begin, look
     strengths = [place / 4 for place in range(1, 9)]
-    asked = [front.request("the sea", alignment={"vectors": {"x": one}}) for one in strengths]
+    asked = [
+        front.request("the sea", alignment={"vectors": {"x": one}}, max_tokens=4)
+        for one in strengths
+    ]
     for one in [front.backend.submit(request) for request in asked]:
         assert one.result(timeout=60).text
     assert engine.fault() == ""

@@ -72,6 +72,12 @@ class Backend(Protocol):
         """Start a request; `on_chunk` is called with each piece as it is decided, from the
         backend's thread. Raises `Invalid` with all faults before anything runs."""
 
+    def submit_all(
+        self, requests: Sequence[Request], on_chunk: Callable[[int, Chunk], None] = ...
+    ) -> list[Running[Result]]:
+        """Start requests that begin together, or none of them; `on_chunk` is told the place of the
+        request too. Raises as `submit`."""
+
     def score(
         self, request: Request, answers: Sequence[str | Sequence[int]]
     ) -> Running[list[Likelihood]]:

@@ -234,8 +234,23 @@ class Local:
         self, request: Request, on_chunk: Callable[[Chunk], None] = lambda _: None
     ) -> Running[Result]:
         """Start a request. Raises `Invalid` with all its faults before anything runs."""
-        plan = self.plan(request)
-        return self.engine.run(_result(plan), self._needs(plan), on_chunk)
+        [running] = self.submit_all([request], lambda _, chunk: on_chunk(chunk))
+        return running
+
+    def submit_all(
+        self,
+        requests: Sequence[Request],
+        on_chunk: Callable[[int, Chunk], None] = lambda _, __: None,
+    ) -> list[Running[Result]]:
+        """Start requests that begin together, so that their prompts are read together."""
+        plans = [self.plan(request) for request in requests]
+        needs = [self._needs(plan) for plan in plans]
+        return self.engine.run_all(
+            [
+                (_result(plan), need, partial(on_chunk, place))
+                for place, (plan, need) in enumerate(zip(plans, needs, strict=True))
+            ]
+        )
 
     def score(
         self, request: Request, answers: Sequence[str | Sequence[int]]

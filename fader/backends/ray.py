@@ -376,6 +376,22 @@ class Replicas:
         """Start a request. Raises `Invalid` with all its faults before anything runs."""
         return self._start(_Told(on_chunk), beginning(request), "submit", request)
 
+    def submit_all(
+        self,
+        requests: Sequence[Request],
+        on_chunk: Callable[[int, Chunk], None] = lambda _, __: None,
+    ) -> list[Running[Result]]:
+        """Start requests, each where it is best read, or none of them."""
+        running: list[Running[Result]] = []
+        try:
+            for place, request in enumerate(requests):
+                running.append(self.submit(request, partial(on_chunk, place)))
+        except BaseException:
+            for one in running:
+                one.cancel()
+            raise
+        return running
+
     def score(
         self, request: Request, answers: Sequence[str | Sequence[int]]
     ) -> Running[list[Likelihood]]:

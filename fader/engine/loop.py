@@ -56,6 +56,9 @@ Needs = Mapping[str, Need]
 """For each backbone: how many rows a program keeps alive at most, and how many positions the
 longest of them takes, prompt included."""
 
+Receiver = Callable[[Any], None]
+"""Is called with what a program emits."""
+
 LOOK = 0.1  # seconds after which waiting jobs are tried again: memory may have been freed
 
 
@@ -65,7 +68,7 @@ class _Job:
 
     program: Program
     needs: Needs
-    on_item: Callable[[Any], None]
+    on_item: Receiver
     running: Running[Any]
     started: float = 0.0
     cancelled: bool = False
@@ -200,7 +203,7 @@ class Engine:
         self,
         program: Generator[Ask | list[Ask], Any, T],
         needs: Needs,
-        on_item: Callable[[Any], None] = lambda _: None,
+        on_item: Receiver = lambda _: None,
     ) -> Running[T]:
         """Run `program` as soon as there is memory for it; its result to come.
 
@@ -208,8 +211,29 @@ class Engine:
         exception ends the job. Raises ValueError if there can never be memory, `Busy` if as many
         jobs wait as may wait, RuntimeError if the engine is closed; then nothing was queued.
         """
-        self.check(needs)
+        [running] = self.run_all([(program, needs, on_item)])
+        return running
 
+    def run_all(
+        self, given: Sequence[tuple[Generator[Ask | list[Ask], Any, T], Needs, Receiver]]
+    ) -> list[Running[T]]:
+        """`run` for several programs, each with its needs and its receiver, that begin together;
+        or for none, where one of them cannot."""
+        for _, needs, _ in given:
+            self.check(needs)
+        jobs = [self._job(*each) for each in given]
+        with self._wake:
+            if self.max_waiting is not None and self._unstarted >= self.max_waiting:
+                raise Busy(
+                    f"the engine is busy: {self._unstarted} jobs wait, as many as may"
+                    f" (max_waiting={self.max_waiting}); try again later"
+                )
+            for job in jobs:
+                self._send(job)
+            self._unstarted += len(jobs)
+        return [job.running for job in jobs]
+
+    def _job(self, program: Program, needs: Needs, on_item: Receiver) -> _Job:
         def stop() -> None:
             if (job := known()) is not None:
                 job.cancelled = True
@@ -218,15 +242,7 @@ class Engine:
 
         job = _Job(program, needs, on_item, Running(stop))
         known = weakref.ref(job)  # a cycle would keep the result, and the memory of its prefixes
-        with self._wake:
-            if self.max_waiting is not None and self._unstarted >= self.max_waiting:
-                raise Busy(
-                    f"the engine is busy: {self._unstarted} jobs wait, as many as may"
-                    f" (max_waiting={self.max_waiting}); try again later"
-                )
-            self._send(job)
-            self._unstarted += 1
-        return job.running
+        return job
 
     def forget(self, vector: Delta) -> None:
         """Let every backbone drop what it holds for `vector`, between two forwards. Rows that still

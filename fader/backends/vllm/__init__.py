@@ -7,7 +7,7 @@ into an unmodified vLLM (`plugin.py`). Mixtures of vectors are LoRA adapters (`a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 import torch
 
-from fader.answer import Chunk, Likelihood, Result
 from fader.backends.local import Local, Plan
 from fader.backends.vllm.adapters import Adapter, Adapters, round_strength, rounded
 from fader.backends.vllm.engine import Reader, VLLMEngine
@@ -23,7 +22,6 @@ from fader.backends.vllm.model import ServedModel, default_dtype
 from fader.backends.vllm.selftest import VERSIONS, refuse_version, self_test
 from fader.engine import builtin
 from fader.engine.protocols import Backbone
-from fader.engine.running import Running
 from fader.engine.stats import Stats
 from fader.request import Request
 from fader.rewards.reward import NOTHING, Resources
@@ -150,28 +148,10 @@ class VLLM(Local):
             f"models.{name}",
         )
 
-    def check(
-        self, request: Request, answers: Sequence[str | Sequence[int]] | None = None
-    ) -> list[Invalid]:
-        """Every fault of a request; none: it can run."""
-        return super().check(rounded(request), answers)
-
-    def submit(
-        self, request: Request, on_chunk: Callable[[Chunk], None] = lambda _: None
-    ) -> Running[Result]:
-        """Start a request. The alignment of its result has the strengths that were applied."""
-        return super().submit(rounded(request), on_chunk)
-
-    def score(
-        self, request: Request, answers: Sequence[str | Sequence[int]]
-    ) -> Running[list[Likelihood]]:
-        """How likely given answers are."""
-        return super().score(rounded(request), answers)
-
     def plan(self, request: Request, writes: bool = True) -> Plan:
-        """Find the request's vectors and policies. Raises `Invalid` also where its policies can
-        never be read together."""
-        plan = super().plan(request, writes)
+        """Find the request's vectors, of rounded strengths, and policies. Raises `Invalid` also
+        where its policies can never be read together."""
+        plan = super().plan(rounded(request), writes)
         policies, reader = plan.guided.policies, self.engine.reader
         longest = max(len(policy.prompt) for policy in policies) + request.sampling.max_tokens
         if len(policies) > reader.rows:
