@@ -72,10 +72,10 @@ ASKED = [
 class Mortal(Local):
     """A backend that kills its process when it is asked for it."""
 
-    def submit(self, request, *more):
-        if request.messages[-1].content == "die":
+    def submit_all(self, requests, *more):
+        if any(request.messages[-1].content == "die" for request in requests):
             os._exit(1)
-        return super().submit(request, *more)
+        return super().submit_all(requests, *more)
 
 
 def mortal(folder, pids):
@@ -311,7 +311,7 @@ def test_a_shard_that_kills_its_workers_ends_with_an_error(cluster, tiny_folder,
     answering = spread(partial(mortal, str(tiny_folder), str(tmp_path)), 1)
     with pytest.raises(Lost, match="run it again, it goes on"):
         list(answering(list(shards(asked, {}, 4))))
-    assert 2 <= len(list(tmp_path.iterdir())) <= 4
+    assert 2 <= len(list(tmp_path.iterdir())) <= 6
 
 
 def test_generate_with_ray_goes_on_where_it_was(cluster, tiny_folder, tmp_path):
@@ -367,7 +367,7 @@ def test_a_killed_worker_loses_no_measurement_and_doubles_none(
         found = cache.ask(asked)
         assert len(list(folder.iterdir())) == 3  # one was started anew
     assert [one.text for one in found] == [one.text for one in alone]
-    assert [one.mean for one in found] == pytest.approx([one.mean for one in alone], abs=1e-5)
+    assert [one.mean for one in found] == pytest.approx([one.mean for one in alone], rel=1e-5)
     keys = [json.loads(line)["key"] for line in file.read_text().splitlines()]
     assert len(set(keys)) == len(keys) == 48
     assert ResultCache(tiny, file, quiet=True).ask(asked) == found  # a run without them goes on
@@ -426,7 +426,7 @@ def test_measuring_with_ray_gives_what_one_process_gives(evaluated, tmp_path, co
         {row["key"]: row["said"]["mean"] for row in map(json.loads, (tmp_path / name).open())}
         for name in ("alone", "spread")
     ]
-    assert measured[1] == pytest.approx(measured[0], abs=1e-5)
+    assert measured[1] == pytest.approx(measured[0], rel=1e-5)
     assert spread[0].get("strengths") == alone[0].get("strengths")
     assert len(spread) == len(alone)
     assert evaluated("spread", *command) == spread  # from the cache

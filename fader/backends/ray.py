@@ -55,6 +55,9 @@ OBJECTS = 256 << 20
 """Bytes of shared memory of a cluster that is started here. Chunks of answers need little."""
 TRIES = 2
 """How often a request is asked before it is given up as lost. It may be what kills them."""
+SHARD_TRIES = 4
+"""The same for a shard. Those that wait for a worker which another one kills count a try, too, and
+Ray may count the loss of a worker twice."""
 BEGINNING = 1024
 """Characters of a prompt by which its replica is chosen."""
 SPARE = 8
@@ -68,8 +71,8 @@ ACCEPT_SECONDS = 60.0
 LOOK_SECONDS = 2.0
 """How often replicas are asked how busy they are."""
 LOST_WORKERS = (
-    "the workers that were asked are lost, twice at the same work; run it again, it goes on, with"
-    " more memory if that is what they lacked"
+    "the workers that were asked are lost, again and again at the same work; run it again, it goes"
+    " on, with more memory if that is what they lacked"
 )
 log = logging.getLogger("fader")
 
@@ -572,7 +575,7 @@ def spread(make: Make, workers: int) -> Answering:
                 _Worker,
                 fn_constructor_args=(partial(_answering, make),),
                 compute=ray.data.ActorPoolStrategy(size=workers),
-                max_task_retries=TRIES - 1,
+                max_task_retries=SHARD_TRIES - 1,
                 **share(workers),
             )
             for row in answered.iter_rows():
