@@ -47,7 +47,7 @@ class Adapter:
 
 
 class Adapters:
-    """The adapters of one model, `room` bytes of them at most, in `folder`.
+    """The adapters of one model in `folder`, at most `room` bytes of those that are not in use.
 
     `rank`: the greatest one that the engine takes; `modules`: the last parts of the names of the
     layers that it can change.
@@ -108,20 +108,24 @@ class Adapters:
     def _make_room(self, size: int) -> None:
         """Remove adapters until so many bytes more are within bounds, but none that is in use."""
         kept = []
-        for weights in self.folder.glob(f"*/{WEIGHTS}"):
+        for weights in self.folder.glob(f"[!.]*/{WEIGHTS}"):  # not what is still being written
             try:
                 about = weights.stat(), (weights.parent / CONFIG).stat()
             except FileNotFoundError:  # another process has just removed it, or is writing it
                 continue
             kept.append((about[1].st_mtime, weights.parent, about[0].st_size))
-        taken = sum(held for _, _, held in kept)
-        for _, folder, held in sorted(kept):
+        taken = sum(bytes_of for _, _, bytes_of in kept)
+        for _, folder, bytes_of in sorted(kept):
             if taken + size <= self.room:
                 break
             if (alone := _held(folder / CONFIG, alone=True)) is not None:
-                drop_folder(folder)
-                os.close(alone)
-                taken -= held
+                try:
+                    drop_folder(folder)
+                    taken -= bytes_of
+                except OSError:  # as in a folder of somebody else's: it stays
+                    pass
+                finally:
+                    os.close(alone)
 
 
 def _held(config: Path, alone: bool = False) -> int | None:
@@ -139,6 +143,9 @@ def _held(config: Path, alone: bool = False) -> int | None:
             return found
     except (BlockingIOError, FileNotFoundError):  # in use, or removed meanwhile
         pass
+    except OSError:  # no locks here, as on some networks: read without, and nothing is removed
+        if not alone:
+            return found
     os.close(found)
     return None
 

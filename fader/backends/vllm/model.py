@@ -101,7 +101,8 @@ class ServedModel:
         width = getattr(config, "head_dim", None) or (
             config.hidden_size // config.num_attention_heads
         )
-        size = getattr(torch, self.dtype).itemsize
+        numbers: Any = getattr(torch, self.dtype, None) or config.dtype  # "auto": the checkpoint's
+        size = (numbers or torch.float32).itemsize
         return int(2 * config.num_hidden_layers * heads * width * size)
 
     @contextmanager
