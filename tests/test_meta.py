@@ -41,7 +41,7 @@ from fader.request import Message, Preferences
 from fader.starter.shipped import starter_families, starter_items, starter_levels, starter_rows
 from fader.training.meta import META, meta_lessons, sample_lessons, taught_items, train_meta
 from fader.training.vector import Recipe, _row
-from fader.vectors.vector import compress
+from fader.vectors.vector import Vector, compress
 
 ASK = (Message(role="user", content="How much is it?"),)
 TEXTS = (("Never state prices.",), ("State prices.",))
@@ -373,6 +373,13 @@ def test_records_in_any_order_give_the_same_items(tmp_path):
         found, alone = gather([file])
         assert alone == 0
         assert found == [item_of(pair) for pair in pairs]
+        second = tmp_path / "more.jsonl"
+        others = of_name[name].flips("train")[6:8]
+        second.write_text(
+            "".join(json.dumps(judged_row(one)) + "\n" for pair in others for one in pair[::-1])
+        )
+        found, _ = gather([file, second])
+        assert found == [item_of(pair) for pair in (*pairs, *others)]
 
 
 def test_other_harmless_families_do_no_harm(tmp_path):
@@ -623,6 +630,13 @@ def test_what_a_later_stage_cannot_write_is_said_before_the_first(tmp_path, tiny
     assert trained.digest != other.digest
     again = train_meta("m", lessons, tmp_path / "m", **settings)  # is there, and as asked
     assert again.digest == trained.digest
+    with pytest.raises(ValueError, match=r"^out: .*\.m-flips holds a vector of other data"):
+        train_meta("m", lessons, tmp_path / "m", start=[other], stages="preferences", **settings)
+    card = tmp_path / ".m-flips" / "fader.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "format": 0}))
+    anew = train_meta("m", lessons, tmp_path / "m", **settings)  # a stage was out of date
+    assert anew.card["start"] == [Vector.load(tmp_path / ".m-flips").digest]
+    assert json.loads(card.read_text())["format"] > 0
 
 
 @trains

@@ -114,10 +114,9 @@ def _text_findings(
     pairs: set[object] = set()
     for first, *_ in flips:
         pair = first.pair
-        same = (pair.messages, frozenset((pair.chosen, pair.rejected)))
-        if same in pairs:  # of another family or split
+        if pair.key in pairs:  # of another family or split
             continue
-        pairs.add(same)
+        pairs.add(pair.key)
         whole = "\n".join([pair.messages[-1].content, pair.chosen, pair.rejected])
         faults = [("chosen", fault) for fault in language_faults(pair.chosen, language)]
         faults += [("rejected", fault) for fault in language_faults(pair.rejected, language)]

@@ -67,9 +67,7 @@ class Built:
         told."""
         orders: dict[tuple[str, object], list[str]] = {}
         for one in self.samples:
-            pair = one.pair
-            key = (one.part, (pair.messages, frozenset((pair.chosen, pair.rejected))))
-            orders.setdefault(key, []).append(pair.chosen)
+            orders.setdefault((one.part, one.pair.key), []).append(one.pair.chosen)
         found: dict[str, float] = {}
         for part in PARTS:
             told = [had for (of, _), had in orders.items() if of == part and len(had) > 1]
@@ -99,6 +97,7 @@ def gather(files: Sequence[Path | str]) -> tuple[list[Item], int]:
     """The items of item records and of preference records, and how many preference records have no
     opposite. Raises ValueError naming the record and the field that is wrong."""
     found: list[Item] = []
+    poles: dict[tuple[str, str], int] = {}  # family and pole -> in which place they first came
     alone = 0
     for file in files:
         rows = list(sources.rows(file))
@@ -106,9 +105,10 @@ def gather(files: Sequence[Path | str]) -> tuple[list[Item], int]:
             found += read_items(file)
             continue
         records = read_judged(file)
-        poles = {(one.family, one.pole): place for place, one in enumerate(records[::-1])}
-        for found_together in flips_of(records):
-            group = sorted(found_together, key=lambda one: -poles[one.family, one.pole])
+        for one in records:
+            poles.setdefault((one.family, one.pole), len(poles))
+        for flip in flips_of(records):
+            group = sorted(flip, key=lambda one: poles[one.family, one.pole])
             first = group[0]
             others = [one for one in group if one.pair.chosen != first.pair.chosen]
             same = [one for one in group if one not in others]

@@ -152,9 +152,7 @@ def flips_of(records: Iterable[Judged]) -> list[tuple[Judged, ...]]:
     same messages stand together, whichever of the answers each of them likes."""
     found: dict[object, list[Judged]] = {}
     for judged in records:
-        answers = frozenset((judged.pair.chosen, judged.pair.rejected))
-        key = (judged.family, judged.split, judged.pair.messages, answers)
-        found.setdefault(key, []).append(judged)
+        found.setdefault((judged.family, judged.split, judged.pair.key), []).append(judged)
     return [tuple(group) for group in found.values()]
 
 

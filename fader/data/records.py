@@ -38,6 +38,11 @@ class Pair:
     split: str = "train"
 
     @property
+    def key(self) -> tuple[tuple[Message, ...], frozenset[str]]:
+        """Tells the pair from others, whichever answer is preferred."""
+        return self.messages, frozenset((self.chosen, self.rejected))
+
+    @property
     def swapped(self) -> Pair:
         """The same with the preference reversed."""
         return Pair(self.messages, self.rejected, self.chosen, self.split)

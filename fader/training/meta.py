@@ -166,12 +166,8 @@ def _in_tiers(
     """The samples of an item in two places, those of the same two answers side by side."""
     found = conflicts(item, rendering, dice.randrange(2**32), places)
     samples = [sample for one in found for sample in one.samples]
-    pairs = [_answers(one) for one in samples]
-    return sorted(samples, key=lambda one: pairs.index(_answers(one)))
-
-
-def _answers(sample: Sample) -> frozenset[str]:
-    return frozenset((sample.pair.chosen, sample.pair.rejected))
+    pairs = [one.pair.key for one in samples]
+    return sorted(samples, key=lambda one: pairs.index(one.pair.key))
 
 
 def _whatever(
@@ -229,7 +225,7 @@ def sample_lessons(
     dice = random.Random(seed)
     groups: dict[object, list[Sample]] = {}
     for one in samples:
-        groups.setdefault((one.pair.messages, _answers(one)), []).append(one)
+        groups.setdefault(one.pair.key, []).append(one)
     lessons: list[Lesson] = []
     for group in dice.sample([*groups.values()], len(groups)):
         rendering = _rendering(rule, dice)

@@ -62,14 +62,16 @@ def train_personal(
     Resumable, and raises ValueError, as `train_vectors`, which says what `settings` there are.
     """
     seed = recipe.seed
-    first = Stage(
-        f"{name}-first",
-        folder.with_name(f".{folder.name}-first"),
-        personal_lessons(flips, idle, seed, 1),
-        replace(recipe, loss="flip", in_order=True, learning_rate=FIRST_RATE),
-    )
-    later = Stage(name, folder, personal_lessons(flips, idle, seed + 1, passes), recipe)
-    return train_stages([later] if start else [first, later], start=start, **settings)
+    stages = [Stage(name, folder, personal_lessons(flips, idle, seed + 1, passes), recipe)]
+    if not start:
+        first = Stage(
+            f"{name}-first",
+            folder.with_name(f".{folder.name}-first"),
+            personal_lessons(flips, idle, seed, 1),
+            replace(recipe, loss="flip", in_order=True, learning_rate=FIRST_RATE),
+        )
+        stages.insert(0, first)
+    return train_stages(stages, start=start, **settings)
 
 
 def personal_lessons(

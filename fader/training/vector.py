@@ -203,30 +203,39 @@ def train_stages(
     **settings: Any,
 ) -> Vector:
     """Train one after the other, each from the one before, the first from `start`; return the last.
-    Resumable, and raises ValueError before the first is trained, as `train_vectors`, which says
-    what `settings` there are."""
+    Resumable as `train_vectors`, which says what `settings` there are.
+
+    What is in the folders is looked at before the first is trained: raises ValueError for a folder
+    with another vector than this call's, or one of its earlier runs', unless `force`.
+    """
     for stage in stages:
         check_place(stage.folder)
     if not force:
-        _check_there([stage for stage in stages if (stage.folder / CONFIG).is_file()], model)
+        _refuse_others(stages, start, model)
     for stage in stages:
-        given = {"model": model, "start": start, "force": force, **settings}
+        given = {"model": model, "start": start, "force": True, **settings}
         start = [train_vector(stage.name, stage.lessons, stage.folder, stage.recipe, **given)]
     return start[0]
 
 
-def _check_there(stages: Sequence[Stage], model: str) -> None:
-    """Raises ValueError for a stage whose folder holds what another training gave. What the stage
-    goes on from is not known before the stages before it are trained, and is not compared."""
-    if not stages:
+def _refuse_others(stages: Sequence[Stage], start: Sequence[Vector], model: str) -> None:
+    """Raises ValueError for a folder that holds what another training gave."""
+    if not any((stage.folder / CONFIG).is_file() for stage in stages):
         return
     base, tokenizer = load(model)
+    before: list[str] | None = [vector.digest for vector in start]
     for stage in stages:
+        if not (stage.folder / CONFIG).is_file():
+            before = None  # not known before it is trained
+            continue
         there = Vector.load(stage.folder, stage.name)
         *_, run = prepared(base, tokenizer, stage.lessons, stage.recipe, [stage.name], ())
-        known = {key: there.card.get(key) for key in ("start", *DATED)}
-        if not as_asked(there.card, there.base, {**run, **known}):
-            raise _another(stage.folder)
+        run["start"] = there.card.get("start") if before is None else before
+        if as_asked(there.card, there.base, run):
+            before = [there.digest]
+        else:
+            refuse_another(stage.folder, there.card, there.base, run, force=False)
+            before = None  # it is out of date, and trained anew
 
 
 def _trained(
@@ -336,18 +345,14 @@ def refuse_another(
     if force:
         return
     if not as_asked(card, base, {**run, **{key: card.get(key) for key in DATED}}):
-        raise _another(folder)
+        raise ValueError(
+            f"out: {folder} holds a vector of other data, settings or model; replace"
+            " it with --force, or give another folder"
+        )
     log.warning(
         "%s is trained anew: since it was, the model's tokenizer, chat template or settings"
         " or the way of training have changed",
         folder,
-    )
-
-
-def _another(folder: Path) -> ValueError:
-    return ValueError(
-        f"out: {folder} holds a vector of other data, settings or model; replace it with --force,"
-        " or give another folder"
     )
 
 
