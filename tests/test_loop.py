@@ -344,8 +344,10 @@ class TestRunning:
         first = engine.run(counting(backbone.name), needs, lambda item: begun.set())
         assert begun.wait(30)
         waiting = [engine.run(counting(backbone.name), needs) for _ in range(2)]
-        with pytest.raises(Busy, match=r"2 jobs wait, as many as may \(max_waiting=2\)"):
+        with pytest.raises(Busy, match=r"2 jobs wait, and 1 more .* \(max_waiting=2\)"):
             engine.run(counting(backbone.name), needs)
+        with pytest.raises(Busy, match=r"2 jobs wait, and 3 more"):
+            engine.run_all([(counting(backbone.name), needs, print)] * 3)
         waiting[0].cancel()
         assert isinstance(waiting[0].exception(timeout=30), Cancelled)
         later = engine.run(counting(backbone.name), needs)

@@ -75,8 +75,8 @@ class Backend(Protocol):
     def submit_all(
         self, requests: Sequence[Request], on_chunk: Callable[[int, Chunk], None] = ...
     ) -> list[Running[Result]]:
-        """Start requests that begin together, or none of them; `on_chunk` is told the place of the
-        request too. Raises as `submit`."""
+        """Start requests together. `on_chunk` is told the place of the request too. Raises as
+        `submit`, and then none of them goes on."""
 
     def score(
         self, request: Request, answers: Sequence[str | Sequence[int]]

@@ -413,10 +413,11 @@ class Replicas:
         try:
             accepted.result(ACCEPT_SECONDS)
         except TimeoutError:
-            if accepted.done():  # a replica has said so
-                raise
-            running.cancel()
-            raise Busy(f"no replica took the request in {ACCEPT_SECONDS:g} seconds") from None
+            if not accepted.done():
+                running.cancel()
+                said = f"no replica took the request in {ACCEPT_SECONDS:g} seconds"
+                raise Busy(said) from None
+            accepted.result()
         return running
 
     async def _run(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,9 +30,12 @@ from fader.cli.show import (
 from fader.engine import builtin
 from fader.given import is_model
 from fader.profiles import load_alignment
-from fader.request import Request
+from fader.request import Alignment, Request
 from fader.schema import Faults, within
 from fader.vectors.vector import Vector
+
+if TYPE_CHECKING:
+    from fader.server.limits import Limits
 
 app = commands("API keys of the server's clients.")
 KeyFile = Annotated[
@@ -127,7 +130,6 @@ def serve(
         from fader.server.keys import Keys, key_file
         from fader.server.limits import Limits
         from fader.server.run import check_address, run
-        from fader.server.wire import usual_temperature
     known = Keys(keys or key_file())
     check_address(host, known)
     default = load_alignment(align if align is not None else {})
@@ -164,13 +166,25 @@ def serve(
         takes = {what: count for what, count in given.items() if count is not None}
         backend = Replicas(make, least, most, limits.waiting, takes)
     try:
-        with within("--align"):
-            usual = {"alignment": default, "temperature": usual_temperature(default)}
-            Faults(found=backend.check(Request.of("hello", **usual))).raise_any()
+        if align is not None:
+            with within("--align"):
+                _check(backend, default, limits)
         screen.print(f"{called} at http://{host}:{port}/v1; its page: http://{host}:{port}/")
         run(backend, host, port, known, default, limits, allow_host or (), allow_origin or ())
     finally:
         backend.close()
+
+
+def _check(backend: Backend, default: Alignment, limits: Limits) -> None:
+    """Raises `Invalid` for an alignment under which no request could be answered."""
+    from fader.server.limits import check_size
+    from fader.server.serving import shortest
+    from fader.server.wire import usual_temperature
+
+    asked = Request.of("hello", alignment=default, temperature=usual_temperature(default))
+    asked = shortest(asked, limits.max_tokens)
+    Faults(found=backend.check(asked)).raise_any()
+    check_size(limits, [asked], [backend.needs(asked)])
 
 
 def _backend(

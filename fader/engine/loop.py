@@ -223,10 +223,10 @@ class Engine:
             self.check(needs)
         jobs = [self._job(*each) for each in given]
         with self._wake:
-            if self.max_waiting is not None and self._unstarted >= self.max_waiting:
+            if self.max_waiting is not None and self._unstarted + len(jobs) > self.max_waiting:
                 raise Busy(
-                    f"the engine is busy: {self._unstarted} jobs wait, as many as may"
-                    f" (max_waiting={self.max_waiting}); try again later"
+                    f"the engine is busy: {self._unstarted} jobs wait, and {len(jobs)} more would"
+                    f" be too many (max_waiting={self.max_waiting}); try again later"
                 )
             for job in jobs:
                 self._send(job)
