@@ -324,14 +324,14 @@ class Fader:
         prompts: Iterable[RequestLike],
         fields: dict[str, Any],
         on_chunk: Callable[[int, Chunk], None] = lambda _, __: None,
-    ) -> list[Future[Result]]:
+    ) -> Sequence[Future[Result]]:
         """All requests started, or none: a fault in one is found before any runs, and names it."""
         requests = self.requests(prompts, **fields)
         if len(requests) > 1:
             for place, request in enumerate(requests):
                 with naming(place, len(requests)):
                     Faults(found=self.backend.check(request)).raise_any()
-        return [*self.backend.submit_all(requests, on_chunk)]
+        return self.backend.submit_all(requests, on_chunk)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 pieces, leaves rows out, pushes rows out and reads them again. Every answer is that of our own
 engine. (vLLM itself: tests/test_vllm.py.)"""
 
-import gc
 import random
 from dataclasses import replace
 
@@ -484,8 +483,7 @@ def test_rows_keep_their_adapters_until_they_end(made, tiny, tmp_path):
     for one in [front.backend.submit(request) for request in asked]:
         assert one.result(timeout=60).text
     assert engine.fault() == ""
-    del front
-    gc.collect()
+    until(lambda: not engine._rides)
     kept.of(((random_vector(tiny, "z", 9), 1.0),))
     assert len([*tmp_path.iterdir()]) < len(strengths)
 
