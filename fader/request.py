@@ -465,6 +465,11 @@ class Lookahead(_Search):
 Search = Annotated[BestOfN | Blockwise | Segments | Lookahead, Field(discriminator="kind")]
 
 
+def is_greedy(search: Search | None) -> bool:
+    """Whether a search decides every token itself, so that none is drawn."""
+    return isinstance(search, Lookahead) and search.rollout == "greedy"
+
+
 class Alignment(Frozen):
     """What the answer should be like. Empty: the base model, exactly."""
 

@@ -37,7 +37,7 @@ from fader.methods.search import rows, search
 from fader.methods.spans import ROOM, Spans
 from fader.methods.structured import masks
 from fader.methods.tokens import stop_tokens, text_ids
-from fader.request import Lookahead, PolicySpec, Preferences, Request, Sampling, Search
+from fader.request import PolicySpec, Preferences, Request, Sampling, Search, is_greedy
 from fader.rewards.reward import NOTHING, Resources
 from fader.schema import Faults, Invalid, at, path_of, short, whole_characters
 from fader.vectors.store import find
@@ -617,7 +617,7 @@ def _drawn_as_searched(sampling: Sampling, wanted: Search) -> None:
     for name in ("min_tokens", "ignore_eos", "logit_bias"):
         if getattr(sampling, name):
             raise Invalid("has no effect on a search; leave it out, or the search", name)
-    if isinstance(wanted, Lookahead) and wanted.rollout == "greedy":
+    if is_greedy(wanted):
         if sampling.temperature > 0:
             raise Invalid(
                 f"{sampling.temperature:g} has no effect on a greedy look-ahead search; set it to"

@@ -40,7 +40,7 @@ from fader.engine import builtin
 from fader.files import stamp
 from fader.given import Places, resolve
 from fader.profiles import load_alignment
-from fader.request import Alignment, Lookahead, Request, Sampling, json_schema, named
+from fader.request import Alignment, Request, Sampling, is_greedy, json_schema, named
 from fader.schema import Faults, at, renamed, within
 from fader.shards import Output, one_by_one, shards
 from fader.vectors.store import available
@@ -399,10 +399,9 @@ def _turn(
 
 def _suited(sampling: Mapping[str, Any], alignment: Alignment) -> dict[str, Any]:
     """The sampling with the temperature that suits the alignment, where none was given."""
-    search = alignment.search
-    greedy = isinstance(search, Lookahead) and search.rollout == "greedy"
+    usual = 0.0 if is_greedy(alignment.search) else 0.7
     given = sampling["temperature"]
-    return {**sampling, "temperature": (0.0 if greedy else 0.7) if given is None else given}
+    return {**sampling, "temperature": usual if given is None else given}
 
 
 @app.command(epilog="Example: `fader schema > request.schema.json`")

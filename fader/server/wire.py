@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import ConfigDict, Field
 
 from fader.files import repeated
-from fader.request import Alignment, Lookahead, Request, Token
+from fader.request import Alignment, Request, Token, is_greedy
 from fader.schema import Finite, Frozen, Invalid, Seed, at, parse, path_of, short
 
 IGNORED = "X-Fader-Ignored"
@@ -221,9 +221,7 @@ def sampling(body: Asked, alignment: Alignment) -> dict[str, Any]:
 
 def usual_temperature(alignment: Alignment) -> float:
     """The temperature of a request that says none."""
-    search = alignment.search
-    greedy = isinstance(search, Lookahead) and search.rollout == "greedy"
-    return 0.0 if greedy else TEMPERATURE
+    return 0.0 if is_greedy(alignment.search) else TEMPERATURE
 
 
 def seed(given: int | None) -> int:
